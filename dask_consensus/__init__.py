@@ -1,0 +1,11 @@
+"""Fit an ordinary NumPyro model to a Dask DataFrame that is too big for one machine.
+
+Importing the package registers ``ddf.consensus``; JAX and NumPyro are imported when they are used.
+"""
+
+from importlib.metadata import version as _version
+
+from .accessor import ConsensusAccessor
+
+__version__ = _version("dask_consensus")
+__all__ = ["ConsensusAccessor"]

@@ -1,0 +1,178 @@
+"""``ddf.consensus``: what is registered on Dask DataFrames; it holds the frame and delegates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import dask.dataframe as dd
+from dask.dataframe.extensions import register_dataframe_accessor
+
+from .config import Method, Options, Weights
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from .fit import LazyFit
+    from .plan import Plan
+
+
+@register_dataframe_accessor("consensus")
+class ConsensusAccessor:
+    """Fit NumPyro models to the rows of a Dask DataFrame, shard by shard."""
+
+    def __init__(self, frame: dd.DataFrame) -> None:
+        self._frame = frame
+
+    def plan(
+        self,
+        model: Callable[..., Any],
+        *,
+        by: Hashable | Sequence[Hashable] | None = None,
+        columns: Mapping[str, Hashable] | None = None,
+        method: Method = "consensus",
+        n_shards: int | None = None,
+        rows_per_shard: int | None = None,
+        num_warmup: int | None = None,
+        num_samples: int | None = None,
+        num_chains: int | None = None,
+        target_accept_prob: float | None = None,
+        weights: Weights = "full",
+        seed: int = 0,
+        split_every: int | None = None,
+    ) -> Plan:
+        """Say what `fit` would do, without sampling anything.
+
+        Reads the model by tracing it on a small sample of the frame, and passes over the rows
+        once to count them. Parameters are those of :meth:`fit`.
+
+        Returns
+        -------
+        Plan
+            Prints as tables: sites and their roles, tempering, shards, padding, arguments.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Whatever would make `fit` fail or give another posterior and can be known now; the
+            message names the culprit and the remedy.
+        """
+        return self._lazy(
+            model, by, columns, None,
+            method=method, n_shards=n_shards, rows_per_shard=rows_per_shard,
+            num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains,
+            target_accept_prob=target_accept_prob, weights=weights, seed=seed,
+            split_every=split_every,
+        ).plan()  # fmt: skip
+
+    def fit(
+        self,
+        model: Callable[..., Any],
+        *,
+        by: Hashable | Sequence[Hashable] | None = None,
+        columns: Mapping[str, Hashable] | None = None,
+        method: Method = "consensus",
+        n_shards: int | None = None,
+        rows_per_shard: int | None = None,
+        num_warmup: int | None = None,
+        num_samples: int | None = None,
+        num_chains: int | None = None,
+        target_accept_prob: float | None = None,
+        weights: Weights = "full",
+        seed: int = 0,
+        split_every: int | None = None,
+        progress: bool | None = None,
+        compute: bool = True,
+    ) -> xr.DataTree | LazyFit:
+        """Fit a NumPyro model to the frame.
+
+        Rows are re-partitioned by group key into balanced shards, NUTS runs on every shard under
+        its share of the prior, and the shards' draws are combined in unconstrained space.
+
+        Parameters
+        ----------
+        model : callable
+            An ordinary NumPyro model. Its arguments are passed by name: a key of `columns`, or a
+            column of the frame, or a default. The argument fed by a `by` column receives codes
+            0..n-1, local to the shard, and ``n_<argument>`` the number of groups, a Python int.
+        by : column or list of columns, optional
+            Group key; nested keys outermost first. No outermost group is split. Without it rows
+            are exchangeable.
+        columns : mapping, optional
+            Argument of the model -> column, where their names differ.
+        method : {"consensus", "parametric"}
+            Average the shards' draws, weighted by precision (Scott et al. 2016), or draw from the
+            product of Gaussians (Neiswanger et al. 2014).
+        n_shards : int, optional
+            Number of shards; rows / `rows_per_shard` if absent. 1 is plain NUTS on everything.
+        rows_per_shard : int, optional
+            Rows a shard should have. Configured default 50,000.
+        num_warmup, num_samples : int, optional
+            NUTS transitions on each shard and chain. Configured defaults 1000 and 1000.
+        num_chains : int, optional
+            Chains on each shard, and in the result. Configured default 1.
+        target_accept_prob : float, optional
+            Of NUTS. Configured default 0.8.
+        weights : {"full", "diagonal"}
+            Weigh shards by their precision matrices, or by the precision of each coordinate alone.
+        seed : int
+            Equal seeds give equal draws, on any scheduler and any number of workers.
+        split_every : int, optional
+            Contributions added by one task of the reduction tree. Configured default 8.
+        progress : bool, optional
+            Show a line with shards done and divergences; by default only in a terminal or
+            notebook.
+        compute : bool
+            False returns a lazy object that has run nothing; its ``compute()`` does.
+
+        Returns
+        -------
+        xarray.DataTree
+            ``posterior`` with dims (chain, draw, ...), and ``shards`` with each shard's
+            diagnostics, dims (round, shard); or the lazy object.
+
+        Raises
+        ------
+        ValueError, TypeError
+            On bad input, before sampling wherever it can be known then; the message names the
+            column, site, group or shard, and the remedy.
+
+        Warns
+        -----
+        UserWarning
+            If a group is larger than a shard, or groups depend on each other in the model.
+
+        Examples
+        --------
+        >>> import dask.dataframe as dd, numpyro, numpyro.distributions as dist, pandas as pd
+        >>> import dask_consensus
+        >>> def model(y):
+        ...     mu = numpyro.sample("mu", dist.Normal(0, 10))
+        ...     with numpyro.plate("rows", len(y)):
+        ...         numpyro.sample("obs", dist.Normal(mu, 1), obs=y)
+        >>> ddf = dd.from_pandas(pd.DataFrame({"y": [0.5, 1.5, 1.0, 1.0]}), npartitions=2)
+        >>> tree = ddf.consensus.fit(model, num_warmup=200, num_samples=200)
+        >>> dict(tree["posterior"]["mu"].sizes)
+        {'chain': 1, 'draw': 200}
+        """
+        lazy = self._lazy(
+            model, by, columns, progress,
+            method=method, n_shards=n_shards, rows_per_shard=rows_per_shard,
+            num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains,
+            target_accept_prob=target_accept_prob, weights=weights, seed=seed,
+            split_every=split_every,
+        )  # fmt: skip
+        return lazy.compute() if compute else lazy
+
+    def _lazy(
+        self,
+        model: Callable[..., Any],
+        by: Hashable | Sequence[Hashable] | None,
+        columns: Mapping[str, Hashable] | None,
+        progress: bool | None,
+        **options: Any,
+    ) -> LazyFit:
+        checked = Options(**options)
+        from .fit import LazyFit
+
+        return LazyFit(self._frame, model, by, columns, checked, progress)

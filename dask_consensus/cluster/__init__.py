@@ -1,0 +1,1 @@
+"""Where shards live and how results travel: Dask and pandas, never JAX."""

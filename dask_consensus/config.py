@@ -1,0 +1,92 @@
+"""Defaults in Dask's configuration, namespace ``consensus``; checks of what the user passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal, get_args
+
+import dask.config
+import yaml
+
+Method = Literal["consensus", "parametric"]
+Weights = Literal["full", "diagonal"]
+
+# Values of Dask's own configuration (files, environment, dask.config.set) win over these.
+dask.config.update_defaults(
+    yaml.safe_load(resources.files("dask_consensus").joinpath("consensus.yaml").read_text())
+)
+
+
+def default(name: str) -> Any:
+    """Read ``consensus.<name>`` from Dask's configuration."""
+    return dask.config.get(f"consensus.{name}")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to fit: what :meth:`~dask_consensus.accessor.ConsensusAccessor.fit` was asked for.
+
+    Numbers left at None are read from Dask's configuration. The meaning of each is in the
+    docstring of `fit`.
+
+    Raises
+    ------
+    ValueError
+        If an option is not among the allowed values or out of range.
+    TypeError
+        If a number of things is not a whole number.
+    """
+
+    method: Method = "consensus"
+    n_shards: int | None = None
+    rows_per_shard: int | None = None
+    num_warmup: int | None = None
+    num_samples: int | None = None
+    num_chains: int | None = None
+    target_accept_prob: float | None = None
+    weights: Weights = "full"
+    seed: int = 0
+    split_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in (
+            "rows_per_shard",
+            "num_warmup",
+            "num_samples",
+            "num_chains",
+            "target_accept_prob",
+            "split_every",
+        ):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default(name.replace("_", "-")))
+        _check_choice("method", self.method, get_args(Method))
+        _check_choice("weights", self.weights, get_args(Weights))
+        for name, least in (
+            ("n_shards", 1),
+            ("rows_per_shard", 1),
+            ("num_warmup", 1),
+            ("num_samples", 4),
+            ("num_chains", 1),
+            ("split_every", 2),
+            ("seed", 0),
+        ):
+            value = getattr(self, name)
+            if name != "n_shards" or value is not None:
+                _check_whole(name, value, least)
+        if not 0 < float(self.target_accept_prob) < 1:  # type: ignore[arg-type]
+            raise ValueError(
+                f"target_accept_prob must lie between 0 and 1, got {self.target_accept_prob}"
+            )
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value.__index__() < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")

@@ -1,0 +1,249 @@
+"""One shot of consensus against the full fit: ``python -m dask_consensus.demo``.
+
+The data are lung-function measurements, simulated unless a table is given; the model is the
+random intercept and slope regression of NumPyro's tutorial on hierarchical models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dask.dataframe as dd
+import numpyro
+import numpyro.distributions as dist
+from numpyro.diagnostics import effective_sample_size
+
+import dask_consensus  # noqa: F401  registers ddf.consensus
+from dask_consensus import plots
+from dask_consensus.simulate import lung_function
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import xarray as xr
+    from jax import Array
+
+COLUMNS = {"patient": "Patient", "weeks": "Weeks", "fvc": "FVC"}
+
+
+def model(patient: Array, weeks: Array, fvc: Array | None = None, *, n_patient: int) -> None:
+    """Regress FVC on weeks, with an intercept and a slope of each patient's own."""
+    mu_a = numpyro.sample("mu_a", dist.Normal(0.0, 500.0))
+    sigma_a = numpyro.sample("sigma_a", dist.HalfNormal(100.0))
+    mu_b = numpyro.sample("mu_b", dist.Normal(0.0, 3.0))
+    sigma_b = numpyro.sample("sigma_b", dist.HalfNormal(3.0))
+    sigma = numpyro.sample("sigma", dist.HalfNormal(100.0))
+    with numpyro.plate("patient", n_patient):
+        a = numpyro.sample("a", dist.Normal(mu_a, sigma_a))
+        b = numpyro.sample("b", dist.Normal(mu_b, sigma_b))
+    with numpyro.plate("visit", len(weeks)):
+        numpyro.sample("obs", dist.Normal(a[patient] + b[patient] * weeks, sigma), obs=fvc)
+
+
+def read(csv: Path | None, seed: int) -> dd.DataFrame:
+    """Read the table, or simulate one.
+
+    Parameters
+    ----------
+    csv : Path or None
+        A table with columns Patient, Weeks and FVC; None simulates one.
+    seed : int
+        Seed of the simulation.
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        One row a visit.
+
+    Raises
+    ------
+    ValueError
+        If the table lacks a column.
+    """
+    if csv is None:
+        return dd.from_pandas(lung_function(seed=seed), npartitions=4)
+    ddf = dd.read_csv(csv)
+    missing = [column for column in COLUMNS.values() if column not in ddf.columns]
+    if missing:
+        raise ValueError(
+            f"{csv} has no column {', '.join(missing)}; it has {', '.join(ddf.columns)}"
+        )
+    return ddf
+
+
+def table(trees: Mapping[str, xr.DataTree]) -> str:
+    """Set the means and standard deviations of several posteriors side by side.
+
+    Parameters
+    ----------
+    trees : mapping of str to xarray.DataTree
+        Results of fits by name. The first one is the reference.
+
+    Returns
+    -------
+    str
+        A line a parameter. Besides its mean and standard deviation, every fit but the first
+        shows the difference of its mean from the reference, in standard deviations of the
+        reference, and the ratio of its standard deviation to the reference's. The last line
+        says how exact the reference's own means are.
+    """
+    rows = plots.parameters(trees)
+    reference, *others = trees
+    width = max(len("parameter"), *map(len, rows))
+    methods = f"{'':{width}}{reference:>20}" + "".join(f"{name:>23}{'':15}" for name in others)
+    heads = f"{'parameter':{width}}{'mean':>12}{'sd':>8}" + len(others) * (
+        f"{'mean':>15}{'sd':>8}{'off by':>8}{'ratio':>7}"
+    )
+    lines = [methods.rstrip(), heads, "-" * len(heads)]
+    for label, draws in rows.items():
+        mean, sd = _moments(draws[reference])
+        # Never fewer than two digits of a standard deviation, however small it is.
+        digits = max(2, 1 - math.floor(math.log10(sd)))
+        line = f"{label:{width}}{mean:12.{digits}f}{sd:8.{digits}f}"
+        for name in others:
+            m, s = _moments(draws[name])
+            line += f"{m:15.{digits}f}{s:8.{digits}f}{(m - mean) / sd:+8.2f}{s / sd:7.2f}"
+        lines.append(line)
+    ess = min(float(effective_sample_size(draws[reference])) for draws in rows.values())
+    lines += [
+        f"off by: mean less that of {reference}, in sds of {reference}; ratio: sd over its sd",
+        f"Monte Carlo error of the means of {reference}: up to {1 / math.sqrt(ess):.2f} sd",
+    ]
+    return "\n".join(lines)
+
+
+def _moments(draws: plots.Draws) -> tuple[float, float]:
+    return float(draws.mean()), float(draws.std(ddof=1))
+
+
+def write_figure(trees: Mapping[str, xr.DataTree], path: Path) -> str:
+    """Draw the posteriors over each other into a PNG.
+
+    Parameters
+    ----------
+    trees : mapping of str to xarray.DataTree
+        Results of fits by name. The first one is the reference.
+    path : Path
+        Where to write.
+
+    Returns
+    -------
+    str
+        What became of it, for the user: where it was written, or what to install.
+    """
+    try:
+        figure = plots.compare(trees)
+    except ImportError as error:
+        return f"No figure: {error}"
+    figure.savefig(path, format="png")
+    return f"Figure written to {path.resolve()}"
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; those of the process unless given.
+
+    Returns
+    -------
+    argparse.Namespace
+        ``csv``, ``shards``, ``samples``, ``seed`` and ``png``.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m dask_consensus.demo",
+        description="Fit lung-function data whole, and by one-shot consensus over shards.",
+    )
+    parser.add_argument(
+        "--csv",
+        type=_readable,
+        metavar="FILE",
+        help="table with columns Patient, Weeks, FVC (default: simulated)",
+    )
+    parser.add_argument(
+        "--shards", type=_at_least(1), default=5, metavar="K", help="default %(default)s"
+    )
+    parser.add_argument(
+        "--samples",
+        type=_at_least(100),
+        default=1000,
+        metavar="N",
+        help="draws from each fit, default %(default)s",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default %(default)s")
+    parser.add_argument(
+        "--png",
+        type=_writable,
+        default=Path("dask_consensus_demo.png"),
+        metavar="PATH",
+        help="where to write the figure, default %(default)s",
+    )
+    return parser.parse_args(argv)
+
+
+def _readable(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"no such file: {text}")
+    return path
+
+
+def _writable(text: str) -> Path:
+    # Said now rather than after the minutes that sampling takes.
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"no such directory: {path.parent}")
+    return path
+
+
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"expected at least {minimum}, got {text}")
+        return int(text)
+
+    return parse
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demonstration.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; those of the process unless given.
+
+    Returns
+    -------
+    int
+        Exit status.
+    """
+    args = arguments(argv)
+    start = time.perf_counter()
+    try:
+        ddf = read(args.csv, args.seed)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    sharded = {"by": "Patient", "columns": COLUMNS, "n_shards": args.shards}
+    print(ddf.consensus.plan(model, **sharded), "\n")
+
+    sampling = {"num_samples": args.samples, "seed": args.seed}
+    trees = {
+        "full": ddf.consensus.fit(model, **{**sharded, "n_shards": 1}, **sampling),
+        "consensus": ddf.consensus.fit(model, method="consensus", **sharded, **sampling),
+    }
+    print(table(trees), "\n")
+    print(write_figure(trees, args.png))
+    print(f"Elapsed: {time.perf_counter() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""The result: one :class:`xarray.DataTree`, readable by ArviZ and by whatever reads netCDF."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+if TYPE_CHECKING:
+    from .rounds import Report
+    from .shard.model import ShardModel
+
+_LIBRARIES = ("dask_consensus", "numpyro", "jax", "dask", "xarray", "numpy")
+
+
+def posterior_dataset(
+    model: ShardModel,
+    values: Mapping[str, np.ndarray],
+    labels: Mapping[str, Sequence[Any]],
+) -> xr.Dataset:
+    """Label constrained draws ``(chain, draw, *site shape)``.
+
+    Parameters
+    ----------
+    model : ShardModel
+    values : mapping
+        Site -> draws.
+    labels : mapping
+        Plate -> labels of its entries, where they are known (a categorical column's categories).
+    """
+    plates = {site.name: site.dims for site in model.shared}
+    variables = {}
+    coords: dict[str, Any] = {}
+    for name, array in values.items():
+        shape = array.shape[2:]
+        named = plates.get(name, ("",) * len(shape))
+        dims = []
+        for axis, size in enumerate(shape):
+            dim = named[axis] or f"{name}_dim_{axis}"
+            entries = labels.get(dim, ())
+            coords[dim] = list(entries) if len(entries) == size else np.arange(size)
+            dims.append(dim)
+        variables[name] = (("chain", "draw", *dims), array)
+    chains, draws = next(iter(values.values())).shape[:2]
+    coords |= {"chain": np.arange(chains), "draw": np.arange(draws)}
+    return xr.Dataset(variables, coords)
+
+
+def shards_dataset(model: ShardModel, rounds: Sequence[Sequence[Report]]) -> xr.Dataset:
+    """Diagnostics of every shard in every round, dims ``(round, shard)``."""
+    per_shard = {
+        "rows": "rows of the shard",
+        "weight": "power of the prior that the shard took",
+        "divergences": "diverging transitions after warm-up",
+        "steps": "leapfrog steps a transition, on average",
+        "step_size": "step size after warm-up",
+        "accept_prob": "mean acceptance probability",
+        "seconds": "wall time of sampling, compilation excluded (s)",
+        "compile_seconds": "wall time of compiling, or of waiting for it (s)",
+    }
+    per_coordinate = {
+        "mean": "mean of the unconstrained draws",
+        "ess": "effective sample size",
+        "r_hat": "split r_hat",
+    }
+
+    def table(name: str) -> np.ndarray:
+        return np.array([[getattr(report, name) for report in reports] for reports in rounds])
+
+    dims = ("round", "shard")
+    variables: dict[str, Any] = {
+        name: (dims, table(name), {"long_name": text}) for name, text in per_shard.items()
+    }
+    for name, text in per_coordinate.items():
+        variables[name] = ((*dims, "coordinate"), table(name), {"long_name": text})
+    precision = table("precision")
+    extra = ("coordinate", "coordinate_") if precision.ndim == 4 else ("coordinate",)
+    text = "precision of the unconstrained draws, without the anchor's"
+    variables["precision"] = ((*dims, *extra), precision, {"long_name": text})
+    if model.levels:
+        variables["groups"] = ((*dims, "level"), table("groups"), {"long_name": "groups"})
+    names = model.coordinate_names()
+    coords: dict[str, Any] = {
+        "round": np.arange(len(rounds)),
+        "shard": np.arange(len(rounds[0])),
+        "coordinate": names,
+    }
+    if precision.ndim == 4:
+        coords["coordinate_"] = names
+    if model.levels:
+        coords["level"] = [str(level) for level in model.levels]
+    return xr.Dataset(variables, coords)
+
+
+def to_datatree(groups: Mapping[str, xr.Dataset], settings: Mapping[str, Any]) -> xr.DataTree:
+    """Assemble the tree, with the same attributes on its root and on its posterior.
+
+    Parameters
+    ----------
+    groups : mapping
+        Group -> Dataset.
+    settings : mapping
+        Attributes; anything that netCDF cannot hold is written as JSON.
+    """
+    attributes = {
+        "created_at": datetime.now(UTC).isoformat(),
+        "creation_library": "dask_consensus",
+        "inference_library": "dask_consensus",
+        "inference_library_version": version("dask_consensus"),
+        "versions": json.dumps({name: version(name) for name in _LIBRARIES}),
+        **{name: _storable(value) for name, value in settings.items()},
+    }
+    tree = xr.DataTree.from_dict(dict(groups))
+    tree.attrs.update(attributes)
+    tree["posterior"].attrs.update(attributes)
+    return tree
+
+
+def _storable(value: Any) -> Any:
+    """Turn what netCDF has no attribute type for into text."""
+    return value if isinstance(value, str | int | float) and not isinstance(value, bool) else (
+        json.dumps(value)
+    )

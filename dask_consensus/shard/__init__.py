@@ -1,0 +1,1 @@
+"""What happens inside one shard: NumPyro and JAX, no Dask."""

@@ -1,0 +1,449 @@
+"""Log likelihood of a shard at many points of ``u``, its local effects integrated out.
+
+``log l_k(u)`` is a sum over *units*, the groups (or rows) that carry local effects, of
+``log integral p(y_j | b, u) p(b | u) db``. The mode of every unit is found at once by Newton's
+method, whose Hessian is block-diagonal; around it the integral is taken by adaptive Gauss-Hermite
+quadrature (Naylor and Smith 1982; Pinheiro and Bates 1995), by quasi-random points in more
+dimensions. Without local effects the likelihood is plain.
+
+Everything is a difference to the value at a *center* ``u0``, taken row by row before rows are
+summed: differences are small where the sum is not, so single precision serves, and sums of units
+leave the shard in double precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .compiling import compiled, on_device, precision, shapes_of
+from .model import ROWS, ShardModel
+from .quadrature import Nodes, rule
+from .target import Data, Terms, terms_of
+
+MOST_EFFECTS = 16  # local effects a unit beyond which the integral is not attempted
+_NEWTON_STEPS = 40  # at the center, from far away
+_HALVINGS = 6  # of a Newton step that does not climb
+_CHUNK = 64  # units summed in working precision before double precision takes over
+_AT_ONCE = 2_000_000  # rows times points held in memory at a time
+_DECREMENT = 0.5  # squared Newton decrement beyond which a unit's mode was not found
+
+
+class Values(NamedTuple):
+    """Differences of a shard's log likelihood to its value at the center.
+
+    Attributes
+    ----------
+    log_likelihood : (G,) float64 array
+    lost : int
+        Most units, over all points, whose mode was not found.
+    units : int
+        Units of the shard.
+    coupling : float
+        How much the Hessian between units is off from block-diagonal, relative; 0 without
+        local effects.
+    """
+
+    log_likelihood: np.ndarray
+    lost: int
+    units: int
+    coupling: float
+
+
+class _Center(NamedTuple):
+    """What a shard's evaluations start from."""
+
+    u: jax.Array  # (d,)
+    effects: jax.Array  # (U, q) modes
+    slope: jax.Array  # (U, q, d) their derivative in u
+    rows: jax.Array  # (R,) log density of rows there
+    groups: tuple[jax.Array, ...]
+    coupling: jax.Array
+
+
+def obstacle(model: ShardModel) -> str:
+    """Say why the local effects of a model cannot be integrated out; empty if they can."""
+    levels = {site.level for site in model.local}
+    if model.coupled:
+        return f"groups depend on each other ({', '.join(model.coupled)})"
+    if len(levels) > 1:
+        names = ", ".join(site.name for site in model.local)
+        return f"local sites on several levels ({names}) would need nested integrals"
+    if effects_per_unit(model) > MOST_EFFECTS:
+        return f"{effects_per_unit(model)} local effects a group are more than {MOST_EFFECTS}"
+    return ""
+
+
+def effects_per_unit(model: ShardModel) -> int:
+    """Number q of local effects of one unit."""
+    return sum(_width(site) for site in model.local)
+
+
+def log_likelihoods(
+    model: ShardModel, data: Data, points: np.ndarray, center: np.ndarray, number: int
+) -> Values:
+    """Evaluate ``log l_k(u) - log l_k(u0)`` at many points.
+
+    Parameters
+    ----------
+    model : ShardModel
+        One without :func:`obstacle`.
+    data : Data
+        The shard's padded NumPy arrays.
+    points : (G, d) array
+        Rounded to the working precision before use: round them first where it matters.
+    center : (d,) array
+        The reference point ``u0``, best where the posterior is.
+    number : int
+        Number of nodes (see :func:`~dask_consensus.shard.quadrature.ladder`).
+    """
+    q = effects_per_unit(model)
+    nodes = rule(q, number) if q else Nodes(np.zeros((1, 0)), np.zeros(1))
+    block = _block_size(data, len(points))
+    padded = np.resize(points, (-(-len(points) // block) * block, points.shape[1]))
+    with precision(model.x64):
+        arrays, start, rules = on_device((data, center, nodes))
+        signature = (model.token, shapes_of((arrays, start)))
+        find = compiled(("center", *signature), lambda: _find_center(model), arrays, start)
+        origin = find(arrays, start)
+        one = on_device(padded[:block])
+        evaluate = compiled(
+            ("values", *signature, number, one.shape), lambda: _evaluate(model), arrays, origin, rules, one
+        )  # fmt: skip
+        found = [
+            jax.device_get(evaluate(arrays, origin, rules, on_device(padded[i : i + block])))
+            for i in range(0, len(padded), block)
+        ]
+    sums = np.concatenate([values for values, _ in found]).astype(np.float64).sum(axis=1)
+    real = int(np.sum(data.mask(_unit_level(model)))) if q else 0
+    return Values(
+        log_likelihood=sums[: len(points)],
+        lost=int(max(lost.max() for _, lost in found)),
+        units=real,
+        coupling=float(origin.coupling),
+    )
+
+
+def _block_size(data: Data, n_points: int) -> int:
+    """Points evaluated by one call: few enough for memory, in few different sizes."""
+    fits = max(1, _AT_ONCE // max(len(data.rows), 1))
+    size = 1
+    while 2 * size <= fits and size < n_points:
+        size *= 2
+    return size
+
+
+# Units and their effects
+
+
+def _unit_level(model: ShardModel) -> int:
+    level = model.local[0].level
+    assert level is not None
+    return level
+
+
+def _width(site: Any) -> int:
+    shape = [size for axis, size in enumerate(site.unconstrained) if axis != site.axis]
+    return int(np.prod(shape, dtype=int))
+
+
+def _unpack(model: ShardModel, effects: jax.Array) -> dict[str, jax.Array]:
+    """Split effects ``(U, q)`` into the local sites, each in its own shape."""
+    local = {}
+    begin = 0
+    for site in model.local:
+        width = _width(site)
+        shape = [size for axis, size in enumerate(site.unconstrained) if axis != site.axis]
+        part = effects[:, begin : begin + width].reshape(len(effects), *shape)
+        local[site.name] = jnp.moveaxis(part, 0, site.axis)
+        begin += width
+    return local
+
+
+def _unit_density(
+    model: ShardModel, u: jax.Array, effects: jax.Array, data: Data, rows: Any, groups: Any
+) -> tuple[jax.Array, Terms]:
+    """Log density of each unit ``(U,)``, less that of its rows and groups at the center."""
+    terms = terms_of(model, u, _unpack(model, effects), data)
+    level = _unit_level(model)
+    away = terms.rows - rows
+    if level == ROWS:
+        density = away
+    else:
+        codes = _codes(model, data)
+        density = jax.ops.segment_sum(
+            away, codes[level], len(effects), indices_are_sorted=level == 0
+        )
+        density += terms.groups[level] - groups[level]
+        for inner in range(level + 1, len(data.groups)):
+            if inner in codes:
+                parents = jnp.zeros(len(data.groups[inner]), codes[level].dtype)
+                parents = parents.at[codes[inner]].set(codes[level])
+                density += jax.ops.segment_sum(
+                    terms.groups[inner] - groups[inner], parents, len(effects)
+                )
+    # Padding has a standard normal density, so that its Hessian is the identity.
+    padding = -0.5 * jnp.sum(effects**2, axis=1)
+    return jnp.where(data.mask(level), density, padding), terms
+
+
+def _codes(model: ShardModel, data: Data) -> dict[int, jax.Array]:
+    return {level: data.arguments[name] for name, level in model.codes.items()}
+
+
+def _others(model: ShardModel, terms: Terms, center: _Center, data: Data) -> jax.Array:
+    """Differences that belong to no unit: everything without local effects, else outer levels."""
+    if not model.local:
+        parts = [terms.rows - center.rows]
+        parts += [now - then for now, then in zip(terms.groups, center.groups, strict=True)]
+        return jnp.concatenate(parts)
+    level = _unit_level(model)
+    outer = range(len(data.groups)) if level == ROWS else range(level)
+    parts = [terms.groups[i] - center.groups[i] for i in outer]
+    return jnp.concatenate([jnp.zeros(1, center.u.dtype), *parts])
+
+
+# Newton's method, all units in step
+
+
+def _curvature(
+    density: Callable[[jax.Array], tuple[jax.Array, Any]], effects: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log density ``(U,)``, gradient ``(U, q)`` and minus Hessian blocks ``(U, q, q)``.
+
+    A column of every block comes from one Hessian-vector product, with the same unit vector in
+    every unit, since units do not see each other's effects.
+    """
+
+    def gradient(effects: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def total(effects: jax.Array) -> tuple[jax.Array, jax.Array]:
+            values, _ = density(effects)
+            return jnp.sum(values), values
+
+        slope, values = jax.grad(total, has_aux=True)(effects)
+        return slope, values
+
+    slope, product, values = jax.linearize(gradient, effects, has_aux=True)
+    q = effects.shape[1]
+    columns = [
+        product(jnp.broadcast_to(jnp.eye(q, dtype=effects.dtype)[i], effects.shape))
+        for i in range(q)
+    ]
+    hessian = jnp.stack(columns, axis=2)
+    return values, slope, -(hessian + jnp.swapaxes(hessian, 1, 2)) / 2
+
+
+def _cholesky(matrices: jax.Array) -> jax.Array:
+    """Cholesky factors of small matrices ``(U, q, q)``, pivots kept positive.
+
+    Written out over the entries: for thousands of tiny matrices a call to LAPACK for each is far
+    slower than arithmetic on vectors over units. Where a density is not concave a pivot is not
+    positive; its size is then used instead (Gill and Murray 1974), so that a step still climbs.
+    """
+    q = matrices.shape[-1]
+    diagonal = jnp.abs(jnp.stack([matrices[:, i, i] for i in range(q)]))
+    least = 1e-3 * jnp.max(diagonal, axis=0) + jnp.finfo(matrices.dtype).tiny
+    factor: list[list[jax.Array]] = [[jnp.zeros_like(least)] * q for _ in range(q)]
+    for j in range(q):
+        pivot = matrices[:, j, j] - sum((factor[j][k] ** 2 for k in range(j)), start=0.0)
+        factor[j][j] = jnp.sqrt(jnp.maximum(jnp.abs(pivot), jnp.where(pivot > 0, 0.0, least)))
+        factor[j][j] = jnp.where(factor[j][j] > 0, factor[j][j], 1.0)
+        for i in range(j + 1, q):
+            inner = sum((factor[i][k] * factor[j][k] for k in range(j)), start=0.0)
+            factor[i][j] = (matrices[:, i, j] - inner) / factor[j][j]
+    return jnp.stack([jnp.stack(row, axis=1) for row in factor], axis=1)
+
+
+def _back_solve(factor: jax.Array, vectors: jax.Array) -> jax.Array:
+    """Solve ``L' x = v`` unit by unit; ``(U, q, q)`` and ``(U, q)``."""
+    q = vectors.shape[1]
+    solved: list[jax.Array] = [vectors[:, 0]] * q
+    for i in reversed(range(q)):
+        known = sum((factor[:, k, i] * solved[k] for k in range(i + 1, q)), start=0.0)
+        solved[i] = (vectors[:, i] - known) / factor[:, i, i]
+    return jnp.stack(solved, axis=1)
+
+
+def _forward_solve(factor: jax.Array, vectors: jax.Array) -> jax.Array:
+    """Solve ``L x = v`` unit by unit."""
+    q = vectors.shape[1]
+    solved: list[jax.Array] = []
+    for i in range(q):
+        known = sum((factor[:, i, k] * solved[k] for k in range(i)), start=0.0)
+        solved.append((vectors[:, i] - known) / factor[:, i, i])
+    return jnp.stack(solved, axis=1)
+
+
+def _solve(factor: jax.Array, vectors: jax.Array) -> jax.Array:
+    return _back_solve(factor, _forward_solve(factor, vectors))
+
+
+def _climb(
+    density: Callable[[jax.Array], tuple[jax.Array, Any]], effects: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """One guarded Newton step of all units; also its squared decrement ``(U,)`` before it."""
+    values, slope, curvature = _curvature(density, effects)
+    step = _solve(_cholesky(curvature), slope)
+    slack = 1e-4 + 1e-6 * jnp.abs(values)
+
+    def climbs(scale: jax.Array) -> jax.Array:
+        trial, _ = density(effects + scale[:, None] * step)
+        return trial >= values - slack  # False where it is NaN
+
+    def shorten(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        count, scale, good = state
+        scale = jnp.where(good, scale, scale / 2)
+        return count + 1, scale, good | climbs(scale)
+
+    whole = jnp.ones_like(values)
+    _, scale, good = lax.while_loop(
+        lambda s: (s[0] < _HALVINGS) & ~jnp.all(s[2]), shorten, (0, whole, climbs(whole))
+    )
+    scale = jnp.where(good, scale, 0.0)
+    return effects + scale[:, None] * step, jnp.sum(slope * step, axis=1)
+
+
+# The center and the points
+
+
+def _find_center(model: ShardModel) -> Callable[..., _Center]:
+    """Modes of all units at the center, and how they move with u."""
+    q = effects_per_unit(model)
+
+    def plain(data: Data, u: jax.Array) -> _Center:
+        terms = terms_of(model, u, {}, data)
+        nothing = jnp.zeros((0, 0), u.dtype)
+        return _Center(
+            u, nothing, jnp.zeros((0, 0, len(u)), u.dtype), terms.rows, terms.groups, jnp.zeros(())
+        )
+
+    def with_effects(data: Data, u: jax.Array) -> _Center:
+        units = len(data.mask(_unit_level(model)))
+        zeros = jnp.zeros((units, q), u.dtype)
+        no_rows = jnp.zeros(len(data.rows), u.dtype)
+        no_groups = tuple(jnp.zeros(len(mask), u.dtype) for mask in data.groups)
+
+        def density(effects: jax.Array, u: jax.Array = u) -> tuple[jax.Array, Terms]:
+            return _unit_density(model, u, effects, data, no_rows, no_groups)
+
+        def again(state: tuple[Any, ...]) -> tuple[Any, ...]:
+            count, effects, _ = state
+            effects, decrement = _climb(density, effects)
+            return count + 1, effects, jnp.max(decrement)
+
+        _, modes, _ = lax.while_loop(
+            lambda s: (s[0] < _NEWTON_STEPS) & ~(s[2] < 1e-6),
+            again,
+            (0, zeros, jnp.full((), jnp.inf, u.dtype)),
+        )
+        _, terms = density(modes)
+        factor = _cholesky(_curvature(density, modes)[2])
+
+        def slope_at(u: jax.Array) -> jax.Array:
+            return jax.grad(lambda effects: jnp.sum(density(effects, u)[0]))(modes)
+
+        # Implicit differentiation of slope(mode(u), u) = 0.
+        mixed = jax.jacfwd(slope_at)(u)
+        moves = jax.vmap(lambda column: _solve(factor, column), 2, 2)(mixed)
+        coupling = _coupling(lambda effects: jnp.sum(density(effects)[0]), modes)
+        return _Center(u, modes, moves, terms.rows, terms.groups, coupling)
+
+    return with_effects if q else plain
+
+
+def _coupling(total: Callable[[jax.Array], jax.Array], effects: jax.Array) -> jax.Array:
+    """Probe the Hessian between units with random signs; 0 if it is block-diagonal.
+
+    Blocks are read with the same vector in every unit, right only if no unit sees another. A
+    vector of random signs then has another product unless the rest of the Hessian is zero.
+    """
+    units, q = effects.shape
+    signs = jax.random.rademacher(jax.random.key(0), (units,), effects.dtype)
+    _, product = jax.linearize(jax.grad(total), effects)
+    worst = jnp.zeros((), effects.dtype)
+    for i in range(q):
+        same = jnp.broadcast_to(jnp.eye(q, dtype=effects.dtype)[i], effects.shape)
+        off = product(signs[:, None] * same) - signs[:, None] * product(same)
+        scale = jnp.sqrt(jnp.mean(product(same) ** 2)) + jnp.finfo(effects.dtype).tiny
+        worst = jnp.maximum(worst, jnp.sqrt(jnp.mean(off**2)) / scale)
+    return worst
+
+
+def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Values at a block of points, in chunks of units, and units whose mode was lost."""
+    q = effects_per_unit(model)
+
+    def evaluate(
+        data: Data, center: _Center, nodes: Nodes, points: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        def units_at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+            if not q:
+                terms = terms_of(model, u, {}, data)
+                return _others(model, terms, center, data), jnp.zeros((), int)
+            mask = data.mask(_unit_level(model))
+
+            def density(effects: jax.Array) -> tuple[jax.Array, Terms]:
+                return _unit_density(model, u, effects, data, center.rows, center.groups)
+
+            start = center.effects + center.slope @ (u - center.u)
+            better = density(start)[0] >= density(center.effects)[0]
+            start = jnp.where(better[:, None], start, center.effects)
+            near, _ = _climb(density, start)
+            _, slope, curvature = _curvature(density, near)
+            factor = _cholesky(curvature)
+            last = _solve(factor, slope)
+            decrement = jnp.sum(slope * last, axis=1)
+            # The last step needs no new curvature: exact for Gaussian units.
+            found = decrement < _DECREMENT
+            modes = near + jnp.where(found[:, None], last, 0.0)
+            log_integral = _integral(density, modes, factor, nodes)
+            others = _others(model, density(modes)[1], center, data)
+            values = jnp.concatenate([jnp.where(mask, log_integral, 0.0), others])
+            return values, jnp.sum(mask & ~found)
+
+        at_center, _ = units_at(center.u)
+
+        def one(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+            values, lost = units_at(u)
+            return _chunks(values - at_center), lost
+
+        return lax.map(one, points)
+
+    return evaluate
+
+
+def _integral(
+    density: Callable[[jax.Array], tuple[jax.Array, Any]],
+    modes: jax.Array,
+    factor: jax.Array,
+    nodes: Nodes,
+) -> jax.Array:
+    """Log integral of every unit, by nodes placed around its mode; ``(U,)``."""
+    log_volume = -jnp.sum(jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)), axis=1)
+
+    def at(node: tuple[jax.Array, jax.Array]) -> jax.Array:
+        point, log_weight = node
+        offset = _back_solve(factor, jnp.broadcast_to(point, modes.shape))
+        values, _ = density(modes + offset)
+        return log_weight + jnp.where(jnp.isnan(values), -jnp.inf, values)
+
+    if len(nodes.log_weights) == 1:
+        return at((nodes.points[0], nodes.log_weights[0])) + log_volume
+
+    def add(total: jax.Array, node: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return jnp.logaddexp(total, at(node)), None
+
+    nothing = jnp.full(len(modes), -jnp.inf, modes.dtype)
+    total, _ = lax.scan(add, nothing, (nodes.points, nodes.log_weights))
+    return total + log_volume
+
+
+def _chunks(values: jax.Array) -> jax.Array:
+    """Sum neighbours in working precision, few enough to lose nothing."""
+    short = -len(values) % _CHUNK
+    return jnp.pad(values, (0, short)).reshape(-1, _CHUNK).sum(axis=1)

@@ -1,0 +1,62 @@
+"""Nodes and weights for integrals against a standard normal density."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import scipy.special
+import scipy.stats
+
+GRID_UP_TO = 3  # dimensions integrated on a grid; more take quasi-random points
+
+
+class Nodes(NamedTuple):
+    """Rule for the integral of ``exp(F(x))`` over ``x`` in q dimensions.
+
+    Attributes
+    ----------
+    points : (M, q) array
+    log_weights : (M,) array
+        ``log w + x'x/2``, so that ``log integral = logsumexp(log_weights + F) + q/2 log(2 pi)``.
+    """
+
+    points: npt.NDArray[np.float64]
+    log_weights: npt.NDArray[np.float64]
+
+
+def ladder(q: int) -> tuple[int, ...]:
+    """Numbers of nodes to try, in rising order: an axis for a grid, in all beyond it.
+
+    One node is Laplace's method.
+    """
+    if q <= GRID_UP_TO:
+        return {1: (1, 5, 11, 21, 41), 2: (1, 5, 9, 15), 3: (1, 3, 5, 9)}[q]
+    return (1, 64, 256, 1024)
+
+
+def rule(q: int, number: int) -> Nodes:
+    """Build the rule of `number` nodes (see :func:`ladder`) in `q` dimensions."""
+    return gauss_hermite(q, number) if q <= GRID_UP_TO or number == 1 else quasi_random(q, number)
+
+
+def gauss_hermite(q: int, per_axis: int) -> Nodes:
+    """Product of Gauss-Hermite rules (Abramowitz and Stegun 1972, 25.4.46)."""
+    x, w = scipy.special.roots_hermitenorm(per_axis)
+    log_w = np.log(w / w.sum()) + x**2 / 2
+    grid = np.array(list(itertools.product(range(per_axis), repeat=q)), dtype=int)
+    return Nodes(x[grid], log_w[grid].sum(axis=1))
+
+
+def quasi_random(q: int, number: int) -> Nodes:
+    """Points of a scrambled Sobol sequence, normal by inversion, and their mirror images.
+
+    The mirror images make the rule exact for odd functions, as a grid is. The same points serve
+    every integral, so that their errors cancel in differences.
+    """
+    uniform = scipy.stats.qmc.Sobol(q, rng=0).random(number // 2)
+    half = scipy.special.ndtri(np.clip(uniform, 1e-12, 1 - 1e-12))
+    points = np.concatenate([half, -half])
+    return Nodes(points, np.full(number, -np.log(number)) + (points**2).sum(axis=1) / 2)

@@ -1,0 +1,511 @@
+"""Read a model: find the role of every site by tracing it on two small examples.
+
+Whatever would make a shard's density something other than its share of the full model's is found
+here, before anything runs: sites that cannot be sampled, axes that cannot be masked, priors that
+look at the data, rows or groups whose order or number means something.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jax.extend.core import ClosedJaxpr, Literal
+from numpyro.distributions import biject_to
+from numpyro.infer import init_to_uniform
+
+from .examples import Example, embed, examples, extract
+from .model import (
+    ROWS,
+    TRACE_LOCK,
+    Latent,
+    ShardModel,
+    Term,
+    log_terms,
+    pickle_by_value,
+    token_of,
+)
+
+_INITIAL_POINTS = 100  # NumPyro gives up after as many
+
+
+class Reading(NamedTuple):
+    """What the data offers the model: which argument is fed by what."""
+
+    values: Mapping[str, np.ndarray]  # argument -> some real values
+    codes: Mapping[str, int]  # argument -> level of its codes
+    levels: tuple[str, ...]  # key columns, outermost first
+    counts: Mapping[str, int]  # n_<argument> -> level
+    constants: Mapping[str, int]  # n_<argument> -> number of categories
+    columns: Mapping[str, str]  # argument -> column, for messages
+
+
+class _SiteShape(NamedTuple):
+    kind: str
+    value: tuple[int, ...]
+    log_prob: tuple[int, ...]
+    observed: bool
+
+
+def read_model(function: Callable[..., Any], offered: Reading) -> ShardModel:
+    """Find the roles of a model's sites, and refuse what cannot be sharded.
+
+    Parameters
+    ----------
+    function : callable
+        The NumPyro model, as the user wrote it.
+    offered : Reading
+        What the data offers it.
+
+    Raises
+    ------
+    ValueError
+        If the model has discrete latent sites, subsampling plates, ``param`` sites, no observed
+        site, local sites or observations whose groups or rows are an event dimension, prior terms
+        that depend on the data, gives meaning to the numbering of groups or to the order of rows,
+        needs its data as constants, or has no finite density at any of 100 starting points.
+    """
+    small, renumbered, large = examples(offered.values, offered.codes, len(offered.levels))
+    with TRACE_LOCK:
+        traced = [_trace_shapes(function, offered, example) for example in (small, large)]
+        pickled = pickle_by_value(function)
+        model = ShardModel(
+            pickled=pickled,
+            token=token_of(pickled),
+            levels=offered.levels,
+            codes=dict(offered.codes),
+            counts=dict(offered.counts),
+            constants=dict(offered.constants),
+            latents=_latents(function, offered, (small, large), traced),
+            x64=bool(jax.config.jax_enable_x64),
+        )
+        if not model.shared:
+            raise ValueError(
+                "the model has no shared latent site: nothing links the shards. Fit the groups "
+                "one by one instead."
+            )
+        model = replace(model, terms=_terms(model, (small, large), traced))
+        model = replace(model, deterministics=_deterministics(model, offered, small, traced))
+        _check_renumbering(model, offered, small, renumbered)
+        _check_prior_counts(model, small, large)
+        _check_initial_density(model, small)
+        coupled = _changed_terms(model, small, large, only=_local_terms(model))
+    return replace(model, coupled=tuple(sorted(coupled)))
+
+
+# Tracing
+
+
+def _trace_shapes(
+    function: Callable[..., Any], offered: Reading, example: Example
+) -> dict[str, _SiteShape]:
+    """Trace the model once with abstract data; name, kind and shapes of every site."""
+    found: dict[str, _SiteShape] = {}
+
+    def trace(arguments: dict[str, jax.Array]) -> None:
+        for name, site in _trace(function, offered, example, arguments).items():
+            found[name] = _site_shape(site)
+
+    _abstractly(trace, offered, example)
+    return found
+
+
+def _trace(
+    function: Callable[..., Any],
+    offered: Reading,
+    example: Example,
+    arguments: Mapping[str, Any],
+) -> dict[str, Any]:
+    sizes = {name: int(example.groups[level]) for name, level in offered.counts.items()}
+    seeded = numpyro.handlers.seed(function, jax.random.key(0))
+    placed = numpyro.handlers.substitute(seeded, substitute_fn=init_to_uniform())
+    return numpyro.handlers.trace(placed).get_trace(**arguments, **sizes, **offered.constants)
+
+
+def _abstractly(trace: Callable[..., None], offered: Reading, example: Example) -> None:
+    """Run `trace` with data that has shapes but no values, as in compiled code."""
+    try:
+        jax.eval_shape(trace, {k: jnp.asarray(v) for k, v in example.arguments.items()})
+    except Exception as error:
+        if "racer" not in f"{type(error).__name__} {error}":
+            error.add_note("raised by the model while it was traced on a small sample of the frame")
+            raise
+        coded = [*offered.counts, *offered.constants]
+        hint = ", ".join(coded) or ", ".join(f"n_{name}" for name in offered.codes) or "n_<argument>"
+        raise ValueError(
+            "the model needs the values of its data while it is traced (np.unique, len(set(...)), "
+            "int(...), or an if on data), but one compiled model serves every shard, so data has "
+            f"only shapes there. For a number of groups take the argument {hint}; for the rest use "
+            f"jax.numpy. ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+
+
+def _site_shape(site: dict[str, Any]) -> _SiteShape:
+    name, kind = site["name"], site["type"]
+    if kind == "param":
+        raise ValueError(
+            f"site {name!r} is a numpyro.param, which NUTS does not sample (a LocScaleReparam "
+            "without `centered` makes one). Use numpyro.sample, or give `centered` a number."
+        )
+    if kind == "plate":
+        size, subsample = site["args"]
+        if subsample is not None and subsample != size:
+            raise ValueError(
+                f"plate {name!r} subsamples {subsample} of {size} rows. Shards are whole: remove "
+                "subsample_size."
+            )
+    if kind != "sample":
+        return _SiteShape(kind, jnp.shape(site["value"]), (), True)
+    if not site["is_observed"] and site["fn"].support.is_discrete:
+        raise ValueError(
+            f"site {name!r} is a discrete latent site ({_prior_name(site['fn'])}), which NUTS "
+            "cannot sample. Sum it out of the model (for a mixture: MixtureSameFamily)."
+        )
+    batch = jnp.shape(site["fn"].log_prob(site["value"]))
+    kind = "factor" if site["infer"].get("is_auxiliary") else kind
+    return _SiteShape(kind, jnp.shape(site["value"]), batch, site["is_observed"])
+
+
+# Roles
+
+
+def _follows(
+    name: str, small: tuple[int, ...], large: tuple[int, ...], sizes: dict[tuple[int, int], int]
+) -> tuple[int | None, int]:
+    """Which level an array follows, and along which axis; (None, -1) if none."""
+    if len(small) != len(large):
+        raise ValueError(
+            f"site {name!r} has {len(small)} axes on one sample of the frame and {len(large)} on "
+            "another; its shape may follow the rows or the groups along one axis only."
+        )
+    grown = [axis for axis, pair in enumerate(zip(small, large, strict=True)) if pair[0] != pair[1]]
+    if not grown:
+        return None, -1
+    pairs = [(small[axis], large[axis]) for axis in grown]
+    if len(grown) > 1 or pairs[0] not in sizes:
+        raise ValueError(
+            f"site {name!r} has shape {small} on one sample of the frame and {large} on another; "
+            "one axis may follow the rows, or the groups of one level, and no other."
+        )
+    return sizes[pairs[0]], grown[0]
+
+
+def _latents(
+    function: Callable[..., Any],
+    offered: Reading,
+    pair: tuple[Example, Example],
+    traced: list[dict[str, _SiteShape]],
+) -> tuple[Latent, ...]:
+    """Tell shared from local latent sites; shared ones come first."""
+    small, large = traced
+    if set(small) != set(large):
+        raise ValueError(
+            f"sites {sorted(set(small) ^ set(large))} exist for some numbers of rows and groups "
+            "only; every shard must have the same sites."
+        )
+    sizes = _axis_sizes(*pair)
+    found: list[Latent] = []
+
+    def trace(arguments: dict[str, jax.Array]) -> None:
+        for name, site in _trace(function, offered, pair[0], arguments).items():
+            if site["type"] != "sample" or site["is_observed"]:
+                continue
+            fn, shape = site["fn"], small[name]
+            level, axis = _follows(name, shape.value, large[name].value, sizes)
+            if level is not None and axis >= len(shape.log_prob):
+                what = "rows" if level == ROWS else f"groups of {offered.levels[level]!r}"
+                raise ValueError(
+                    f"local site {name!r}: the {what} are an event dimension of "
+                    f"{_prior_name(fn)}, so its density cannot be split between groups. Put the "
+                    "groups in a plate (independent given shared sites)."
+                )
+            found.append(
+                Latent(
+                    name=name,
+                    level=level,
+                    axis=axis,
+                    shape=shape.value,
+                    unconstrained=tuple(biject_to(fn.support).inverse_shape(tuple(fn.shape()))),
+                    support=_support_name(fn.support),
+                    prior=_prior_name(fn),
+                    dims=_dims(site),
+                    note=_note(fn) if level is None else "",
+                )
+            )
+
+    _abstractly(trace, offered, pair[0])
+    return tuple(sorted(found, key=lambda site: site.level is not None))
+
+
+def _axis_sizes(small: Example, large: Example) -> dict[tuple[int, int], int]:
+    """The pair of lengths, in the two examples, by which the axis of each level is known."""
+    levels = [ROWS, *range(len(small.groups))]
+    return {(small.size_of(level), large.size_of(level)): level for level in levels}
+
+
+def _terms(
+    model: ShardModel, pair: tuple[Example, Example], traced: list[dict[str, _SiteShape]]
+) -> tuple[Term, ...]:
+    """Find the level of every log density term, ``_<site>_log_det`` among them."""
+
+    def shapes(example: Example) -> dict[str, tuple[int, ...]]:
+        def run(values: Any, arguments: Any) -> dict[str, jax.Array]:
+            return model.log_terms(values, arguments, example.groups)[0]
+
+        terms = jax.eval_shape(run, _values(model, example, seed=0), example.arguments)
+        return {name: term.shape for name, term in terms.items()}
+
+    small, large = shapes(pair[0]), shapes(pair[1])
+    sizes = _axis_sizes(*pair)
+    terms = []
+    for name, shape in small.items():
+        level, axis = _follows(name, shape, large[name], sizes)
+        observed = name in traced[0] and traced[0][name].observed
+        if observed and level is None:
+            value_level, _ = _follows(name, traced[0][name].value, traced[1][name].value, sizes)
+            if value_level is not None:
+                what = "rows" if value_level == ROWS else "groups"
+                raise ValueError(
+                    f"observed site {name!r}: its {what} are an event dimension (to_event, or a "
+                    "multivariate distribution over them), so padding cannot be masked. Let them "
+                    "be independent: a plate, without to_event."
+                )
+        terms.append(Term(name, level, axis, observed))
+    if not any(term.observed and term.level is not None for term in terms):
+        raise ValueError(
+            "the model has no observed site that follows the rows or groups: pass the outcome's "
+            "column to the argument given as obs= (left at its default None, the site is latent)."
+        )
+    return tuple(terms)
+
+
+# Data flow
+
+
+def _values(model: ShardModel, example: Example, seed: int) -> dict[str, np.ndarray]:
+    """Draw unconstrained values of all latent sites; shared ones depend on `seed` alone."""
+    rng = np.random.default_rng(seed)
+    values = {site.name: rng.uniform(-1, 1, site.unconstrained) for site in model.shared}
+    for name, shape in model.local_shapes(example.rows, example.groups).items():
+        values[name] = rng.uniform(-1, 1, shape)
+    return values
+
+
+def _evaluate(
+    model: ShardModel, values: Mapping[str, Any], example: Example
+) -> dict[str, np.ndarray]:
+    def run(values: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, jax.Array]:
+        return model.log_terms(values, arguments, example.groups)[0]
+
+    return {k: np.asarray(v) for k, v in jax.jit(run)(values, example.arguments).items()}
+
+
+def _deterministics(
+    model: ShardModel, offered: Reading, example: Example, traced: list[dict[str, _SiteShape]]
+) -> tuple[str, ...]:
+    """Find deterministic sites of shared sites alone; refuse priors that look at the data."""
+    names = [name for name, shape in traced[0].items() if shape.kind == "deterministic"]
+    values = _values(model, example, seed=0)
+    shared = {site.name: values.pop(site.name) for site in model.shared}
+    priors = [term.name for term in model.terms if term.level is None]
+
+    def run(arguments: Any, local: Any, shared: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        terms, trace = model.log_terms({**local, **shared}, arguments, example.groups)
+        return {n: terms[n] for n in priors}, {n: trace[n]["value"] for n in names}
+
+    arguments = {k: jnp.asarray(v) for k, v in example.arguments.items()}
+    jaxpr, out = jax.make_jaxpr(run, return_shape=True)(arguments, values, shared)
+    labels = [
+        *(("data", name) for name in sorted(arguments)),
+        *(("local", name) for name in sorted(values)),
+        *((None, "") for _ in range(len(shared))),
+    ]
+    sources = iter(_dependence(jaxpr, labels))
+    for name in sorted(out[0]):
+        _check_prior_term(name, next(sources), offered)
+    sourced = {name: next(sources) for name in sorted(out[1])}
+    return tuple(
+        name
+        for name in names
+        if not sourced[name] and traced[0][name].value == traced[1][name].value
+    )
+
+
+def _check_prior_term(name: str, sources: frozenset[tuple[str, str]], offered: Reading) -> None:
+    if not sources:
+        return
+    data = sorted(
+        f"{source} (column {offered.columns.get(source, source)!r})"
+        for kind, source in sources
+        if kind == "data"
+    )
+    local = sorted(source for kind, source in sources if kind == "local")
+    what = ", ".join([*data, *local])
+    raise ValueError(
+        f"term {name!r} has no axis of rows or groups, so every shard takes a share of it as part "
+        f"of the prior, but its value depends on {what}. Each shard would see another value. "
+        "Give it an axis (one value a row or a group, not their sum), or compute what it needs "
+        "from the full data beforehand and pass it as a constant."
+    )
+
+
+def _dependence(closed: ClosedJaxpr, labels: list[Any]) -> list[frozenset[Any]]:
+    """Follow labelled inputs through a jaxpr; which of them each output may depend on."""
+    jaxpr = closed.jaxpr
+    empty: frozenset[Any] = frozenset()
+    known = {
+        var: (label if isinstance(label, frozenset) else frozenset({label} - {(None, "")}))
+        for var, label in zip(jaxpr.invars, labels, strict=True)
+    }
+
+    def of(atom: Any) -> frozenset[Any]:
+        return empty if isinstance(atom, Literal) else known.get(atom, empty)
+
+    for equation in jaxpr.eqns:
+        inputs = [of(atom) for atom in equation.invars]
+        inner = equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
+        if isinstance(inner, ClosedJaxpr):
+            outputs = _dependence(inner, inputs)
+        else:
+            outputs = [empty.union(*inputs)] * len(equation.outvars)
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return [of(atom) for atom in jaxpr.outvars]
+
+
+# Checks by value
+
+
+def _local_terms(model: ShardModel) -> set[str]:
+    return {term.name for term in model.terms if term.level is not None}
+
+
+def _changed_terms(
+    model: ShardModel, small: Example, other: Example, only: set[str]
+) -> set[str]:
+    """Name the terms whose entries for the small example differ within the other example."""
+    values = _values(model, small, seed=1)
+    larger = _values(model, other, seed=1)
+    for site in model.local:
+        larger[site.name] = embed(values[site.name], larger[site.name], site.axis)
+    ours, theirs = _evaluate(model, values, small), _evaluate(model, larger, other)
+    changed = set()
+    for term in model.terms:
+        if term.name not in only:
+            continue
+        a, b = ours[term.name], theirs[term.name]
+        if term.level is not None:
+            b = extract(b, a.shape[term.axis], term.axis)
+        tolerance = 1e-4 * (1 + np.abs(np.where(np.isfinite(a), a, 0.0)).max(initial=0.0))
+        if not np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True):
+            changed.add(term.name)
+    return changed
+
+
+def _check_renumbering(
+    model: ShardModel, offered: Reading, small: Example, renumbered: Example
+) -> None:
+    changed = _changed_terms(model, small, renumbered, only=_local_terms(model))
+    if not changed:
+        return
+    sized = [f"{site.name!r} {site.shape}" for site in model.shared if site.shape]
+    counts = ", ".join(f"n_{name}" for name in offered.codes)
+    raise ValueError(
+        f"the density of {', '.join(sorted(changed))} changes when groups are renumbered and rows "
+        "reordered, but codes are local to each shard and rows have no order there. "
+        + (
+            f"A site indexed by group codes must have one entry a group: take its size from {counts}"
+            + (f" (shared sites of a fixed size: {', '.join(sized)})." if sized else ".")
+            if counts
+            else "Rows must be independent given the latent sites."
+        )
+    )
+
+
+def _check_prior_counts(model: ShardModel, small: Example, large: Example) -> None:
+    priors = {term.name for term in model.terms if term.level is None}
+    changed = _changed_terms(model, small, large, only=priors)
+    if changed:
+        raise ValueError(
+            f"prior terms {sorted(changed)} change with the number of rows or groups (through "
+            "len(...) or n_<argument>), so they would differ from shard to shard. Use a constant."
+        )
+
+
+def _check_initial_density(model: ShardModel, example: Example) -> None:
+    """Refuse a model that has no finite density anywhere near zero on real rows."""
+    names = sorted({term.name for term in model.terms})
+
+    def finite(key: jax.Array) -> jax.Array:
+        shapes = {site.name: site.unconstrained for site in model.shared}
+        shapes |= model.local_shapes(example.rows, example.groups)
+        keys = jax.random.split(key, len(shapes))
+        values = {
+            name: jax.random.uniform(k, shape, minval=-2, maxval=2)
+            for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
+        terms = model.log_terms(values, example.arguments, example.groups)[0]
+        return jnp.stack([jnp.all(jnp.isfinite(terms[name])) for name in names])
+
+    keys = jax.random.split(jax.random.key(0), _INITIAL_POINTS)
+    found = np.asarray(jax.jit(jax.vmap(finite))(keys))
+    if found.all(axis=1).any():
+        return
+    never = [name for name, ok in zip(names, found.any(axis=0), strict=True) if not ok]
+    seldom = [name for name, ok in zip(names, found.all(axis=0), strict=True) if not ok]
+    raise ValueError(
+        f"the log density is not finite at any of {_INITIAL_POINTS} starting points on the first "
+        f"rows of the frame; site {', '.join(map(repr, never or seldom))} is the cause. Do the "
+        "observed values lie in the support of its distribution, and do its parameters stay valid?"
+    )
+
+
+# Names
+
+
+def _base(fn: Any) -> Any:
+    while hasattr(fn, "base_dist") and not isinstance(fn, dist.TransformedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def _prior_name(fn: Any) -> str:
+    return type(_base(fn)).__name__
+
+
+def _support_name(support: Any) -> str:
+    base = getattr(support, "base_constraint", support)
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(base).__name__.lstrip("_")).lower()
+    low, high = getattr(base, "lower_bound", None), getattr(base, "upper_bound", None)
+    if words == "interval" and isinstance(low, int | float) and isinstance(high, int | float):
+        return f"[{low:g}, {high:g}]"
+    return words
+
+
+def _dims(site: dict[str, Any]) -> tuple[str, ...]:
+    """Name the axes of a site's value after its plates."""
+    batch = len(site["fn"].batch_shape)
+    names = [""] * jnp.ndim(site["value"])
+    for frame in site["cond_indep_stack"]:
+        names[batch + frame.dim] = frame.name
+    return tuple(names)
+
+
+def _note(fn: Any) -> str:
+    """Say what a power w of a prior, taken in unconstrained space, is no longer."""
+    base = _base(fn)
+    if isinstance(base, dist.ImproperUniform):
+        return "flat: improper, proper only with the data of each shard"
+    if isinstance(base, dist.Cauchy):
+        return "heavy tails: improper once tempered by w <= 1/2"
+    if isinstance(base, dist.StudentT):
+        return "heavy tails: improper once tempered by w <= 1/(df + 1)"
+    if isinstance(base, dist.MultivariateStudentT):
+        return "heavy tails: improper once tempered by w <= d/(df + d)"
+    return ""

@@ -1,0 +1,253 @@
+"""NUTS on one shard, compiled once a process for all shards of a shape."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, random
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
+from numpyro.infer.hmc import hmc
+
+from .compiling import compiled, on_device, precision, shapes_of
+from .model import TRACE_LOCK, ShardModel
+from .target import Data, PriorFactor, log_density, terms_of
+
+_SHARED = "_shared"  # NumPyro's mass matrices are addressed by site name; ours has one for u
+_DENSE_UP_TO = 256  # dimensions of u for which a dense mass matrix is adapted
+_INITIAL_POINTS = 100  # NumPyro gives up after as many
+
+
+class Settings(NamedTuple):
+    """How to sample, in NumPyro's words; part of what is compiled."""
+
+    num_warmup: int
+    num_samples: int
+    target_accept_prob: float = 0.8
+    max_tree_depth: int = 10
+
+
+class Coordinates(NamedTuple):
+    """Affine coordinates of the sampler, ``u = center + scale z``.
+
+    Attributes
+    ----------
+    center : (d,) array
+    scale : (d, d) array
+        Lower triangular.
+    """
+
+    center: np.ndarray
+    scale: np.ndarray
+
+
+def unwhitened(dim: int) -> Coordinates:
+    """The coordinates ``z = u``."""
+    return Coordinates(np.zeros(dim), np.eye(dim))
+
+
+class Draws(NamedTuple):
+    """What NUTS gave on one shard.
+
+    Attributes
+    ----------
+    u : (chains, draws, d) float64 array
+        Shared sites, unconstrained.
+    ess, r_hat : (d,) arrays
+        Effective sample size of all chains, and split r_hat, of each coordinate of `u`.
+    divergences : int
+        Diverging transitions after warm-up.
+    steps : float
+        Leapfrog steps a transition after warm-up, on average.
+    step_size, accept_prob : float
+        Averages over chains, after warm-up.
+    seconds : float
+        Wall time of sampling on this shard, compilation excluded.
+    compile_seconds : float
+        Wall time of compilation, or of waiting for another thread's; near 0 where it was done.
+    """
+
+    u: np.ndarray
+    ess: np.ndarray
+    r_hat: np.ndarray
+    divergences: int
+    steps: float
+    step_size: float
+    accept_prob: float
+    seconds: float
+    compile_seconds: float
+
+
+class _Chain(NamedTuple):
+    u: jax.Array
+    accept_prob: jax.Array
+    num_steps: jax.Array
+    diverging: jax.Array
+    step_size: jax.Array
+    valid: jax.Array
+
+
+def sample_shard(
+    model: ShardModel,
+    data: Data,
+    factor: PriorFactor,
+    settings: Settings,
+    key: tuple[int, ...],
+    *,
+    coordinates: Coordinates | None = None,
+    num_chains: int = 1,
+) -> Draws:
+    """Sample one shard's density by NUTS.
+
+    Parameters
+    ----------
+    model : ShardModel
+    data : Data
+        The shard's padded NumPy arrays.
+    factor : PriorFactor
+        Its share of the prior, and its anchor.
+    settings : Settings
+    key : tuple of int
+        Names the randomness: seed, round, shard.
+    coordinates : Coordinates, optional
+        Where the sampler works; ``z = u`` if absent.
+    num_chains : int
+        Chains, one after another.
+
+    Raises
+    ------
+    ValueError
+        If no starting point has a finite density; the message names the site.
+    """
+    coordinates = coordinates or unwhitened(model.dim)
+    with precision(model.x64):
+        arguments = on_device((data, factor, coordinates))
+        keys = [random.fold_in(key_of(*key), chain) for chain in range(num_chains)]
+        signature = (model.token, "nuts", settings, shapes_of((arguments, keys[0])))
+        began = time.perf_counter()
+        run = compiled(signature, lambda: _chain_of(model, settings), *arguments, keys[0])
+        ready = time.perf_counter()
+        chains = [jax.device_get(run(*arguments, key)) for key in keys]
+        if not all(chain.valid for chain in chains):
+            raise ValueError(_why_not_finite(model, arguments[0]))
+    return _summary(chains, settings, time.perf_counter() - ready, ready - began)
+
+
+def key_of(seed: int, *path: int) -> jax.Array:
+    """Key of a named piece of randomness, the same in any process."""
+    key = random.key(seed)
+    for number in path:
+        key = random.fold_in(key, number)
+    return key
+
+
+def _chain_of(model: ShardModel, settings: Settings) -> Callable[..., _Chain]:
+    """One chain of NUTS, as a function of arrays alone."""
+    dense = [(_SHARED,)] if model.dim <= _DENSE_UP_TO else False
+
+    def chain(data: Data, factor: PriorFactor, coordinates: Coordinates, key: jax.Array) -> _Chain:
+        def to_u(z: dict[str, jax.Array]) -> jax.Array:
+            return coordinates.center + coordinates.scale @ z[_SHARED]
+
+        def potential(z: dict[str, jax.Array]) -> jax.Array:
+            local = {name: value for name, value in z.items() if name != _SHARED}
+            return -log_density(model, to_u(z), local, data, factor)
+
+        start_key, run_key = random.split(key)
+        shapes = {_SHARED: (model.dim,), **model.local_shapes(*data.sizes)}
+        start, valid = _starting_point(potential, shapes, start_key)
+        init, step = hmc(potential, algo="NUTS")
+        state = init(
+            start,
+            settings.num_warmup,
+            dense_mass=dense,
+            target_accept_prob=settings.target_accept_prob,
+            max_tree_depth=settings.max_tree_depth,
+            rng_key=run_key,
+        )
+
+        # Warm-up and sampling share one loop: the tree is compiled once, not twice.
+        def advance(state: Any, _: None) -> tuple[Any, tuple[jax.Array, ...]]:
+            state = step(state)
+            return state, (to_u(state.z), state.accept_prob, state.num_steps, state.diverging)
+
+        length = settings.num_warmup + settings.num_samples
+        state, kept = lax.scan(advance, state, None, length=length)
+        kept = tuple(values[settings.num_warmup :] for values in kept)
+        return _Chain(*kept, state.adapt_state.step_size, valid)
+
+    return chain
+
+
+def _starting_point(
+    potential: Callable[..., jax.Array], shapes: dict[str, tuple[int, ...]], key: jax.Array
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Draw uniformly from (-2, 2) until density and gradient are finite, as NumPyro does."""
+
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
+        keys = random.split(key, len(shapes))
+        return {
+            name: random.uniform(k, shape, minval=-2.0, maxval=2.0)
+            for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
+
+    def valid(z: dict[str, jax.Array]) -> jax.Array:
+        value, gradient = jax.value_and_grad(potential)(z)
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradient)]
+        return jnp.isfinite(value) & jnp.all(jnp.stack(finite))
+
+    def again(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        attempt, _, _, key = state
+        key, draw_key = random.split(key)
+        z = draw(draw_key)
+        return attempt + 1, z, valid(z), key
+
+    key, first = random.split(key)
+    state = (0, draw(first), jnp.zeros((), bool), key)
+    state = lax.while_loop(lambda s: (s[0] < _INITIAL_POINTS) & ~s[2], again, state)
+    return state[1], state[2]
+
+
+def _why_not_finite(model: ShardModel, data: Data) -> str:
+    """Name the terms that are not finite at zero, and how many rows or groups have them."""
+    shapes = model.local_shapes(*data.sizes)
+    local = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    values = {**model.unravel(jnp.zeros(model.dim)), **local}
+    with TRACE_LOCK:
+        found, _ = model.log_terms(values, data.arguments, data.sizes[1])
+        terms = terms_of(model, jnp.zeros(model.dim), local, data)
+    bad = [name for name, value in found.items() if not bool(jnp.all(jnp.isfinite(value)))]
+    rows = int(jnp.sum(~jnp.isfinite(terms.rows)))
+    return (
+        f"the log density is not finite at any of {_INITIAL_POINTS} starting points; at zero "
+        f"(unconstrained) site {', '.join(map(repr, bad)) or 'none'} is not, on {rows} of "
+        f"{int(jnp.sum(data.rows))} rows of the shard. Do the observed values lie in the support "
+        "of its distribution?"
+    )
+
+
+def _summary(
+    chains: list[_Chain], settings: Settings, seconds: float, compile_seconds: float
+) -> Draws:
+    u = np.stack([np.asarray(chain.u, dtype=np.float64) for chain in chains])
+    enough = settings.num_samples >= 4
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ess = effective_sample_size(u) if enough else np.full(u.shape[-1], np.nan)
+        r_hat = split_gelman_rubin(u) if enough else np.full(u.shape[-1], np.nan)
+    # A coordinate that never moved has no effective draws, not an undefined number of them.
+    ess = np.where(np.isfinite(ess), ess, 0.0)
+    return Draws(
+        u=u,
+        ess=ess,
+        r_hat=np.asarray(r_hat),
+        divergences=int(sum(chain.diverging.sum() for chain in chains)),
+        steps=float(np.mean([chain.num_steps.mean() for chain in chains])),
+        step_size=float(np.mean([chain.step_size for chain in chains])),
+        accept_prob=float(np.mean([chain.accept_prob.mean() for chain in chains])),
+        seconds=seconds,
+        compile_seconds=compile_seconds,
+    )

@@ -1,0 +1,55 @@
+"""Helpers that more than one test file needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.dataframe as dd
+import pandas as pd
+
+# One line to change when the defaults do.
+QUICK: dict[str, Any] = {
+    "method": "consensus",
+    "num_warmup": 300,
+    "num_samples": 500,
+    "progress": False,
+}
+
+OSIC = "osic_pulmonary_fibrosis.csv"
+
+
+def fit(frame: dd.DataFrame, model: Any, **options: Any) -> Any:
+    """Fit, briefly unless told otherwise."""
+    return frame.consensus.fit(model, **(QUICK | options))
+
+
+def plan(frame: dd.DataFrame, model: Any, **options: Any) -> Any:
+    options = {k: v for k, v in (QUICK | options).items() if k != "progress"}
+    return frame.consensus.plan(model, **options)
+
+
+def from_pandas(frame: pd.DataFrame, npartitions: int = 3) -> dd.DataFrame:
+    return dd.from_pandas(frame, npartitions=npartitions, sort=False)
+
+
+@contextmanager
+def raise_if_dask_computes() -> Iterator[None]:
+    """Raise if anything calls a scheduler."""
+
+    def scheduler(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Dask computed something")
+
+    with dask.config.set(scheduler=scheduler):
+        yield
+
+
+def data_file(name: str) -> Path | None:
+    """A file of real data that the package may not redistribute, where there is a copy."""
+    default = Path(__file__).parents[1].parent / "shared" / "data"
+    path = Path(os.environ.get("DASK_CONSENSUS_DATA", default)) / name
+    return path if path.is_file() else None

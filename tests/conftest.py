@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+import hypothesis
+import pytest
+
+from dask_consensus.simulate import lung_function
+
+# Examples are few, the same in every run, and take what time they take.
+hypothesis.settings.register_profile(
+    "house", derandomize=True, deadline=None, max_examples=25, print_blob=True
+)
+hypothesis.settings.load_profile("house")
