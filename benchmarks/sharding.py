@@ -103,8 +103,8 @@ def balanced(client: Client, frame: dd.DataFrame, n_shards: int) -> Outcome:
     found = sizes(client, shards(frame, LAYOUT, assignment))
     done = time.perf_counter()
     print(
-        f"client at {before:.0f} MiB before; groups: {counted.n_groups:,} ({'exact' if counted.groups_exact else 'estimated'}), "
-        f"{len(counted.buckets):,} buckets, kind {assignment.kind!r}, "
+        f"{counted.n_groups:,} groups ({'exact' if counted.groups_exact else 'an estimate'}), "
+        f"{len(counted.buckets):,} buckets; client at {before:.0f} MiB before; "
         f"rows as promised: {[n for n, _, _ in found] == assignment.rows.tolist()}"
     )
     return outcome(client, found, {"survey": surveyed - start, "shuffle": done - surveyed})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import dask.dataframe as dd
 from dask.dataframe.extensions import register_dataframe_accessor
 
-from .config import Method, Options, Weights
+from .config import Correct, Method, Options, Weights
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,15 +30,17 @@ class ConsensusAccessor:
         *,
         by: Hashable | Sequence[Hashable] | None = None,
         columns: Mapping[str, Hashable] | None = None,
-        method: Method = "consensus",
+        method: Method = "anchored",
         n_shards: int | None = None,
         rows_per_shard: int | None = None,
         num_warmup: int | None = None,
         num_samples: int | None = None,
         num_chains: int | None = None,
         target_accept_prob: float | None = None,
+        rounds: int | None = None,
         weights: Weights = "full",
         seed: int = 0,
+        correct: Correct = "auto",
         split_every: int | None = None,
     ) -> Plan:
         """Say what `fit` would do, without sampling anything.
@@ -61,8 +63,8 @@ class ConsensusAccessor:
             model, by, columns, None,
             method=method, n_shards=n_shards, rows_per_shard=rows_per_shard,
             num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains,
-            target_accept_prob=target_accept_prob, weights=weights, seed=seed,
-            split_every=split_every,
+            target_accept_prob=target_accept_prob, rounds=rounds, weights=weights, seed=seed,
+            correct=correct, split_every=split_every,
         ).plan()  # fmt: skip
 
     def fit(
@@ -71,23 +73,26 @@ class ConsensusAccessor:
         *,
         by: Hashable | Sequence[Hashable] | None = None,
         columns: Mapping[str, Hashable] | None = None,
-        method: Method = "consensus",
+        method: Method = "anchored",
         n_shards: int | None = None,
         rows_per_shard: int | None = None,
         num_warmup: int | None = None,
         num_samples: int | None = None,
         num_chains: int | None = None,
         target_accept_prob: float | None = None,
+        rounds: int | None = None,
         weights: Weights = "full",
         seed: int = 0,
+        correct: Correct = "auto",
         split_every: int | None = None,
         progress: bool | None = None,
         compute: bool = True,
     ) -> xr.DataTree | LazyFit:
         """Fit a NumPyro model to the frame.
 
-        Rows are re-partitioned by group key into balanced shards, NUTS runs on every shard under
-        its share of the prior, and the shards' draws are combined in unconstrained space.
+        Rows are re-partitioned by group key into balanced shards, NUTS runs on every shard, the
+        shards' draws are combined in unconstrained space, and the combination is corrected to the
+        full model's posterior, with a verdict on whether that succeeded.
 
         Parameters
         ----------
@@ -100,9 +105,10 @@ class ConsensusAccessor:
             are exchangeable.
         columns : mapping, optional
             Argument of the model -> column, where their names differ.
-        method : {"consensus", "parametric"}
-            Average the shards' draws, weighted by precision (Scott et al. 2016), or draw from the
-            product of Gaussians (Neiswanger et al. 2014).
+        method : {"anchored", "consensus", "parametric"}
+            Anchored rounds; or one round under the tempered prior, then averages of the shards'
+            draws weighted by precision (Scott et al. 2016), or draws from the product of
+            Gaussians (Neiswanger et al. 2014).
         n_shards : int, optional
             Number of shards; rows / `rows_per_shard` if absent. 1 is plain NUTS on everything.
         rows_per_shard : int, optional
@@ -113,10 +119,16 @@ class ConsensusAccessor:
             Chains on each shard, and in the result. Configured default 1.
         target_accept_prob : float, optional
             Of NUTS. Configured default 0.8.
+        rounds : int, optional
+            Most anchored rounds. Configured default 2 where a correction follows, else 5.
         weights : {"full", "diagonal"}
             Weigh shards by their precision matrices, or by the precision of each coordinate alone.
         seed : int
             Equal seeds give equal draws, on any scheduler and any number of workers.
+        correct : {"auto", True, False}
+            Weight the combination by the full model's posterior wherever the local effects can be
+            integrated out ("auto"); insist on it (True: an error where they cannot); or leave the
+            method as published (False).
         split_every : int, optional
             Contributions added by one task of the reduction tree. Configured default 8.
         progress : bool, optional
@@ -128,8 +140,9 @@ class ConsensusAccessor:
         Returns
         -------
         xarray.DataTree
-            ``posterior`` with dims (chain, draw, ...), and ``shards`` with each shard's
-            diagnostics, dims (round, shard); or the lazy object.
+            ``posterior`` with dims (chain, draw, ...); ``uncorrected``, the combination before its
+            correction; ``shards`` with each shard's diagnostics, dims (round, shard); ``rounds``;
+            ``correction``. ``attrs["verdict"]`` says what may be believed. Or the lazy object.
 
         Raises
         ------
@@ -140,7 +153,7 @@ class ConsensusAccessor:
         Warns
         -----
         UserWarning
-            If a group is larger than a shard, or groups depend on each other in the model.
+            If a group is larger than a shard, or the verdict is bad.
 
         Examples
         --------
@@ -159,8 +172,8 @@ class ConsensusAccessor:
             model, by, columns, progress,
             method=method, n_shards=n_shards, rows_per_shard=rows_per_shard,
             num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains,
-            target_accept_prob=target_accept_prob, weights=weights, seed=seed,
-            split_every=split_every,
+            target_accept_prob=target_accept_prob, rounds=rounds, weights=weights, seed=seed,
+            correct=correct, split_every=split_every,
         )  # fmt: skip
         return lazy.compute() if compute else lazy
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -100,12 +101,10 @@ def bind(
 
 def _parameters(model: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return the named parameters of a model; data is passed by name."""
-    while isinstance(model, Messenger):
-        # A handler used as a decorator does not show the signature of what it decorates.
-        model = model.fn
+    model, bound = _unwrapped(model)
     found = {}
     for name, parameter in inspect.signature(model).parameters.items():
-        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name in bound:
             continue
         if parameter.kind == parameter.POSITIONAL_ONLY:
             raise TypeError(
@@ -114,6 +113,19 @@ def _parameters(model: Callable[..., Any]) -> dict[str, inspect.Parameter]:
             )
         found[name] = parameter
     return found
+
+
+def _unwrapped(model: Callable[..., Any]) -> tuple[Callable[..., Any], frozenset[str]]:
+    """Return the function inside NumPyro's handlers, and the arguments already bound by name.
+
+    A handler used as a decorator does not show the signature of what it decorates.
+    """
+    if isinstance(model, Messenger):
+        return _unwrapped(model.fn)
+    if isinstance(model, functools.partial):
+        inner, bound = _unwrapped(model.func)
+        return functools.partial(inner, *model.args), bound.union(model.keywords)
+    return model, frozenset()
 
 
 def _available(frame: dd.DataFrame) -> list[Hashable]:

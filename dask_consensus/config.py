@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 import dask.config
 import yaml
 
-Method = Literal["consensus", "parametric"]
+Method = Literal["anchored", "consensus", "parametric"]
+Correct = Literal["auto"] | bool
 Weights = Literal["full", "diagonal"]
 
 # Values of Dask's own configuration (files, environment, dask.config.set) win over these.
@@ -38,15 +39,17 @@ class Options:
         If a number of things is not a whole number.
     """
 
-    method: Method = "consensus"
+    method: Method = "anchored"
     n_shards: int | None = None
     rows_per_shard: int | None = None
     num_warmup: int | None = None
     num_samples: int | None = None
     num_chains: int | None = None
     target_accept_prob: float | None = None
+    rounds: int | None = None
     weights: Weights = "full"
     seed: int = 0
+    correct: Correct = "auto"
     split_every: int | None = None
 
     def __post_init__(self) -> None:
@@ -62,8 +65,11 @@ class Options:
                 object.__setattr__(self, name, default(name.replace("_", "-")))
         _check_choice("method", self.method, get_args(Method))
         _check_choice("weights", self.weights, get_args(Weights))
+        if self.correct not in ("auto", True, False):
+            raise ValueError(f"correct must be 'auto', True or False, got {self.correct!r}")
         for name, least in (
             ("n_shards", 1),
+            ("rounds", 1),
             ("rows_per_shard", 1),
             ("num_warmup", 1),
             ("num_samples", 4),
@@ -72,7 +78,7 @@ class Options:
             ("seed", 0),
         ):
             value = getattr(self, name)
-            if name != "n_shards" or value is not None:
+            if name not in ("n_shards", "rounds") or value is not None:
                 _check_whole(name, value, least)
         if not 0 < float(self.target_accept_prob) < 1:  # type: ignore[arg-type]
             raise ValueError(

@@ -1,23 +1,36 @@
-"""The story of a fit: plan, shard, sample and combine, result."""
+"""The story of a fit: plan, shard, sample and combine, correct, judge, result."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask.dataframe as dd
+import numpy as np
 import xarray as xr
 
 from .cluster import assign as sharding
 from .cluster import mapreduce
+from .cluster.sizes import Size, padded_sizes, size_of
 from .config import Options, default
+from .correct import Correction, Shards, correct, equal_weight_draws
+from .pilot import Pilot, fly
 from .plan import Plan, make_plan, warn_before_sampling
-from .results import posterior_dataset, shards_dataset, to_datatree
-from .rounds import Combined, Job, one_shot, size_of
+from .results import (
+    correction_dataset,
+    posterior_dataset,
+    rounds_dataset,
+    shards_dataset,
+    to_datatree,
+)
+from .rounds import Combined, Job, Travel, anchored, one_shot
+from .shard.marginal import obstacle
 from .shard.model import constrain
 from .shard.sample import Settings
+from .shard.target import Data
+from .verdict import Verdict, judge, warn_if_bad
 
 
 @dataclass(frozen=True)
@@ -50,46 +63,161 @@ class LazyFit:
         began = time.perf_counter()
         plan = self.plan()
         warn_before_sampling(plan)
-        shards = mapreduce.persist(sharding.shards(self.frame, plan.bindings.layout, plan.assignment))
-        combined = combine(plan, shards, self.progress)
-        return result(plan, combined, time.perf_counter() - began)
+        shards = persist(self.frame, plan)
+        combined, pilot = combine(plan, shards, self.progress)
+        corrected = correction(plan, shards, combined, self.progress)
+        verdict = verdict_on(plan, combined, pilot, corrected)
+        warn_if_bad(verdict)
+        return result(plan, combined, corrected, verdict, time.perf_counter() - began)
 
 
-def combine(plan: Plan, shards: Sequence[Any], progress: bool | None) -> Combined:
-    """Sample every shard and combine their draws, in unconstrained space."""
-    options = plan.options
+class Sharded(NamedTuple):
+    """The shards, where they lie, and their sizes."""
+
+    parts: list[Any]
+    sizes: list[Size]
+    padded: list[Size]
+
+
+def persist(frame: dd.DataFrame, plan: Plan) -> Sharded:
+    """Send every row to its shard, and keep the shards: they are read many times."""
+    parts = mapreduce.persist(sharding.shards(frame, plan.bindings.layout, plan.assignment))
+    sizes = mapreduce.compute([mapreduce.call(size_of, part) for part in parts])
+    return Sharded(parts, sizes, padded_sizes(sizes))
+
+
+def combine(plan: Plan, shards: Sharded, progress: bool | None) -> tuple[Combined, Pilot | None]:
+    """Sample every shard and combine the draws, in unconstrained space."""
+    options, parts, sizes = plan.options, shards.parts, shards.sizes
     job = Job(
         model=plan.model,
-        settings=Settings(options.num_warmup, options.num_samples, options.target_accept_prob),
         num_chains=options.num_chains,
         diagonal=options.weights == "diagonal",
         seed=options.seed,
+        target_accept_prob=options.target_accept_prob,
     )
-    return one_shot(
-        job,
-        shards,
-        mapreduce.gather(size_of, shards),
-        parametric=options.method == "parametric",
-        split_every=options.split_every,
-        retries=default("retries"),
+    travel = _travel(plan, progress)
+    if plan.n_shards == 1 or options.method != "anchored":
+        settings = Settings(options.num_warmup, options.num_samples, options.target_accept_prob)
+        parametric = options.method == "parametric"
+        return one_shot(job, parts, sizes, settings, travel, parametric=parametric), None
+
+    pilot = fly(
+        plan.model,
+        parts,
+        sizes,
+        shards.padded,
+        Settings(default("pilot-warmup"), default("pilot-samples"), options.target_accept_prob),
+        seed=options.seed,
+        n_chains=default("pilot-chains"),
         progress=progress,
     )
+    corrected = not why_uncorrected(plan)
+    samples = max(default("round-samples"), 4 * plan.model.dim)
+    settings = Settings(
+        num_warmup=default("round-warmup"),
+        num_samples=min(options.num_samples, samples) if corrected else options.num_samples,
+        target_accept_prob=options.target_accept_prob,
+        adapt_mass=False,
+    )
+    most = options.rounds or default("rounds-corrected" if corrected else "rounds")
+    return anchored(job, parts, sizes, settings, travel, pilot, most=most), pilot
 
 
-def result(plan: Plan, combined: Combined, seconds: float) -> xr.DataTree:
-    """Constrain the combined draws and label everything."""
-    example = plan.example
-    values = constrain(plan.model, combined.draws, example.arguments, example.rows, example.groups)
-    labels = {c.argument: c.categories for c in plan.bindings.layout.columns if c.categories}
+def why_uncorrected(plan: Plan) -> str:
+    """Say why no correction follows; empty if one does."""
+    if plan.n_shards == 1:
+        return "one shard needs none"
+    if plan.options.correct is False:
+        return "correct=False"
+    return obstacle(plan.model)
+
+
+def correction(
+    plan: Plan, shards: Sharded, combined: Combined, progress: bool | None
+) -> Correction | None:
+    """Weight the combination by the full posterior, wherever the model allows it."""
+    because = why_uncorrected(plan)
+    if because:
+        if plan.options.correct is True and plan.n_shards > 1:
+            raise ValueError(f"correct=True, but {because}; use correct='auto' to go on without")
+        return None
+    return correct(
+        Shards(plan.model, shards.parts, shards.padded, _travel(plan, progress)),
+        _example(plan),
+        combined.mean,
+        combined.covariance,
+        seed=plan.options.seed,
+        first=default("correction-first"),
+        later=default("correction-later"),
+        turns=default("correction-turns"),
+        enough=max(default("correction-ess"), 20.0 * plan.model.dim),
+    )
+
+
+def verdict_on(
+    plan: Plan, combined: Combined, pilot: Pilot | None, corrected: Correction | None
+) -> Verdict:
+    """Judge what the diagnostics of all stages say together."""
+    return judge(
+        plan.model.coordinate_names(),
+        combined,
+        corrected,
+        pilot,
+        n_draws=combined.draws.shape[0] * combined.draws.shape[1],
+        uncorrected_because=why_uncorrected(plan),
+        coupled=plan.model.coupled,
+    )
+
+
+def result(
+    plan: Plan,
+    combined: Combined,
+    corrected: Correction | None,
+    verdict: Verdict,
+    seconds: float,
+) -> xr.DataTree:
+    """Constrain the draws and label everything."""
+    options, model = plan.options, plan.model
+    groups = {
+        "posterior": _posterior(plan, combined.draws),
+        "shards": shards_dataset(model, combined.rounds),
+        "rounds": rounds_dataset(model, combined.rounds),
+    }
+    if corrected is not None:
+        rng = np.random.default_rng([options.seed, 1])
+        shape = (options.num_chains, options.num_samples)
+        groups["uncorrected"] = groups["posterior"]
+        groups["posterior"] = _posterior(plan, equal_weight_draws(corrected, shape, rng))
+        groups["correction"] = correction_dataset(model, corrected)
+    accuracy = dict(zip(model.coordinate_names(), verdict.error.tolist(), strict=True))
     return to_datatree(
+        groups,
         {
-            "posterior": posterior_dataset(plan.model, values, labels),
-            "shards": shards_dataset(plan.model, combined.rounds),
-        },
-        {
-            **asdict(plan.options),
+            **asdict(options),
             "n_shards": plan.n_shards,
             "by": [str(key) for key in plan.bindings.layout.by],
             "sampling_time": seconds,
+            "verdict": verdict.text,
+            "verdict_good": int(verdict.good),
+            "accuracy": accuracy,
         },
     )
+
+
+def _posterior(plan: Plan, draws: np.ndarray) -> xr.Dataset:
+    example = plan.example
+    values = constrain(plan.model, draws, example.arguments, example.rows, example.groups)
+    labels = {c.argument: c.categories for c in plan.bindings.layout.columns if c.categories}
+    return posterior_dataset(plan.model, values, labels)
+
+
+def _example(plan: Plan) -> Data:
+    """Small data of real rows, all of it real."""
+    example = plan.example
+    groups = tuple(np.ones(count, bool) for count in example.groups)
+    return Data(example.arguments, np.ones(example.rows, bool), groups)
+
+
+def _travel(plan: Plan, progress: bool | None) -> Travel:
+    return Travel(plan.options.split_every, default("retries"), progress)

@@ -88,23 +88,27 @@ def precision_of(covariance: Array, effective: float = np.inf) -> Array:
     ValueError
         If there are not more than ``d + 2`` effective draws, or the covariance is singular.
     """
-    d = len(covariance) if covariance.ndim == 2 else 1
+    full = covariance.ndim == 2
+    d = len(covariance) if full else 1
     if effective <= d + 2:
+        what = f"{d} shared dimensions" if full else "a shared dimension"
         raise ValueError(
-            f"{effective:.0f} effective draws cannot give the precision of {d} shared "
-            f"dimensions: more than {d + 2} are needed. Draw more (num_samples, num_chains), or "
-            "use weights='diagonal'."
+            f"{effective:.0f} effective draws cannot give the precision of {what}: more than "
+            f"{d + 2} are needed. Draw more (num_samples, num_chains)"
+            + (", or use weights='diagonal'." if full else ".")
         )
     factor = 1.0 if np.isinf(effective) else (effective - d - 2) / (effective - 1)
-    if covariance.ndim == 1:
-        return factor / covariance
     try:
-        return factor * inverse(covariance)
+        if full:
+            return factor * inverse(covariance)
+        if (covariance > 0).all():
+            return factor / covariance
     except np.linalg.LinAlgError:
-        raise ValueError(
-            "the covariance of the draws is singular: some shared dimensions did not move, or "
-            "are copies of each other. Draw more, or reparameterise."
-        ) from None
+        pass
+    raise ValueError(
+        "the covariance of the draws is singular: some shared dimensions did not move, or are "
+        "copies of each other. Draw more, or reparameterise."
+    )
 
 
 def times(precision: Array, vectors: Array) -> Array:
@@ -159,3 +163,56 @@ def gaussian_draws(
     """Draw ``shape + (d,)`` independent points of a Gaussian."""
     scale = np.linalg.cholesky(covariance)
     return mean + rng.standard_normal((*shape, len(mean))) @ scale.T
+
+
+def subtract_anchors(
+    total: Site, n_sites: int, precision: Array, mean: Array
+) -> tuple[Array, Array]:
+    """Take the same anchor out of every site of a sum; precision and shift of the rest.
+
+    Parameters
+    ----------
+    total : Site
+        Sum of `n_sites` anchored sites.
+    n_sites : int
+    precision : (d, d) or (d,) array
+        Precision of the anchor, in the form of the sites' precisions.
+    mean : (d,) array
+        Mean of the anchor.
+    """
+    shift = total.shift - n_sites * times(precision, mean)
+    return total.precision - n_sites * precision, shift
+
+
+def floored(precision: Array, reference: Array, least: float) -> Array:
+    """Raise a precision to at least `least` times a reference, direction by direction.
+
+    Single sites need not have a positive definite precision, and neither need a noisy sum of
+    them; a sum of what was measured, the reference, always has.
+    """
+    if precision.ndim == 1:
+        return np.maximum(precision, least * reference)
+    values, vectors = scipy.linalg.eigh(precision, reference)
+    if values[0] >= least:
+        return precision
+    # Generalised eigenvectors satisfy V' R V = I, so R V are the coordinates to rebuild from.
+    basis = reference @ vectors
+    return (basis * np.maximum(values, least)) @ basis.T
+
+
+def as_matrix(precision: Array) -> Array:
+    """A precision as a ``(d, d)`` matrix, whichever way it is kept."""
+    return np.diag(precision) if precision.ndim == 1 else precision
+
+
+def matched(draws: Array, mean: Array, covariance: Array) -> Array:
+    """Map ``(..., d)`` draws affinely so that their mean and covariance are as given.
+
+    Draws keep their shape; of all maps that do it, this one, by Cholesky factors, moves them
+    little where the moments are nearly right.
+    """
+    own_mean, own_covariance = moments(draws)
+    own, wanted = np.linalg.cholesky(own_covariance), np.linalg.cholesky(covariance)
+    flat = (draws - own_mean).reshape(-1, draws.shape[-1])
+    moved = scipy.linalg.solve_triangular(own, flat.T, lower=True)
+    return (wanted @ moved).T.reshape(draws.shape) + mean

@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask.dataframe as dd
-import jax
 import numpy as np
 import pandas as pd
 
 from .bindings import Bindings, bind
 from .cluster import assign as sharding
 from .cluster.arrays import Layout, encode
+from .cluster.sizes import Size, padded_sizes
 from .config import Options
 from .shard.examples import Example, examples
-from .shard.model import ROWS, ShardModel, Term
+from .shard.model import ROWS, ShardModel, Term, double_precision
 from .shard.reading import Reading, read_model
+from .tables import Table
 
-_SAMPLE = 64  # rows of the frame on which the model is traced
+_SAMPLE = 64  # rows of a partition on which the model is traced
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,118 +58,117 @@ class Plan:
         """Number of shards."""
         return self.assignment.n_shards
 
-    def sections(self) -> list[tuple[str, list[list[str]]]]:
-        """The plan as titled tables, the first row of each its header."""
+    def tables(self) -> list[Table]:
+        """Lay the plan out in tables."""
+        sites = ("site", "role", "shape", "support", "distribution", "in each shard")
         return [
-            ("fit", self._summary()),
-            ("arguments of the model", self._arguments()),
-            ("sites", self._sites()),
-            ("shards", self._shards()),
+            Table("fit", (), self._summary()),
+            Table("arguments of the model", ("argument", "column", "receives"), self._arguments()),
+            Table("sites", sites, self._sites()),
+            Table("shards", (), self._shards()),
         ]
 
     def notes(self) -> list[str]:
-        """What the user should know before running."""
+        """Say what the user should know before running."""
+        if self.n_shards == 1:
+            return []
         notes = [
-            f"{site.name}: {site.prior} prior, {site.note}" for site in self.model.shared if site.note
+            f"{site.name}: {site.prior} prior, {site.note}"
+            for site in self.model.shared
+            if site.note
         ]
-        largest = self.assignment.largest
-        if largest is not None and self.n_shards > 1:
+        if self.assignment.largest is not None:
             notes.append(largest_group_message(self))
-        if self.model.coupled and self.n_shards > 1:
+        if self.model.coupled:
             notes.append(coupled_message(self.model))
         return notes
 
     def __repr__(self) -> str:
-        parts = []
-        for title, (header, *rows) in self.sections():
-            table = pd.DataFrame(rows, columns=header).to_string(index=False, justify="left")
-            parts.append(f"{title}\n{textwrap.indent(table, '  ')}")
+        parts = [table.text() for table in self.tables()]
         for note in self.notes():
             parts.append(textwrap.fill(f"note: {note}", 96, subsequent_indent="  "))
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        parts = ["<div>"]
-        for title, (header, *rows) in self.sections():
-            table = pd.DataFrame(rows, columns=header).to_html(index=False, border=0)
-            parts.append(f"<h4>{html.escape(title)}</h4>{table}")
+        parts = [table.html() for table in self.tables()]
         parts += [f"<p><em>note:</em> {html.escape(note)}</p>" for note in self.notes()]
-        return "".join([*parts, "</div>"])
+        return f"<div>{''.join(parts)}</div>"
 
     def _summary(self) -> list[list[str]]:
         options, chains = self.options, self.options.num_chains
         how = {
             "whole": "one shard, the full model",
             "divisions": "whole partitions, no shuffle",
-            "hash": "shuffled by group, groups kept whole",
-            "rows": "shuffled row by row",
+            "hash": "rows shuffled by group, groups kept whole",
+            "rows": "rows dealt out, rows being exchangeable",
         }[self.assignment.kind]
-        method = options.method if self.n_shards > 1 else "NUTS on everything"
+        method, tempering = "NUTS on everything", "none"
         if self.n_shards > 1:
-            method += f", {options.weights} weights"
+            method = f"{options.method}, {options.weights} weights"
+            weights = _range(self.assignment.rows / self.assignment.rows.sum(), "{:.3g}")
+            tempering = f"priors, Jacobian included, to the power w = rows / all rows, {weights}"
         return [
-            ["what", "how"],
             ["method", method],
-            ["shared dimensions", str(self.model.dim)],
             ["sharding", how],
+            ["tempering", tempering],
             [
                 "sampling",
                 f"{options.num_warmup} warm-up + {options.num_samples} draws, "
                 f"{chains} chain{'s' if chains != 1 else ''} a shard",
             ],
+            ["shared dimensions", str(self.model.dim)],
             ["precision", "float64" if self.model.x64 else "float32"],
         ]
 
     def _arguments(self) -> list[list[str]]:
         kinds = {"group": "group codes, local to a shard", "value": "values"}
-        rows = [["argument", "column", "receives"]]
+        rows = []
         for column in self.bindings.layout.columns:
             kind = kinds.get(column.kind, f"codes of {len(column.categories)} categories")
             rows.append([column.argument, str(column.column), kind])
         for name, level in self.bindings.counts.items():
-            rows.append([name, "-", f"number of groups of {self.model.levels[level]!s}"])
+            rows.append([name, "", f"number of groups of {self.model.levels[level]}"])
         for name, number in self.bindings.constants.items():
-            rows.append([name, "-", f"{number} (categories)"])
-        rows += [[name, "-", "its default"] for name in self.bindings.defaults]
-        return rows
+            rows.append([name, "", f"{number}, the number of categories"])
+        return rows + [[name, "", "its default"] for name in self.bindings.defaults]
 
     def _sites(self) -> list[list[str]]:
-        rows = [["site", "role", "shape", "support", "distribution", "in each shard"]]
-        weights = self.assignment.rows / self.assignment.rows.sum()
-        power = _range(weights, "{:.3g}")
-        share = "whole" if self.n_shards == 1 else f"to the power w = {power}"
-        latent = {site.name: site for site in self.model.latents}
+        tempered, own = "whole" if self.n_shards == 1 else "to the power w", "whole"
+        rows = []
+        latent = {site.name for site in self.model.latents}
         for site in self.model.latents:
             shape = _shape(site.shape, site.level, site.axis, self.model)
-            role = "shared" if site.level is None else "local"
-            what = share if site.level is None else "whole (in one shard only)"
+            role, what = ("shared", tempered) if site.level is None else ("local", own)
             rows.append([site.name, role, shape, site.support, site.prior, what])
         for term in self.model.terms:
             if term.name not in latent and not term.name.endswith("_log_det"):
-                role = "observed" if term.level is not None else "prior term"
-                what = "whole (in one shard only)" if term.level is not None else share
+                role, what = ("prior", tempered) if term.level is None else ("observed", own)
                 rows.append([term.name, role, _level(term, self.model), "", "", what])
-        rows += [[name, "deterministic", "", "", "", ""] for name in self.model.deterministics]
-        return rows
+        return rows + [[n, "deterministic", "", "", "", ""] for n in self.model.deterministics]
 
     def _shards(self) -> list[list[str]]:
-        assignment = self.assignment
+        assignment, by = self.assignment, self.bindings.layout.by
         rows = [
-            ["what", "number"],
             ["shards", f"{self.n_shards:,}"],
             ["rows", f"{self.survey.rows:,}"],
             ["rows a shard", _range(assignment.rows, "{:,.0f}")],
         ]
-        if self.bindings.layout.by:
+        if by:
             about = "" if self.survey.groups_exact else "about "
-            name = str(self.bindings.layout.by[0])
-            rows.append([f"groups of {name}", f"{about}{self.survey.n_groups:,}"])
-            rows.append(
-                [f"groups of {name} a shard", about + _range(assignment.groups, "{:,.0f}")]
-            )
-        padded = int((assignment.rows.max() - assignment.rows).sum())
-        share = padded / assignment.rows.sum()
-        rows.append(["padding", f"{padded:,} rows ({share:.1%})" if padded else "none"])
+            rows += [
+                [f"groups of {by[0]}", f"{about}{self.survey.n_groups:,}"],
+                [f"groups of {by[0]} a shard", about + _range(assignment.groups, "{:,.0f}")],
+            ]
+        groups = assignment.groups.tolist() if by else [()] * self.n_shards
+        sizes = [
+            Size(int(rows), (count,) if by else ())
+            for rows, count in zip(assignment.rows, groups, strict=True)
+        ]
+        padded = padded_sizes(sizes)
+        extra = sum(size.rows for size in padded) - int(assignment.rows.sum())
+        share = extra / assignment.rows.sum()
+        rows.append(["padding rows", f"{extra:,} ({share:.1%})" if extra else "none"])
+        rows.append(["shapes to compile", str(len(set(padded)))])
         return rows
 
 
@@ -185,7 +185,7 @@ def make_plan(
     What can be refused without the data is refused first, then what a small sample shows, then
     what one pass over the rows shows.
     """
-    bindings = bind(frame, model, by, columns, bool(jax.config.jax_enable_x64))
+    bindings = bind(frame, model, by, columns, double_precision())
     layout = bindings.layout
     values = _sample(frame, layout)
     codes = {c.argument: c.level for c in layout.columns if c.kind == "group"}
@@ -198,12 +198,13 @@ def make_plan(
         columns={c.argument: str(c.column) for c in layout.columns},
     )
     read = read_model(model, offered)
-    _check_draws(read, options)
-    survey = sharding.survey(frame, layout, split_every=_at_least_two(options.split_every)).compute()
+    survey = sharding.survey(frame, layout, split_every=options.split_every or 8).compute()
     sharding.check(survey, layout)
     assignment = sharding.assign(
         survey, frame, layout, n_shards=options.n_shards, rows_per_shard=options.rows_per_shard or 1
     )
+    if assignment.n_shards > 1:
+        _check_draws(read, options)
     example = examples(values, codes, len(layout.by))[0]
     return Plan(options, bindings, read, survey, assignment, example)
 
@@ -222,11 +223,11 @@ def largest_group_message(plan: Plan) -> str:
     """Say which group is larger than a shard, and what that costs."""
     assert plan.assignment.largest is not None
     label, rows = plan.assignment.largest
-    mean = plan.survey.rows / plan.n_shards
+    mean, most = plan.survey.rows / plan.n_shards, plan.survey.rows // rows
     return (
         f"group {label!r} of {plan.bindings.layout.by[0]!r} has {rows:,} rows, more than the "
         f"{mean:,.0f} rows of a balanced shard; a group is never split, so one shard is larger and "
-        f"takes longer. {int(plan.survey.rows // rows)} shards or fewer would be balanced."
+        f"takes longer. No more than {most} shard{'s' if most != 1 else ''} can be balanced."
     )
 
 
@@ -243,41 +244,39 @@ def coupled_message(model: ShardModel) -> str:
 def _sample(frame: dd.DataFrame, layout: Layout) -> dict[str, np.ndarray]:
     """Real values of some rows, for each argument that receives values or categories."""
     rows = sharding.used(frame, layout)
-    head = _usable(rows.head(_SAMPLE, npartitions=1, compute=True), layout)
-    if not len(head):
-        # The first partition may be empty, or hold nothing that can be used.
+    # A frame is often sorted: rows of one partition alone may all agree in some column.
+    some = sorted({0, rows.npartitions // 2, rows.npartitions - 1})
+    sample = _heads(rows.partitions[some], layout)
+    if not len(sample):
+        # These partitions may be empty, or hold nothing that can be used.
         sharding.check(sharding.survey(frame, layout).compute(), layout)
-        head = _usable(rows.head(_SAMPLE, npartitions=-1, compute=True), layout)
+        sample = _heads(rows, layout)
+    order = np.random.default_rng(0).permutation(len(sample))[:_SAMPLE]
     return {
-        name: encoded.to_numpy()
-        for name, encoded in head.items()
-        if name in {column.argument for column in layout.columns}
+        column.argument: sample[column.argument].to_numpy()[order]
+        for column in layout.columns
+        if column.kind != "group"
     }
 
 
-def _usable(head: pd.DataFrame, layout: Layout) -> pd.DataFrame:
-    """Encode the rows of a sample that have no missing or infinite value."""
-    head = head.dropna()
-    encoded = encode(head, layout)
+def _heads(rows: dd.DataFrame, layout: Layout) -> pd.DataFrame:
+    """Encode the first rows of each partition that have no missing or infinite value."""
+    heads = rows.map_partitions(pd.DataFrame.head, _SAMPLE, meta=rows._meta).compute()
+    encoded = encode(heads.dropna(), layout)
     numbers = encoded.select_dtypes("number")
     return encoded[np.isfinite(numbers).all(axis=1)]
 
 
 def _check_draws(model: ShardModel, options: Options) -> None:
     """Refuse fewer draws than the precision of a shard can be estimated from."""
-    assert options.num_samples is not None and options.num_chains is not None
-    draws = options.num_samples * options.num_chains
+    draws = (options.num_samples or 0) * (options.num_chains or 0)
     needed = model.dim + 2 if options.weights == "full" else 3
-    if options.n_shards != 1 and draws <= needed:
+    if draws <= needed:
         raise ValueError(
             f"{draws} draws a shard cannot give the precision of {model.dim} shared dimensions: "
             f"more than {needed} effective draws are needed. Raise num_samples or num_chains"
             + (", or use weights='diagonal'." if options.weights == "full" else ".")
         )
-
-
-def _at_least_two(number: int | None) -> int:
-    return max(2, number or 2)
 
 
 def _range(values: np.ndarray, pattern: str) -> str:

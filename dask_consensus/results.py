@@ -12,7 +12,8 @@ import numpy as np
 import xarray as xr
 
 if TYPE_CHECKING:
-    from .rounds import Report
+    from .correct import Correction
+    from .rounds import Round
     from .shard.model import ShardModel
 
 _LIBRARIES = ("dask_consensus", "numpyro", "jax", "dask", "xarray", "numpy")
@@ -51,7 +52,7 @@ def posterior_dataset(
     return xr.Dataset(variables, coords)
 
 
-def shards_dataset(model: ShardModel, rounds: Sequence[Sequence[Report]]) -> xr.Dataset:
+def shards_dataset(model: ShardModel, rounds: Sequence[Round]) -> xr.Dataset:
     """Diagnostics of every shard in every round, dims ``(round, shard)``."""
     per_shard = {
         "rows": "rows of the shard",
@@ -65,12 +66,13 @@ def shards_dataset(model: ShardModel, rounds: Sequence[Sequence[Report]]) -> xr.
     }
     per_coordinate = {
         "mean": "mean of the unconstrained draws",
+        "skew": "skewness of the unconstrained draws",
         "ess": "effective sample size",
         "r_hat": "split r_hat",
     }
 
     def table(name: str) -> np.ndarray:
-        return np.array([[getattr(report, name) for report in reports] for reports in rounds])
+        return np.array([[getattr(report, name) for report in one.reports] for one in rounds])
 
     dims = ("round", "shard")
     variables: dict[str, Any] = {
@@ -80,14 +82,14 @@ def shards_dataset(model: ShardModel, rounds: Sequence[Sequence[Report]]) -> xr.
         variables[name] = ((*dims, "coordinate"), table(name), {"long_name": text})
     precision = table("precision")
     extra = ("coordinate", "coordinate_") if precision.ndim == 4 else ("coordinate",)
-    text = "precision of the unconstrained draws, without the anchor's"
+    text = "precision of the unconstrained draws, the anchor's included"
     variables["precision"] = ((*dims, *extra), precision, {"long_name": text})
     if model.levels:
         variables["groups"] = ((*dims, "level"), table("groups"), {"long_name": "groups"})
     names = model.coordinate_names()
     coords: dict[str, Any] = {
         "round": np.arange(len(rounds)),
-        "shard": np.arange(len(rounds[0])),
+        "shard": np.arange(len(rounds[0].reports)),
         "coordinate": names,
     }
     if precision.ndim == 4:
@@ -95,6 +97,56 @@ def shards_dataset(model: ShardModel, rounds: Sequence[Sequence[Report]]) -> xr.
     if model.levels:
         coords["level"] = [str(level) for level in model.levels]
     return xr.Dataset(variables, coords)
+
+
+def rounds_dataset(model: ShardModel, rounds: Sequence[Round]) -> xr.Dataset:
+    """The combination after every round, and how far it had moved; dims ``(round, ...)``."""
+    per_round = {
+        "strength": "precision of the anchor, in units of a site's",
+        "movement": "largest change of a mean (posterior sds) or of a log sd",
+        "noise": "Monte Carlo error that the movement is judged by (posterior sds)",
+        "seconds": "wall time (s)",
+    }
+    variables: dict[str, Any] = {
+        name: ("round", [getattr(one, name) for one in rounds], {"long_name": text})
+        for name, text in per_round.items()
+    }
+    dims = ("round", "coordinate")
+    means = np.array([one.mean for one in rounds])
+    sds = np.array([np.sqrt(np.diag(one.covariance)) for one in rounds])
+    variables["mean"] = (dims, means, {"long_name": "combined mean, unconstrained"})
+    variables["sd"] = (dims, sds, {"long_name": "combined sd, unconstrained"})
+    return xr.Dataset(
+        variables, {"round": np.arange(len(rounds)), "coordinate": model.coordinate_names()}
+    )
+
+
+def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
+    """Weighted points of the full posterior, and how good they are."""
+    scalars = {
+        "k_hat": "Pareto shape of the weights' tail",
+        "ess": "effective number of points",
+        "nodes": "quadrature nodes an axis (grid) or in all; 0 without local effects",
+        "log_evidence": "log of the marginal likelihood",
+        "log_evidence_error": "its Monte Carlo error",
+        "lost": "largest share of groups whose mode was not found",
+        "coupling": "largest relative size of a shard's Hessian between groups",
+        "seconds": "wall time (s)",
+    }
+    per_coordinate = {
+        "error": "Monte Carlo error of the mean (posterior sds)",
+        "integration_error": "change of the mean with the next number of nodes (posterior sds)",
+    }
+    variables: dict[str, Any] = {
+        name: ((), getattr(correction, name), {"long_name": text}) for name, text in scalars.items()
+    }
+    for name, text in per_coordinate.items():
+        variables[name] = ("coordinate", getattr(correction, name), {"long_name": text})
+    dims = ("point", "coordinate")
+    variables["points"] = (dims, correction.points, {"long_name": "unconstrained points"})
+    variables["weights"] = ("point", correction.weights, {"long_name": "smoothed weights"})
+    variables["turn"] = ("point", correction.turn, {"long_name": "proposal of the point"})
+    return xr.Dataset(variables, {"coordinate": model.coordinate_names()})
 
 
 def to_datatree(groups: Mapping[str, xr.Dataset], settings: Mapping[str, Any]) -> xr.DataTree:

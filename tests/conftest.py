@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import hypothesis
-import pytest
-
-from dask_consensus.simulate import lung_function
 
 # Examples are few, the same in every run, and take what time they take.
 hypothesis.settings.register_profile(

@@ -6,7 +6,7 @@ Arguments bear the names of the columns of :func:`frame`, so that no model needs
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -95,7 +95,7 @@ def case(
     return register
 
 
-@lru_cache(maxsize=None)
+@cache
 def planned(name: str) -> Plan:
     """What `plan` says of a model of the zoo; it depends on the first rows of a frame only."""
     return plan(from_pandas(frame()), ZOO[name].model, by=list(ZOO[name].by) or None, n_shards=1)
@@ -161,14 +161,6 @@ def vectors_and_matrices(x, z, y):
     sums = numpyro.sample("sums", dist.ZeroSumNormal(1.0, (4,)))
     total = numpyro.deterministic("total", B @ q)
     normal_rows(total[0] + x * total[1] + z * sums[0], 1.0, y)
-
-
-@case("corr K", data={"obs": "rows"})
-def correlation_and_precision(x, z):
-    corr = numpyro.sample("corr", dist.LKJ(2, 1.5))
-    K = numpyro.sample("K", dist.Wishart(4.0, jnp.eye(2)))
-    outcome = jnp.stack([x, z], axis=-1)
-    numpyro.sample("obs", dist.MultivariateNormal(0.0, corr + K), obs=outcome)
 
 
 @case("upper inner")
@@ -352,7 +344,9 @@ def local_simplex(county, smoking, n_county):
         numpyro.sample("obs", dist.Categorical(probs=shares[county]), obs=smoking)
 
 
-@case("mu tau slope", by="county", local={"alpha": "county"}, data={"obs": "rows", "total": "county"})
+@case(
+    "mu tau slope", by="county", local={"alpha": "county"}, data={"obs": "rows", "total": "county"}
+)
 def data_of_groups(county, x, y, n_county):
     """Group means as covariates and a group's total as outcome: sums over the group's own rows."""
     rows = jax.ops.segment_sum(jnp.ones_like(x), county, n_county)

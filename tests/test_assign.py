@@ -286,7 +286,7 @@ def test_group_on_a_boundary_is_found_among_more_groups_than_buckets():
     index = pd.Index(np.repeat(np.arange(3000), 2), name="patient")
     rows = pd.DataFrame({"y": 0.0}, index=index)
     for cut, kind in ((3000, "divisions"), (3001, "hash")):
-        frame = parts([rows[:cut], rows[cut:]], divisions=[0, 1500, 2999])
+        frame = parts([rows[:cut], rows[:0], rows[cut:]], divisions=[0, 1500, 1500, 2999])
         counted = survey(frame, BY_PATIENT, buckets=1024).compute(scheduler="sync")
         assert not counted.groups_exact
         assert assign(counted, frame, BY_PATIENT, n_shards=2).kind == kind

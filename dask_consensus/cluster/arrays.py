@@ -204,9 +204,9 @@ def pad(shard: Shard, rows: int, groups: tuple[int, ...]) -> Padded:
     """Bring a shard to a common shape.
 
     Padding rows repeat a real row, since another value might lie outside a support and a gradient
-    that is not finite poisons the sum even where a mask hides it. Their group codes point at the
-    last group of each level, which is padding too, so that no aggregate over a real group sees
-    them.
+    that is not finite poisons the sum even where a mask hides it. They belong to padding groups,
+    so that no aggregate over a real group sees them, one row to each group as long as there are
+    rows: the mean of a group without rows is NaN, whose gradient poisons the sum just so.
 
     Parameters
     ----------
@@ -228,7 +228,11 @@ def pad(shard: Shard, rows: int, groups: tuple[int, ...]) -> Padded:
         If the shard does not fit, or padding rows would have no padding group to belong to.
     """
     _check_room(shard, rows, groups)
-    fillers = {name: groups[level] - 1 for name, level in shard.levels.items()}
+    turn = np.arange(rows - shard.rows)
+    fillers = {
+        name: shard.groups[level] + np.minimum(turn, groups[level] - shard.groups[level] - 1)
+        for name, level in shard.levels.items()
+    }
     return Padded(
         arguments={
             name: _extend(values, rows, fillers.get(name))
@@ -332,10 +336,11 @@ def _group_codes(ranks: Iterable[np.ndarray], dtype: np.dtype) -> list[np.ndarra
     return codes
 
 
-def _extend(values: np.ndarray, rows: int, filler: int | None) -> np.ndarray:
-    """Append `filler`, or else the last value, until there are as many values as `rows`."""
-    last = values[-1:] if filler is None else np.array([filler], values.dtype)
-    return np.append(values, np.repeat(last, rows - len(values)))
+def _extend(values: np.ndarray, rows: int, filler: np.ndarray | None) -> np.ndarray:
+    """Append `filler`, or else copies of the last value, to make as many values as `rows`."""
+    if filler is None:
+        filler = np.repeat(values[-1:], rows - len(values))
+    return np.append(values, filler.astype(values.dtype))
 
 
 def _largest_group(codes: np.ndarray, labels: Any) -> tuple[str, int]:

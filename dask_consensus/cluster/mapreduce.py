@@ -1,14 +1,15 @@
 """Map over shards, add results up in a tree, show progress; on whatever scheduler is there.
 
-A *map* gives, for each shard, a contribution (large, added up where it lies) and a report (small,
-brought to the client). Under a distributed client tasks are futures and are reported as they come;
+A *map* gives, for each shard, a contribution (large, added up where it lies), a report (small,
+brought to the client) and a state (large, kept where it lies for the next map). Under a distributed client tasks are futures and are reported as they come;
 elsewhere Dask's own local scheduler runs one graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import dask
 from dask.base import get_scheduler
@@ -38,9 +39,39 @@ def call(function: Callable[..., Any], *arguments: Any) -> Delayed:
     return delayed(function, pure=False, traverse=False)(*arguments)
 
 
-def gather(function: Callable[[Any], Any], parts: Sequence[Delayed]) -> list[Any]:
-    """Bring ``function(part)`` of every part to the client."""
-    return list(dask.compute(*(call(function, part) for part in parts)))
+def compute(tasks: Sequence[Delayed], progress: Progress | None = None) -> list[Any]:
+    """Bring the results of tasks to the client, all of them."""
+    if progress is None:
+        return list(dask.compute(*tasks))
+    reports = [call(_report_only, task) for task in tasks]
+    with progress:
+        return map_reduce(reports, _nothing, split_every=len(tasks) + 1, progress=progress).reports
+
+
+def _report_only(result: Any) -> tuple[None, Any, None]:
+    return None, result, None
+
+
+def _nothing(_: list[None]) -> None:
+    return None
+
+
+class Mapped(NamedTuple):
+    """What a map over shards gave.
+
+    Attributes
+    ----------
+    total
+        The sum of all contributions.
+    reports : list
+        In the order of shards.
+    states : list of Delayed
+        Likewise; they lie where they were made.
+    """
+
+    total: Any
+    reports: list[Any]
+    states: list[Delayed]
 
 
 def map_reduce(
@@ -50,8 +81,8 @@ def map_reduce(
     split_every: int,
     progress: Progress,
     retries: int = 0,
-) -> tuple[Any, list[Any]]:
-    """Run mapped tasks, each giving ``(contribution, report)``; add contributions in a tree.
+) -> Mapped:
+    """Run mapped tasks, each giving ``(contribution, report, state)``; add contributions in a tree.
 
     Parameters
     ----------
@@ -65,13 +96,6 @@ def map_reduce(
         Told of every report as it comes.
     retries : int
         Times that a failed task is run again, under a distributed client.
-
-    Returns
-    -------
-    total
-        The sum of all contributions.
-    reports : list
-        In the order of shards.
     """
     client = current_client()
     if client is None:
@@ -86,20 +110,11 @@ def tree(parts: list[Any], call: Callable[[list[Any]], Any], split_every: int) -
     return parts[0]
 
 
-def _contribution(pair: tuple[Any, Any]) -> Any:
-    return pair[0]
-
-
-def _report(pair: tuple[Any, Any]) -> Any:
-    return pair[1]
-
-
 def _run_locally(
     mapped: Sequence[Delayed], add: Callable[[list[Any]], Any], split_every: int, progress: Progress
-) -> tuple[Any, list[Any]]:
-    contributions = [call(_contribution, task) for task in mapped]
+) -> Mapped:
+    contributions, reports, states = ([call(itemgetter(i), t) for t in mapped] for i in range(3))
     total = tree(contributions, lambda parts: call(add, parts), split_every)
-    reports = [call(_report, task) for task in mapped]
     keys = {report.key for report in reports}
 
     def done(key: Any, result: Any, *_: Any) -> None:
@@ -108,8 +123,8 @@ def _run_locally(
 
     # The reports are roots of the graph: no optimisation renames them.
     with Callback(posttask=done):
-        total, *gathered = dask.compute(total, *reports)
-    return total, gathered
+        total, reports, states = dask.compute(total, reports, states)
+    return Mapped(total, reports, [broadcast(state) for state in states])
 
 
 def _run_distributed(
@@ -119,24 +134,26 @@ def _run_distributed(
     split_every: int,
     progress: Progress,
     retries: int,
-) -> tuple[Any, list[Any]]:
+) -> Mapped:
     from distributed import as_completed
 
     def submit(function: Callable[..., Any], argument: Any) -> Any:
         return client.submit(function, argument, pure=False, retries=retries)
 
-    pairs = client.compute(list(mapped), retries=retries)
-    reports = [submit(_report, pair) for pair in pairs]
-    contributions = [submit(_contribution, pair) for pair in pairs]
+    triples = client.compute(list(mapped), retries=retries)
+    contributions, reports, states = (
+        [submit(itemgetter(i), triple) for triple in triples] for i in range(3)
+    )
     total = tree(contributions, lambda parts: submit(add, parts), split_every)
     # Only the root is held: a contribution is forgotten as soon as it has been added.
-    del pairs, contributions
+    del triples, contributions
     position = {future.key: number for number, future in enumerate(reports)}
     gathered: list[Any] = [None] * len(reports)
     for future, report in as_completed(reports, with_results=True):
         gathered[position[future.key]] = report
         progress.tell(report)
-    return total.result(), gathered
+    kept = [Delayed(future.key, {future.key: future}) for future in states]
+    return Mapped(total.result(), gathered, kept)
 
 
 class Progress:
@@ -151,15 +168,22 @@ class Progress:
         None shows it only where there is a terminal or a notebook.
     note : callable
         Turns the reports so far into the end of the line.
+    unit : str
+        What is counted.
     """
 
     def __init__(
-        self, title: str, total: int, show: bool | None, note: Callable[[list[Any]], str]
+        self,
+        title: str,
+        total: int,
+        show: bool | None,
+        note: Callable[[list[Any]], str],
+        unit: str = "shard",
     ) -> None:
         self._reports: list[Any] = []
         self._note = note
         self._bar = tqdm(
-            desc=title, total=total, unit="shard", disable=None if show is None else not show
+            desc=title, total=total, unit=unit, disable=None if show is None else not show
         )
 
     def __enter__(self) -> Progress:

@@ -149,9 +149,7 @@ def shuffle(
 
 def _gather(partitions: Sequence[pd.DataFrame], layout: Layout) -> Shard:
     """Make one shard of encoded partitions."""
-    # A key without rows may have any dtype: joined with floats, large integers would be rounded.
-    filled = [partition for partition in partitions if len(partition)]
-    return collate(pd.concat(filled, ignore_index=True), layout)
+    return collate(pd.concat(partitions, ignore_index=True), layout)
 
 
 def _look_up(partition: pd.DataFrame, layout: Layout, table: Table) -> pd.DataFrame:

@@ -73,7 +73,9 @@ def examples(
     take_small = np.arange(small_rows)
     take_large = np.concatenate([small_rows + np.arange(more_rows), take_small[::-1]])
 
-    def example(take: np.ndarray, level_codes: list[np.ndarray], groups: tuple[int, ...]) -> Example:
+    def example(
+        take: np.ndarray, level_codes: list[np.ndarray], groups: tuple[int, ...]
+    ) -> Example:
         arguments = {name: column[take % len(column)] for name, column in values.items()}
         arguments |= {name: level_codes[level].astype(np.int32) for name, level in codes.items()}
         return Example(arguments, len(take), groups)
@@ -96,4 +98,5 @@ def embed(small: np.ndarray, large: np.ndarray, axis: int) -> np.ndarray:
 
 def extract(large: np.ndarray, length: int, axis: int) -> np.ndarray:
     """Take the entries of the small example out of the large (or renumbered) one."""
-    return np.flip(np.take(large, np.arange(large.shape[axis] - length, large.shape[axis]), axis), axis)
+    size = large.shape[axis]
+    return np.flip(np.take(large, np.arange(size - length, size), axis), axis)

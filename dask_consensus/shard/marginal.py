@@ -40,6 +40,8 @@ class Values(NamedTuple):
     Attributes
     ----------
     log_likelihood : (G,) float64 array
+    at_center : float
+        The value at the center itself.
     lost : int
         Most units, over all points, whose mode was not found.
     units : int
@@ -50,9 +52,17 @@ class Values(NamedTuple):
     """
 
     log_likelihood: np.ndarray
+    at_center: float
     lost: int
     units: int
     coupling: float
+
+
+class Modes(NamedTuple):
+    """Modes of the local sites given u, and their variances there, unconstrained."""
+
+    local: dict[str, np.ndarray]
+    variances: dict[str, np.ndarray]
 
 
 class _Center(NamedTuple):
@@ -64,6 +74,7 @@ class _Center(NamedTuple):
     rows: jax.Array  # (R,) log density of rows there
     groups: tuple[jax.Array, ...]
     coupling: jax.Array
+    variances: jax.Array  # (U, q)
 
 
 def obstacle(model: ShardModel) -> str:
@@ -108,25 +119,39 @@ def log_likelihoods(
     padded = np.resize(points, (-(-len(points) // block) * block, points.shape[1]))
     with precision(model.x64):
         arrays, start, rules = on_device((data, center, nodes))
-        signature = (model.token, shapes_of((arrays, start)))
-        find = compiled(("center", *signature), lambda: _find_center(model), arrays, start)
-        origin = find(arrays, start)
-        one = on_device(padded[:block])
-        evaluate = compiled(
-            ("values", *signature, number, one.shape), lambda: _evaluate(model), arrays, origin, rules, one
-        )  # fmt: skip
+        origin = _center(model, arrays, start)
+        example = (arrays, origin, rules, on_device(padded[:block]))
+        signature = ("values", model.token, number, shapes_of(example))
+        evaluate = compiled(signature, lambda: _evaluate(model), *example)
         found = [
             jax.device_get(evaluate(arrays, origin, rules, on_device(padded[i : i + block])))
             for i in range(0, len(padded), block)
         ]
-    sums = np.concatenate([values for values, _ in found]).astype(np.float64).sum(axis=1)
+    sums = np.concatenate([found_[0] for found_ in found]).astype(np.float64).sum(axis=1)
     real = int(np.sum(data.mask(_unit_level(model)))) if q else 0
+    there = [found[0][2], origin.rows, *origin.groups]
+    total = sum(float(np.sum(np.asarray(part, np.float64))) for part in there)
     return Values(
         log_likelihood=sums[: len(points)],
-        lost=int(max(lost.max() for _, lost in found)),
+        at_center=total + 0.5 * q * real * float(np.log(2 * np.pi)),
+        lost=int(max(found_[1].max() for found_ in found)),
         units=real,
         coupling=float(origin.coupling),
     )
+
+
+def modes_at(model: ShardModel, data: Data, u: np.ndarray) -> Modes:
+    """Find the modes of all local sites given `u`, for a model without :func:`obstacle`."""
+    with precision(model.x64):
+        arrays, point = on_device((data, u))
+        origin = _center(model, arrays, point)
+        found = Modes(_unpack(model, origin.effects), _unpack(model, origin.variances))
+        return jax.device_get(found)
+
+
+def _center(model: ShardModel, arrays: Data, point: jax.Array) -> _Center:
+    signature = ("center", model.token, shapes_of((arrays, point)))
+    return compiled(signature, lambda: _find_center(model), arrays, point)(arrays, point)
 
 
 def _block_size(data: Data, n_points: int) -> int:
@@ -319,7 +344,13 @@ def _find_center(model: ShardModel) -> Callable[..., _Center]:
         terms = terms_of(model, u, {}, data)
         nothing = jnp.zeros((0, 0), u.dtype)
         return _Center(
-            u, nothing, jnp.zeros((0, 0, len(u)), u.dtype), terms.rows, terms.groups, jnp.zeros(())
+            u=u,
+            effects=nothing,
+            slope=jnp.zeros((0, 0, len(u)), u.dtype),
+            rows=terms.rows,
+            groups=terms.groups,
+            coupling=jnp.zeros(()),
+            variances=nothing,
         )
 
     def with_effects(data: Data, u: jax.Array) -> _Center:
@@ -351,7 +382,10 @@ def _find_center(model: ShardModel) -> Callable[..., _Center]:
         mixed = jax.jacfwd(slope_at)(u)
         moves = jax.vmap(lambda column: _solve(factor, column), 2, 2)(mixed)
         coupling = _coupling(lambda effects: jnp.sum(density(effects)[0]), modes)
-        return _Center(u, modes, moves, terms.rows, terms.groups, coupling)
+        identity = jnp.broadcast_to(jnp.eye(q, dtype=u.dtype), (units, q, q))
+        columns = [_forward_solve(factor, identity[:, :, i]) for i in range(q)]
+        variances = jnp.stack([jnp.sum(column**2, axis=1) for column in columns], axis=1)
+        return _Center(u, modes, moves, terms.rows, terms.groups, coupling, variances)
 
     return with_effects if q else plain
 
@@ -374,13 +408,13 @@ def _coupling(total: Callable[[jax.Array], jax.Array], effects: jax.Array) -> ja
     return worst
 
 
-def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Values at a block of points, in chunks of units, and units whose mode was lost."""
+def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
+    """Values at a block of points, in chunks of units; units whose mode was lost; at the center."""
     q = effects_per_unit(model)
 
     def evaluate(
         data: Data, center: _Center, nodes: Nodes, points: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, ...]:
         def units_at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
             if not q:
                 terms = terms_of(model, u, {}, data)
@@ -412,7 +446,7 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array]]:
             values, lost = units_at(u)
             return _chunks(values - at_center), lost
 
-        return lax.map(one, points)
+        return (*lax.map(one, points), at_center)
 
     return evaluate
 

@@ -18,7 +18,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from numpyro.infer.util import _unconstrain_reparam, compute_log_probs
 # corrupt it. Whoever runs a model's Python code holds this lock; compiled code needs none.
 TRACE_LOCK = threading.RLock()
 
-ROWS = -1  # the level of whatever has one entry a row; groups are numbered 0, 1, ... outermost first
+ROWS = -1  # the level of what has one entry a row; groups are numbered 0, 1, ... outermost first
 
 _CONSTRAIN_AT_ONCE = 1024  # draws
 
@@ -94,7 +94,7 @@ class ShardModel:
     pickled : bytes
         The model's function, by value.
     token : str
-        Names the function's content: equal tokens share compiled code.
+        Names the content of all other attributes: equal tokens share compiled code.
     levels : tuple of str
         Names of the key columns, outermost first.
     codes : mapping
@@ -204,9 +204,15 @@ def log_terms(
 ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
     """Evaluate every term of ``function(**keywords)`` at unconstrained values."""
     seeded = numpyro.handlers.seed(function, jax.random.key(0))
-    placed = numpyro.handlers.substitute(seeded, substitute_fn=partial(_unconstrain_reparam, values))
+    unconstrained = partial(_unconstrain_reparam, values)
+    placed = numpyro.handlers.substitute(seeded, substitute_fn=unconstrained)
     terms, trace = compute_log_probs(placed, (), dict(keywords), {}, sum_log_prob=False)
     return terms, trace
+
+
+def double_precision() -> bool:
+    """Tell whether the user works in double precision."""
+    return bool(jnp.result_type(float) == jnp.float64)
 
 
 def pickle_by_value(function: Callable[..., Any]) -> bytes:
@@ -215,12 +221,14 @@ def pickle_by_value(function: Callable[..., Any]) -> bytes:
     Workers then need not be able to import the user's script, and the bytes change whenever
     the model does. Functions of installed packages stay references.
     """
-    target = getattr(function, "func", function)
+    target = function
+    while not hasattr(target, "__code__") and (inner := _wrapped(target)) is not None:
+        target = inner
     module = sys.modules.get(getattr(target, "__module__", None) or "")
     path = getattr(module, "__file__", None) or ""
-    by_value = module is not None and module.__name__ != "__main__" and "site-packages" not in path
-    already = by_value and module.__name__ in cloudpickle.list_registry_pickle_by_value()
-    if not by_value or already or not path:
+    if module is None or not path or "site-packages" in path or module.__name__ == "__main__":
+        return cloudpickle.dumps(function)
+    if module.__name__ in cloudpickle.list_registry_pickle_by_value():
         return cloudpickle.dumps(function)
     cloudpickle.register_pickle_by_value(module)
     try:
@@ -229,9 +237,15 @@ def pickle_by_value(function: Callable[..., Any]) -> bytes:
         cloudpickle.unregister_pickle_by_value(module)
 
 
-def token_of(pickled: bytes) -> str:
-    """Name a pickled function by its content."""
-    return hashlib.sha256(pickled).hexdigest()[:16]
+def _wrapped(function: Any) -> Any:
+    """Return what a `functools.partial` or a NumPyro handler calls, None for anything else."""
+    return getattr(function, "func", None) or getattr(function, "fn", None)
+
+
+def named(model: ShardModel) -> ShardModel:
+    """Name a model, once it is read, by all that its compiled code depends on."""
+    content = repr(replace(model, pickled=b"", token="")).encode() + model.pickled
+    return replace(model, token=hashlib.sha256(content).hexdigest()[:16])
 
 
 @lru_cache(maxsize=32)

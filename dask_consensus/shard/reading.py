@@ -17,23 +17,29 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jax.extend.core import ClosedJaxpr, Literal
 from numpyro.distributions import biject_to
 from numpyro.infer import init_to_uniform
 
-from .examples import Example, embed, examples, extract
+from .checks import (
+    Probe,
+    check_initial_density,
+    check_prior_counts,
+    check_prior_term,
+    check_renumbering,
+    draw_values,
+    sources,
+)
+from .examples import Example, examples
 from .model import (
     ROWS,
     TRACE_LOCK,
     Latent,
     ShardModel,
     Term,
-    log_terms,
+    double_precision,
+    named,
     pickle_by_value,
-    token_of,
 )
-
-_INITIAL_POINTS = 100  # NumPyro gives up after as many
 
 
 class Reading(NamedTuple):
@@ -75,16 +81,15 @@ def read_model(function: Callable[..., Any], offered: Reading) -> ShardModel:
     small, renumbered, large = examples(offered.values, offered.codes, len(offered.levels))
     with TRACE_LOCK:
         traced = [_trace_shapes(function, offered, example) for example in (small, large)]
-        pickled = pickle_by_value(function)
         model = ShardModel(
-            pickled=pickled,
-            token=token_of(pickled),
+            pickled=pickle_by_value(function),
+            token="",
             levels=offered.levels,
             codes=dict(offered.codes),
             counts=dict(offered.counts),
             constants=dict(offered.constants),
             latents=_latents(function, offered, (small, large), traced),
-            x64=bool(jax.config.jax_enable_x64),
+            x64=double_precision(),
         )
         if not model.shared:
             raise ValueError(
@@ -93,11 +98,12 @@ def read_model(function: Callable[..., Any], offered: Reading) -> ShardModel:
             )
         model = replace(model, terms=_terms(model, (small, large), traced))
         model = replace(model, deterministics=_deterministics(model, offered, small, traced))
-        _check_renumbering(model, offered, small, renumbered)
-        _check_prior_counts(model, small, large)
-        _check_initial_density(model, small)
-        coupled = _changed_terms(model, small, large, only=_local_terms(model))
-    return replace(model, coupled=tuple(sorted(coupled)))
+        probe = Probe(model, small)
+        check_renumbering(probe, small, renumbered, [f"n_{name}" for name in offered.codes])
+        check_prior_counts(probe, small, large)
+        check_initial_density(probe, small)
+        coupled = probe.changed_terms(small, large, local=True)
+    return named(replace(model, coupled=tuple(sorted(coupled))))
 
 
 # Tracing
@@ -138,12 +144,12 @@ def _abstractly(trace: Callable[..., None], offered: Reading, example: Example) 
             error.add_note("raised by the model while it was traced on a small sample of the frame")
             raise
         coded = [*offered.counts, *offered.constants]
-        hint = ", ".join(coded) or ", ".join(f"n_{name}" for name in offered.codes) or "n_<argument>"
+        coded = coded or [f"n_{name}" for name in offered.codes] or ["n_<argument>"]
         raise ValueError(
             "the model needs the values of its data while it is traced (np.unique, len(set(...)), "
             "int(...), or an if on data), but one compiled model serves every shard, so data has "
-            f"only shapes there. For a number of groups take the argument {hint}; for the rest use "
-            f"jax.numpy. ({type(error).__name__}: {str(error).splitlines()[0]})"
+            f"only shapes there. For a number of groups take the argument {', '.join(coded)}; for "
+            f"the rest use jax.numpy. ({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error
 
 
@@ -245,7 +251,7 @@ def _latents(
 
 
 def _axis_sizes(small: Example, large: Example) -> dict[tuple[int, int], int]:
-    """The pair of lengths, in the two examples, by which the axis of each level is known."""
+    """Map the pair of lengths that an axis has in the two examples to its level."""
     levels = [ROWS, *range(len(small.groups))]
     return {(small.size_of(level), large.size_of(level)): level for level in levels}
 
@@ -259,7 +265,7 @@ def _terms(
         def run(values: Any, arguments: Any) -> dict[str, jax.Array]:
             return model.log_terms(values, arguments, example.groups)[0]
 
-        terms = jax.eval_shape(run, _values(model, example, seed=0), example.arguments)
+        terms = jax.eval_shape(run, draw_values(model, example, seed=0), example.arguments)
         return {name: term.shape for name, term in terms.items()}
 
     small, large = shapes(pair[0]), shapes(pair[1])
@@ -286,25 +292,7 @@ def _terms(
     return tuple(terms)
 
 
-# Data flow
-
-
-def _values(model: ShardModel, example: Example, seed: int) -> dict[str, np.ndarray]:
-    """Draw unconstrained values of all latent sites; shared ones depend on `seed` alone."""
-    rng = np.random.default_rng(seed)
-    values = {site.name: rng.uniform(-1, 1, site.unconstrained) for site in model.shared}
-    for name, shape in model.local_shapes(example.rows, example.groups).items():
-        values[name] = rng.uniform(-1, 1, shape)
-    return values
-
-
-def _evaluate(
-    model: ShardModel, values: Mapping[str, Any], example: Example
-) -> dict[str, np.ndarray]:
-    def run(values: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, jax.Array]:
-        return model.log_terms(values, arguments, example.groups)[0]
-
-    return {k: np.asarray(v) for k, v in jax.jit(run)(values, example.arguments).items()}
+# Deterministic sites
 
 
 def _deterministics(
@@ -312,157 +300,14 @@ def _deterministics(
 ) -> tuple[str, ...]:
     """Find deterministic sites of shared sites alone; refuse priors that look at the data."""
     names = [name for name, shape in traced[0].items() if shape.kind == "deterministic"]
-    values = _values(model, example, seed=0)
-    shared = {site.name: values.pop(site.name) for site in model.shared}
     priors = [term.name for term in model.terms if term.level is None]
-
-    def run(arguments: Any, local: Any, shared: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        terms, trace = model.log_terms({**local, **shared}, arguments, example.groups)
-        return {n: terms[n] for n in priors}, {n: trace[n]["value"] for n in names}
-
-    arguments = {k: jnp.asarray(v) for k, v in example.arguments.items()}
-    jaxpr, out = jax.make_jaxpr(run, return_shape=True)(arguments, values, shared)
-    labels = [
-        *(("data", name) for name in sorted(arguments)),
-        *(("local", name) for name in sorted(values)),
-        *((None, "") for _ in range(len(shared))),
-    ]
-    sources = iter(_dependence(jaxpr, labels))
-    for name in sorted(out[0]):
-        _check_prior_term(name, next(sources), offered)
-    sourced = {name: next(sources) for name in sorted(out[1])}
+    in_terms, in_sites = sources(model, example, priors, names)
+    for name in priors:
+        check_prior_term(name, in_terms[name], offered.columns)
     return tuple(
         name
         for name in names
-        if not sourced[name] and traced[0][name].value == traced[1][name].value
-    )
-
-
-def _check_prior_term(name: str, sources: frozenset[tuple[str, str]], offered: Reading) -> None:
-    if not sources:
-        return
-    data = sorted(
-        f"{source} (column {offered.columns.get(source, source)!r})"
-        for kind, source in sources
-        if kind == "data"
-    )
-    local = sorted(source for kind, source in sources if kind == "local")
-    what = ", ".join([*data, *local])
-    raise ValueError(
-        f"term {name!r} has no axis of rows or groups, so every shard takes a share of it as part "
-        f"of the prior, but its value depends on {what}. Each shard would see another value. "
-        "Give it an axis (one value a row or a group, not their sum), or compute what it needs "
-        "from the full data beforehand and pass it as a constant."
-    )
-
-
-def _dependence(closed: ClosedJaxpr, labels: list[Any]) -> list[frozenset[Any]]:
-    """Follow labelled inputs through a jaxpr; which of them each output may depend on."""
-    jaxpr = closed.jaxpr
-    empty: frozenset[Any] = frozenset()
-    known = {
-        var: (label if isinstance(label, frozenset) else frozenset({label} - {(None, "")}))
-        for var, label in zip(jaxpr.invars, labels, strict=True)
-    }
-
-    def of(atom: Any) -> frozenset[Any]:
-        return empty if isinstance(atom, Literal) else known.get(atom, empty)
-
-    for equation in jaxpr.eqns:
-        inputs = [of(atom) for atom in equation.invars]
-        inner = equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
-        if isinstance(inner, ClosedJaxpr):
-            outputs = _dependence(inner, inputs)
-        else:
-            outputs = [empty.union(*inputs)] * len(equation.outvars)
-        known.update(zip(equation.outvars, outputs, strict=True))
-    return [of(atom) for atom in jaxpr.outvars]
-
-
-# Checks by value
-
-
-def _local_terms(model: ShardModel) -> set[str]:
-    return {term.name for term in model.terms if term.level is not None}
-
-
-def _changed_terms(
-    model: ShardModel, small: Example, other: Example, only: set[str]
-) -> set[str]:
-    """Name the terms whose entries for the small example differ within the other example."""
-    values = _values(model, small, seed=1)
-    larger = _values(model, other, seed=1)
-    for site in model.local:
-        larger[site.name] = embed(values[site.name], larger[site.name], site.axis)
-    ours, theirs = _evaluate(model, values, small), _evaluate(model, larger, other)
-    changed = set()
-    for term in model.terms:
-        if term.name not in only:
-            continue
-        a, b = ours[term.name], theirs[term.name]
-        if term.level is not None:
-            b = extract(b, a.shape[term.axis], term.axis)
-        tolerance = 1e-4 * (1 + np.abs(np.where(np.isfinite(a), a, 0.0)).max(initial=0.0))
-        if not np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True):
-            changed.add(term.name)
-    return changed
-
-
-def _check_renumbering(
-    model: ShardModel, offered: Reading, small: Example, renumbered: Example
-) -> None:
-    changed = _changed_terms(model, small, renumbered, only=_local_terms(model))
-    if not changed:
-        return
-    sized = [f"{site.name!r} {site.shape}" for site in model.shared if site.shape]
-    counts = ", ".join(f"n_{name}" for name in offered.codes)
-    raise ValueError(
-        f"the density of {', '.join(sorted(changed))} changes when groups are renumbered and rows "
-        "reordered, but codes are local to each shard and rows have no order there. "
-        + (
-            f"A site indexed by group codes must have one entry a group: take its size from {counts}"
-            + (f" (shared sites of a fixed size: {', '.join(sized)})." if sized else ".")
-            if counts
-            else "Rows must be independent given the latent sites."
-        )
-    )
-
-
-def _check_prior_counts(model: ShardModel, small: Example, large: Example) -> None:
-    priors = {term.name for term in model.terms if term.level is None}
-    changed = _changed_terms(model, small, large, only=priors)
-    if changed:
-        raise ValueError(
-            f"prior terms {sorted(changed)} change with the number of rows or groups (through "
-            "len(...) or n_<argument>), so they would differ from shard to shard. Use a constant."
-        )
-
-
-def _check_initial_density(model: ShardModel, example: Example) -> None:
-    """Refuse a model that has no finite density anywhere near zero on real rows."""
-    names = sorted({term.name for term in model.terms})
-
-    def finite(key: jax.Array) -> jax.Array:
-        shapes = {site.name: site.unconstrained for site in model.shared}
-        shapes |= model.local_shapes(example.rows, example.groups)
-        keys = jax.random.split(key, len(shapes))
-        values = {
-            name: jax.random.uniform(k, shape, minval=-2, maxval=2)
-            for k, (name, shape) in zip(keys, shapes.items(), strict=True)
-        }
-        terms = model.log_terms(values, example.arguments, example.groups)[0]
-        return jnp.stack([jnp.all(jnp.isfinite(terms[name])) for name in names])
-
-    keys = jax.random.split(jax.random.key(0), _INITIAL_POINTS)
-    found = np.asarray(jax.jit(jax.vmap(finite))(keys))
-    if found.all(axis=1).any():
-        return
-    never = [name for name, ok in zip(names, found.any(axis=0), strict=True) if not ok]
-    seldom = [name for name, ok in zip(names, found.all(axis=0), strict=True) if not ok]
-    raise ValueError(
-        f"the log density is not finite at any of {_INITIAL_POINTS} starting points on the first "
-        f"rows of the frame; site {', '.join(map(repr, never or seldom))} is the cause. Do the "
-        "observed values lie in the support of its distribution, and do its parameters stay valid?"
+        if not in_sites[name] and traced[0][name].value == traced[1][name].value
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
+from jax.scipy.linalg import solve_triangular
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer.hmc import hmc
 
@@ -29,6 +30,7 @@ class Settings(NamedTuple):
     num_samples: int
     target_accept_prob: float = 0.8
     max_tree_depth: int = 10
+    adapt_mass: bool = True
 
 
 class Coordinates(NamedTuple):
@@ -48,6 +50,26 @@ class Coordinates(NamedTuple):
 def unwhitened(dim: int) -> Coordinates:
     """The coordinates ``z = u``."""
     return Coordinates(np.zeros(dim), np.eye(dim))
+
+
+class Start(NamedTuple):
+    """Where a chain begins, and with what metric.
+
+    Attributes
+    ----------
+    u : (d,) array
+        Shared sites, unconstrained.
+    local : dict
+        Unconstrained local sites, of padded shapes.
+    variances : dict
+        Their variances, the diagonal of the inverse mass matrix.
+    step_size : float
+    """
+
+    u: np.ndarray
+    local: dict[str, np.ndarray]
+    variances: dict[str, np.ndarray]
+    step_size: float
 
 
 class Draws(NamedTuple):
@@ -87,8 +109,8 @@ class _Chain(NamedTuple):
     accept_prob: jax.Array
     num_steps: jax.Array
     diverging: jax.Array
-    step_size: jax.Array
     valid: jax.Array
+    end: Start
 
 
 def sample_shard(
@@ -99,8 +121,9 @@ def sample_shard(
     key: tuple[int, ...],
     *,
     coordinates: Coordinates | None = None,
+    starts: Sequence[Start] | None = None,
     num_chains: int = 1,
-) -> Draws:
+) -> tuple[Draws, tuple[Start, ...]]:
     """Sample one shard's density by NUTS.
 
     Parameters
@@ -115,8 +138,16 @@ def sample_shard(
         Names the randomness: seed, round, shard.
     coordinates : Coordinates, optional
         Where the sampler works; ``z = u`` if absent.
+    starts : sequence of Start, optional
+        One for each chain; random points, as NumPyro takes them, if absent.
     num_chains : int
         Chains, one after another.
+
+    Returns
+    -------
+    draws : Draws
+    ends : tuple of Start
+        Where each chain came to, for the next round to begin from.
 
     Raises
     ------
@@ -127,14 +158,20 @@ def sample_shard(
     with precision(model.x64):
         arguments = on_device((data, factor, coordinates))
         keys = [random.fold_in(key_of(*key), chain) for chain in range(num_chains)]
-        signature = (model.token, "nuts", settings, shapes_of((arguments, keys[0])))
+        begins = on_device(starts) if starts else [None] * num_chains
+        example = (*arguments, begins[0], keys[0])
+        signature = (model.token, "nuts", settings, shapes_of(example))
         began = time.perf_counter()
-        run = compiled(signature, lambda: _chain_of(model, settings), *arguments, keys[0])
+        run = compiled(signature, lambda: _chain_of(model, settings), *example)
         ready = time.perf_counter()
-        chains = [jax.device_get(run(*arguments, key)) for key in keys]
+        chains = [
+            jax.device_get(run(*arguments, begin, key))
+            for begin, key in zip(begins, keys, strict=True)
+        ]
         if not all(chain.valid for chain in chains):
             raise ValueError(_why_not_finite(model, arguments[0]))
-    return _summary(chains, settings, time.perf_counter() - ready, ready - began)
+    draws = _summary(chains, settings, time.perf_counter() - ready, ready - began)
+    return draws, tuple(chain.end for chain in chains)
 
 
 def key_of(seed: int, *path: int) -> jax.Array:
@@ -147,40 +184,93 @@ def key_of(seed: int, *path: int) -> jax.Array:
 
 def _chain_of(model: ShardModel, settings: Settings) -> Callable[..., _Chain]:
     """One chain of NUTS, as a function of arrays alone."""
-    dense = [(_SHARED,)] if model.dim <= _DENSE_UP_TO else False
 
-    def chain(data: Data, factor: PriorFactor, coordinates: Coordinates, key: jax.Array) -> _Chain:
+    def chain(
+        data: Data,
+        factor: PriorFactor,
+        coordinates: Coordinates,
+        start: Start | None,
+        key: jax.Array,
+    ) -> _Chain:
         def to_u(z: dict[str, jax.Array]) -> jax.Array:
             return coordinates.center + coordinates.scale @ z[_SHARED]
 
         def potential(z: dict[str, jax.Array]) -> jax.Array:
-            local = {name: value for name, value in z.items() if name != _SHARED}
-            return -log_density(model, to_u(z), local, data, factor)
+            return -log_density(model, to_u(z), _local(z), data, factor)
 
         start_key, run_key = random.split(key)
-        shapes = {_SHARED: (model.dim,), **model.local_shapes(*data.sizes)}
-        start, valid = _starting_point(potential, shapes, start_key)
+        if start is None:
+            shapes = {_SHARED: (model.dim,), **model.local_shapes(*data.sizes)}
+            z, valid = _starting_point(potential, shapes, start_key)
+            given: dict[str, Any] = {}
+        else:
+            shared = solve_triangular(coordinates.scale, start.u - coordinates.center, lower=True)
+            z = {_SHARED: shared, **start.local}
+            valid = jnp.isfinite(potential(z))
+            given = {
+                "step_size": start.step_size,
+                "inverse_mass_matrix": _inverse_mass(model, start.variances),
+            }
         init, step = hmc(potential, algo="NUTS")
         state = init(
-            start,
+            z,
             settings.num_warmup,
-            dense_mass=dense,
+            adapt_mass_matrix=settings.adapt_mass,
+            dense_mass=[(_SHARED,)] if model.dim <= _DENSE_UP_TO else [],
             target_accept_prob=settings.target_accept_prob,
             max_tree_depth=settings.max_tree_depth,
             rng_key=run_key,
+            **given,
         )
+        nothing = jax.tree.map(jnp.zeros_like, _local(z))
+        sums = (jnp.zeros(()), nothing, nothing)
 
         # Warm-up and sampling share one loop: the tree is compiled once, not twice.
-        def advance(state: Any, _: None) -> tuple[Any, tuple[jax.Array, ...]]:
+        def advance(carry: Any, _: None) -> tuple[Any, tuple[jax.Array, ...]]:
+            state, sums = carry
             state = step(state)
-            return state, (to_u(state.z), state.accept_prob, state.num_steps, state.diverging)
+            sums = _welford(sums, _local(state.z), state.i > settings.num_warmup)
+            kept = (to_u(state.z), state.accept_prob, state.num_steps, state.diverging)
+            return (state, sums), kept
 
         length = settings.num_warmup + settings.num_samples
-        state, kept = lax.scan(advance, state, None, length=length)
+        (state, sums), kept = lax.scan(advance, (state, sums), None, length=length)
         kept = tuple(values[settings.num_warmup :] for values in kept)
-        return _Chain(*kept, state.adapt_state.step_size, valid)
+        count, _, squares = sums
+        variances = jax.tree.map(lambda total: total / count, squares)
+        end = Start(to_u(state.z), _local(state.z), variances, state.adapt_state.step_size)
+        return _Chain(*kept, valid, end)
 
     return chain
+
+
+def _local(z: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: value for name, value in z.items() if name != _SHARED}
+
+
+def _inverse_mass(
+    model: ShardModel, variances: dict[str, jax.Array]
+) -> dict[tuple[str, ...], jax.Array]:
+    """NumPyro's blocks of the inverse mass matrix: u is white, local sites have variances."""
+    d = model.dim
+    blocks = {(_SHARED,): jnp.eye(d) if d <= _DENSE_UP_TO else jnp.ones(d)}
+    if variances:
+        names = tuple(sorted(variances))
+        blocks[names] = jnp.concatenate([variances[name].ravel() for name in names])
+    return blocks
+
+
+def _welford(sums: Any, values: dict[str, jax.Array], counts: jax.Array) -> Any:
+    """Add one draw to the running mean and sum of squares of the local sites."""
+    count, mean, squares = sums
+    use = counts.astype(jnp.result_type(float))
+    count = count + use
+    away = jax.tree.map(lambda value, m: use * (value - m), values, mean)
+    mean = jax.tree.map(lambda m, a: m + a / jnp.maximum(count, 1.0), mean, away)
+    squares = jax.tree.map(
+        lambda total, a, value, m: total + a * (value - m), squares, away, values, mean
+    )
+    return count, mean, squares
 
 
 def _starting_point(
@@ -246,7 +336,7 @@ def _summary(
         r_hat=np.asarray(r_hat),
         divergences=int(sum(chain.diverging.sum() for chain in chains)),
         steps=float(np.mean([chain.num_steps.mean() for chain in chains])),
-        step_size=float(np.mean([chain.step_size for chain in chains])),
+        step_size=float(np.mean([chain.end.step_size for chain in chains])),
         accept_prob=float(np.mean([chain.accept_prob.mean() for chain in chains])),
         seconds=seconds,
         compile_seconds=compile_seconds,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .model import ROWS, Latent, ShardModel
+from .model import ROWS, TRACE_LOCK, Latent, ShardModel
 
 
 class Data(NamedTuple):
@@ -34,7 +34,7 @@ class Data(NamedTuple):
         return len(self.rows), tuple(len(mask) for mask in self.groups)
 
     def mask(self, level: int) -> Any:
-        """The mask of a level."""
+        """Return the mask of a level."""
         return self.rows if level == ROWS else self.groups[level]
 
 
@@ -84,9 +84,7 @@ class Terms(NamedTuple):
     padding: jax.Array
 
 
-def terms_of(
-    model: ShardModel, u: jax.Array, local: dict[str, jax.Array], data: Data
-) -> Terms:
+def terms_of(model: ShardModel, u: jax.Array, local: dict[str, jax.Array], data: Data) -> Terms:
     """Evaluate a shard's log density term by term.
 
     Parameters
@@ -150,3 +148,28 @@ def log_density(
     anchor = -0.5 * away @ (factor.anchor_precision @ away)
     own = sum((jnp.sum(group) for group in terms.groups), start=jnp.sum(terms.rows))
     return factor.weight * terms.prior + anchor + own + terms.padding
+
+
+def log_prior(model: ShardModel, data: Data, points: np.ndarray) -> np.ndarray:
+    """Log density of all prior terms at many points, in double precision.
+
+    Parameters
+    ----------
+    model : ShardModel
+    data : Data
+        Any data the model accepts; prior terms do not depend on it.
+    points : (G, d) array
+
+    Returns
+    -------
+    (G,) float64 array
+    """
+    rows, groups = data.sizes
+    with jax.enable_x64(True), TRACE_LOCK:
+        local = {name: jnp.zeros(shape) for name, shape in model.local_shapes(rows, groups).items()}
+
+        def one(u: jax.Array) -> jax.Array:
+            return terms_of(model, u, local, data).prior
+
+        run = jax.jit(lambda points: jax.lax.map(one, points, batch_size=256))
+        return np.asarray(run(jnp.asarray(points, jnp.float64)), np.float64)

@@ -1,0 +1,401 @@
+"""The correction: what makes the answer the full model's, and proves it.
+
+The combination of shards is a proposal; the target is known, ``log p(u) + sum_k log l_k(u)``.
+Points are drawn once, every shard returns its log likelihood of each, the sums are weighted by
+importance. Where the weights are poor the weighted points make the next proposal, and all points
+so far count, weighted by the mixture of all proposals (Veach and Guibas 1995; Cornuet, Marin,
+Mira and Robert 2012).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg
+import scipy.special
+import scipy.stats
+from arviz_stats.base import array_stats
+
+from . import gaussian
+from .cluster import mapreduce
+from .cluster.arrays import Shard, pad
+from .cluster.sizes import Size
+from .shard.marginal import effects_per_unit, log_likelihoods
+from .shard.model import ShardModel
+from .shard.quadrature import ladder
+from .shard.target import Data, log_prior
+
+if TYPE_CHECKING:
+    from dask.delayed import Delayed
+
+    from .rounds import Travel
+
+Array = npt.NDArray[np.float64]
+
+_PROBE = 32  # points on which node counts are compared
+_INTEGRATION = 0.02  # sd, over points, of the log weight's integration error that is accepted
+_FIRST_WIDER = 1.5  # covariance of the first proposal, in units of the combination's
+_LATER_WIDER = 1.15  # of the later ones, in units of the weighted points'
+
+
+class Correction(NamedTuple):
+    """Weighted points of the full posterior, and how good they are.
+
+    Attributes
+    ----------
+    points : (G, d) array
+        In unconstrained space.
+    weights : (G,) array
+        Pareto-smoothed, adding up to 1.
+    turn : (G,) int array
+        The proposal each point was drawn from.
+    mean : (d,) array
+    covariance : (d, d) array
+        Of the weighted points.
+    k_hat : float
+        Shape of the weights' tail (Vehtari et al. 2024); below 0.7 they may be used.
+    ess : float
+        Effective number of points, 1 / sum of squared weights.
+    error : (d,) array
+        Monte Carlo error of the mean, in posterior sds.
+    integration_error : (d,) array
+        Change of the mean with the next number of nodes, in posterior sds.
+    nodes : int
+        Nodes an axis (of a grid) or in all; 0 without local effects.
+    log_evidence, log_evidence_error : float
+        Log of the marginal likelihood, and its Monte Carlo error.
+    lost : float
+        Largest share of units whose mode was not found.
+    coupling : float
+        Largest deviation of a shard's Hessian from block-diagonal.
+    seconds : float
+    """
+
+    points: Array
+    weights: Array
+    turn: npt.NDArray[np.int64]
+    mean: Array
+    covariance: Array
+    k_hat: float
+    ess: float
+    error: Array
+    integration_error: Array
+    nodes: int
+    log_evidence: float
+    log_evidence_error: float
+    lost: float
+    coupling: float
+    seconds: float
+
+
+class Proposal(NamedTuple):
+    """A multivariate t distribution."""
+
+    mean: Array
+    scale: Array  # (d, d), lower triangular, of the shape matrix
+    df: float
+
+    def draw(self, n: int, seed: Sequence[int]) -> Array:
+        """Draw `n` points from a scrambled Sobol sequence, which leaves less to chance."""
+        d = len(self.mean)
+        rng = np.random.default_rng(list(seed))
+        uniform = scipy.stats.qmc.Sobol(d + 1, rng=rng).random_base2(int(np.ceil(np.log2(n))))
+        uniform = np.clip(uniform, 1e-10, 1 - 1e-10)
+        normal = scipy.special.ndtri(uniform[:, :d])
+        spread = np.sqrt(self.df / scipy.stats.chi2.ppf(uniform[:, d], self.df))
+        return self.mean + (spread[:, None] * normal) @ self.scale.T
+
+    def log_density(self, points: Array) -> Array:
+        """Log density at ``(G, d)`` points."""
+        d = len(self.mean)
+        white = scipy.linalg.solve_triangular(self.scale, (points - self.mean).T, lower=True)
+        norm = (
+            scipy.special.gammaln((self.df + d) / 2)
+            - scipy.special.gammaln(self.df / 2)
+            - d / 2 * np.log(self.df * np.pi)
+            - np.log(np.diag(self.scale)).sum()
+        )
+        return norm - (self.df + d) / 2 * np.log1p((white**2).sum(axis=0) / self.df)
+
+
+class _Weighed(NamedTuple):
+    weights: Array
+    k_hat: float
+    ess: float
+    raw: Array  # log weights before smoothing
+
+
+class Shards(NamedTuple):
+    """The shards whose likelihood is asked for, where they lie, and how to reach them."""
+
+    model: ShardModel
+    parts: Sequence[Delayed]
+    padded: Sequence[Size]
+    travel: Travel
+
+
+def correct(
+    shards: Shards,
+    example: Data,
+    mean: Array,
+    covariance: Array,
+    *,
+    seed: int,
+    first: int,
+    later: int,
+    turns: int,
+    enough: float,
+) -> Correction:
+    """Weight points of a proposal by the full posterior, and adapt it until they are enough.
+
+    Parameters
+    ----------
+    shards : Shards
+    example : Data
+        Any data the model accepts, for its prior.
+    mean : (d,) array
+    covariance : (d, d) array
+        Of the combination, the first proposal.
+    seed : int
+    first, later : int
+        Points of the first turn and of each later one; rounded up to powers of two.
+    turns : int
+        Most turns.
+    enough : float
+        Effective number of points at which to stop.
+    """
+    began = time.perf_counter()
+    model = shards.model
+    d = model.dim
+    center = _working(model, mean)
+    proposal = _proposal(mean, _FIRST_WIDER * covariance)
+    proposals: list[Proposal] = []
+    batches: list[Array] = []
+    likelihoods: list[Array] = []
+    nodes = 0
+    lost = coupling = 0.0
+    weighed: _Weighed | None = None
+    for turn in range(turns):
+        points = _working(model, proposal.draw(first if turn == 0 else later, (seed, turn)))
+        if turn == 0:
+            nodes = _enough_nodes(shards, points[:_PROBE], center)
+        answer = _likelihoods(shards, points, center, nodes, f"correction, turn {turn + 1}")
+        proposals.append(proposal)
+        batches.append(points)
+        likelihoods.append(answer.log_likelihood)
+        lost, coupling = max(lost, answer.lost), max(coupling, answer.coupling)
+
+        everything = np.concatenate(batches)
+        log_target = log_prior(model, example, everything) + np.concatenate(likelihoods)
+        weighed = _weigh(log_target, everything, proposals, [len(batch) for batch in batches])
+        if turn > 0 and weighed.ess >= enough:
+            break
+        tempered = _tempered(weighed.raw, 10.0 * d)
+        shrunk = _shrunk(everything, tempered, covariance)
+        proposal = _proposal(shrunk[0], _LATER_WIDER * shrunk[1])
+    assert weighed is not None
+
+    own_mean, own_covariance = _weighted_moments(everything, weighed.weights)
+    sd = np.sqrt(np.diag(own_covariance))
+    away = (everything - own_mean) / sd
+    error = np.sqrt((weighed.weights[:, None] ** 2 * away**2).sum(axis=0))
+    wrong = _integration_error(shards, batches[-1], likelihoods[-1], center, nodes, weighed, sd)
+    log_mean = scipy.special.logsumexp(weighed.raw) - np.log(len(weighed.raw))
+    relative = np.exp(weighed.raw - log_mean)
+    return Correction(
+        points=everything,
+        weights=weighed.weights,
+        turn=np.repeat(np.arange(len(batches)), [len(batch) for batch in batches]),
+        mean=own_mean,
+        covariance=own_covariance,
+        k_hat=weighed.k_hat,
+        ess=weighed.ess,
+        error=error,
+        integration_error=wrong,
+        nodes=nodes,
+        log_evidence=float(log_mean + answer.at_center),
+        log_evidence_error=float(relative.std() / np.sqrt(len(relative))),
+        lost=lost,
+        coupling=coupling,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def equal_weight_draws(
+    correction: Correction, shape: tuple[int, int], rng: np.random.Generator
+) -> Array:
+    """Draws of equal weight, ``shape + (d,)``, that agree with the weighted points.
+
+    Systematic resampling along the first principal axis (Kitagawa 1996) leaves a remainder that
+    shrinks with the number of draws; an affine map takes it out of mean and covariance.
+    """
+    number = shape[0] * shape[1]
+    axis = scipy.linalg.eigh(correction.covariance)[1][:, -1]
+    order = np.argsort(correction.points @ axis)
+    cumulative = np.cumsum(correction.weights[order])
+    ticks = (np.arange(number) + rng.random()) / number * cumulative[-1]
+    chosen = order[np.searchsorted(cumulative, ticks)]
+    draws = correction.points[rng.permutation(chosen)]
+    try:
+        draws = gaussian.matched(draws, correction.mean, correction.covariance)
+    except np.linalg.LinAlgError:  # fewer distinct points than dimensions: nothing to match
+        pass
+    return draws.reshape(*shape, -1)
+
+
+# Proposals and weights
+
+
+def _proposal(mean: Array, covariance: Array) -> Proposal:
+    """A t distribution of this mean and covariance, with lighter tails in more dimensions.
+
+    In many dimensions the radius of a heavy-tailed t varies far more than a posterior's, and the
+    weights with it.
+    """
+    df = 5.0 + len(mean)
+    return Proposal(mean, np.linalg.cholesky(covariance * (df - 2) / df), df)
+
+
+def _working(model: ShardModel, points: Array) -> Array:
+    """Round points to the precision in which shards evaluate them, so that all mean the same."""
+    return points if model.x64 else points.astype(np.float32).astype(np.float64)
+
+
+def _weigh(
+    log_target: Array, points: Array, proposals: Sequence[Proposal], counts: Sequence[int]
+) -> _Weighed:
+    """Weight points by the target over the mixture of all proposals, smoothed."""
+    shares = np.log(np.array(counts) / sum(counts))
+    densities = [share + q.log_density(points) for share, q in zip(shares, proposals, strict=True)]
+    raw = log_target - scipy.special.logsumexp(densities, axis=0)
+    raw = np.where(np.isfinite(raw), raw, -np.inf)
+    finite = np.maximum(raw, raw.max() - 700.0)
+    # The library takes log likelihoods to leave out, whose weights are their inverses.
+    smoothed, k_hat = array_stats.psislw(finite.max() - finite)
+    weights = np.exp(smoothed)
+    weights /= weights.sum()
+    return _Weighed(weights, float(k_hat), float(1 / (weights**2).sum()), raw)
+
+
+def _tempered(log_weights: Array, wanted: float) -> Array:
+    """Weights to the largest power <= 1 at which their effective number is as wanted."""
+
+    def normalised(power: float) -> Array:
+        scaled = power * (log_weights - log_weights.max())
+        weights = np.exp(np.where(np.isfinite(scaled), scaled, -np.inf))
+        return weights / weights.sum()
+
+    wanted = min(wanted, len(log_weights) / 2)
+    low, high = 0.0, 1.0
+    if 1 / (normalised(1.0) ** 2).sum() >= wanted:
+        return normalised(1.0)
+    for _ in range(40):
+        middle = (low + high) / 2
+        if 1 / (normalised(middle) ** 2).sum() >= wanted:
+            low = middle
+        else:
+            high = middle
+    return normalised(low)
+
+
+def _weighted_moments(points: Array, weights: Array) -> tuple[Array, Array]:
+    mean = weights @ points
+    away = points - mean
+    return mean, (away * weights[:, None]).T @ away / (1 - (weights**2).sum())
+
+
+def _shrunk(points: Array, weights: Array, prior: Array) -> tuple[Array, Array]:
+    """Weighted mean and covariance, the latter towards a prior guess where points are few."""
+    mean, covariance = _weighted_moments(points, weights)
+    effective, guess = 1 / (weights**2).sum(), points.shape[1] + 2.0
+    return mean, (effective * covariance + guess * prior) / (effective + guess)
+
+
+# Asking the shards
+
+
+class _Answer(NamedTuple):
+    """Sums over shards, and the worst of what they reported."""
+
+    log_likelihood: Array
+    at_center: float
+    lost: float
+    coupling: float
+
+
+def _likelihoods(
+    shards: Shards, points: Array, center: Array, nodes: int, title: str
+) -> _Answer:
+    """Sum the log likelihoods of all shards at points, as differences to the center."""
+    asked = mapreduce.broadcast((shards.model, points, center, nodes))
+    tasks = [
+        mapreduce.call(_evaluate, part, asked, padded)
+        for part, padded in zip(shards.parts, shards.padded, strict=True)
+    ]
+    travel = shards.travel
+    with mapreduce.Progress(title, len(tasks), travel.progress, lambda _: "") as line:
+        mapped = mapreduce.map_reduce(
+            tasks, _add, split_every=travel.split_every, progress=line, retries=travel.retries
+        )
+    lost, coupling = np.max(mapped.reports, axis=0)
+    values, at_center = mapped.total
+    return _Answer(values, float(at_center), float(lost), float(coupling))
+
+
+def _evaluate(
+    shard: Shard, asked: tuple[ShardModel, Array, Array, int], padded: Size
+) -> tuple[tuple[Array, float], tuple[float, float], None]:
+    """One shard's log likelihoods; runs on a worker."""
+    model, points, center, nodes = asked
+    found = log_likelihoods(model, Data(*pad(shard, *padded)), points, center, max(nodes, 1))
+    report = (found.lost / max(found.units, 1), found.coupling)
+    return (found.log_likelihood, found.at_center), report, None
+
+
+def _add(parts: list[Any]) -> tuple[Array, float]:
+    values, at_center = zip(*parts, strict=True)
+    return np.sum(values, axis=0), float(sum(at_center))
+
+
+def _enough_nodes(shards: Shards, points: Array, center: Array) -> int:
+    """Take as few nodes as agree with the next number of them on a few points."""
+    q = effects_per_unit(shards.model)
+    if not q:
+        return 0
+    steps = ladder(q)
+    values = _likelihoods(shards, points, center, steps[0], "nodes").log_likelihood
+    for fewer, more in zip(steps, steps[1:], strict=False):
+        better = _likelihoods(shards, points, center, more, "nodes").log_likelihood
+        if np.std(better - values) < _INTEGRATION:
+            return fewer
+        values = better
+    return steps[-1]
+
+
+def _integration_error(
+    shards: Shards,
+    points: Array,
+    values: Array,
+    center: Array,
+    nodes: int,
+    weighed: _Weighed,
+    sd: Array,
+) -> Array:
+    """First-order change of the mean, in sds, if points had the next number of nodes."""
+    q = effects_per_unit(shards.model)
+    if not q:
+        return np.zeros_like(sd)
+    steps = ladder(q)
+    position = min(steps.index(nodes), len(steps) - 2)
+    other = steps[position + 1] if steps[position] == nodes else steps[position]
+    weights = weighed.weights[-len(points) :]
+    chosen = np.argsort(-weights, kind="stable")[:_PROBE]
+    compared = _likelihoods(shards, points[chosen], center, other, "nodes").log_likelihood
+    change = compared - values[chosen]
+    share = weights[chosen] / weights[chosen].sum()
+    away = (points[chosen] - share @ points[chosen]) / sd
+    return np.abs((share * (change - share @ change)) @ away)

@@ -1,0 +1,166 @@
+"""The pilot: one shard under the full prior tells roughly where the answer is.
+
+Chains start far apart. Those that agree give the first anchor; one that got stuck is dropped, and
+one that found another place of comparable density is evidence of a second mode, which no
+combination of Gaussians would show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from . import gaussian
+from .cluster import mapreduce
+from .cluster.arrays import Shard, pad
+from .cluster.sizes import Size
+from .shard.marginal import log_likelihoods, obstacle
+from .shard.model import ShardModel
+from .shard.sample import Draws, Settings, sample_shard
+from .shard.target import Data, log_prior, tempered
+
+if TYPE_CHECKING:
+    from dask.delayed import Delayed
+
+PILOT_ROUND = 1_000_000  # names the pilot's randomness, apart from any round's
+_FAR = 1e-6  # probability beyond which a chain is elsewhere
+_COMPARABLE = 12.0  # log density by which another mode may be lower and still count
+
+
+class Pilot(NamedTuple):
+    """Where one shard is under the full prior.
+
+    Attributes
+    ----------
+    mean : (d,) array
+    precision : (d, d) array
+    modes : int
+        Separate places of comparable density that the chains found.
+    kept : int
+        Chains that agree.
+    divergences : int
+        Of the chains kept.
+    """
+
+    mean: np.ndarray
+    precision: np.ndarray
+    modes: int
+    kept: int
+    divergences: int
+
+
+def fly(
+    model: ShardModel,
+    shards: Sequence[Delayed],
+    sizes: Sequence[Size],
+    padded: Sequence[Size],
+    settings: Settings,
+    *,
+    seed: int,
+    n_chains: int,
+    progress: bool | None,
+) -> Pilot:
+    """Run the pilot on a shard of median size.
+
+    Parameters
+    ----------
+    model : ShardModel
+    shards : sequence of Delayed
+        Persisted.
+    sizes, padded : sequence of Size
+        Of the shards, and of the shapes they are padded to.
+    settings : Settings
+    seed : int
+    n_chains : int
+        Chains from random points, each a task.
+    progress : bool or None
+    """
+    order = np.argsort([size.rows for size in sizes], kind="stable")
+    k = int(order[(len(order) - 1) // 2])
+    shared = mapreduce.broadcast(model)
+    chains = mapreduce.compute(
+        [
+            mapreduce.call(_chain, shards[k], shared, padded[k], settings, (seed, PILOT_ROUND, i))
+            for i in range(n_chains)
+        ],
+        mapreduce.Progress("pilot", n_chains, progress, lambda _: "", unit="chain"),
+    )
+    means = np.stack([chain.u.mean(axis=(0, 1)) for chain in chains])
+    heights = mapreduce.compute([mapreduce.call(_heights, shards[k], shared, padded[k], means)])[0]
+    return agree(chains, heights)
+
+
+def agree(chains: Sequence[Draws], heights: np.ndarray) -> Pilot:
+    """Pool the chains that agree with the best one, and count modes of comparable density.
+
+    Parameters
+    ----------
+    chains : sequence of Draws
+        One chain each.
+    heights : (chains,) array
+        Log density at the mean of each chain, local effects integrated out; NaN where that
+        cannot be done, and then the chain most others agree with is the best.
+    """
+    draws = [chain.u.reshape(-1, chain.u.shape[-1]) for chain in chains]
+    d = draws[0].shape[1]
+    near = _near(draws)
+    if np.isfinite(heights).any():
+        best = int(np.nanargmax(heights))
+        rivals = np.flatnonzero(~near[best] & (heights > heights[best] - _COMPARABLE - d))
+    else:
+        best = int(near.sum(axis=0).argmax())
+        rivals = np.flatnonzero(~near[best] & (near.sum(axis=0) > 1))
+    modes = 1
+    while len(rivals):
+        modes += 1
+        rivals = rivals[~near[rivals[0], rivals]]
+    kept = np.flatnonzero(near[best])
+    pooled = np.concatenate([draws[i] for i in kept])
+    mean, covariance = gaussian.moments(pooled)
+    effective = sum(gaussian.effective_draws(chains[i].ess, len(draws[i])) for i in kept)
+    precision = gaussian.precision_of(
+        covariance + _jitter(covariance), max(effective, 1.5 * d + 4)
+    )
+    return Pilot(mean, precision, modes, len(kept), sum(chains[i].divergences for i in kept))
+
+
+def _jitter(covariance: np.ndarray) -> np.ndarray:
+    """A trace of a diagonal: few draws in many dimensions may be singular, an anchor must not."""
+    return 1e-6 * np.diag(np.diag(covariance))
+
+
+def _near(draws: Sequence[np.ndarray]) -> np.ndarray:
+    """Which chains are in the same place: ``(chains, chains)``, by the wider chain's scales.
+
+    Coordinate by coordinate, since a short chain's covariance is no metric in many dimensions.
+    """
+    means = np.stack([chain.mean(axis=0) for chain in draws])
+    sds = np.stack([chain.std(axis=0) for chain in draws])
+    wider = np.maximum(np.maximum(sds[:, None], sds[None]), np.finfo(float).tiny)
+    away = np.abs(means[:, None] - means[None]) / wider
+    limit = scipy.stats.norm.isf(_FAR / 2)
+    return (away < limit).all(axis=2)
+
+
+def _chain(
+    shard: Shard, model: ShardModel, padded: Size, settings: Settings, key: tuple[int, ...]
+) -> Draws:
+    """One chain on the pilot's shard, from a random point; runs on a worker."""
+    data = Data(*pad(shard, *padded))
+    draws, _ = sample_shard(model, data, tempered(1.0, model.dim), settings, key)
+    return draws
+
+
+def _heights(
+    shard: Shard, model: ShardModel, padded: Size, means: np.ndarray
+) -> np.ndarray:
+    """Log density of the pilot's shard at the mean of each chain, up to one constant."""
+    if obstacle(model):
+        return np.full(len(means), np.nan)
+    data = Data(*pad(shard, *padded))
+    prior = log_prior(model, data, means)
+    # Each mean is its own center: far from another's modes Newton's method might not arrive.
+    return prior + [log_likelihoods(model, data, mean[None], mean, 1).at_center for mean in means]

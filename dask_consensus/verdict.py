@@ -1,0 +1,279 @@
+"""The verdict: is this the full model's posterior, how accurately, and if not, why."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from . import gaussian
+from .config import default
+
+if TYPE_CHECKING:
+    from .correct import Correction
+    from .pilot import Pilot
+    from .rounds import Combined, Report, Round
+
+
+_FEW_SHARDS = 4  # fewer cannot tell which of them is the stranger
+
+
+class Verdict(NamedTuple):
+    """What may be believed.
+
+    Attributes
+    ----------
+    good : bool
+    error : (d,) array
+        Estimated error of each unconstrained mean, in posterior sds.
+    reasons : tuple of str
+        Why not, and what to change; empty if good.
+    text : str
+        One paragraph.
+    """
+
+    good: bool
+    error: np.ndarray
+    reasons: tuple[str, ...]
+    text: str
+
+
+def judge(
+    names: Sequence[str],
+    combined: Combined,
+    correction: Correction | None,
+    pilot: Pilot | None,
+    *,
+    n_draws: int,
+    uncorrected_because: str,
+    coupled: Sequence[str],
+) -> Verdict:
+    """Combine every diagnostic into one verdict.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of the d coordinates of u.
+    combined : Combined
+    correction : Correction or None
+    pilot : Pilot or None
+    n_draws : int
+        Draws of one shard in a round, all chains together.
+    uncorrected_because : str
+        Why there is no correction.
+    coupled : sequence of str
+        Terms by which groups depend on each other.
+    """
+    last = combined.rounds[-1]
+    alone = len(last.reports) == 1
+    reasons: list[str] = []
+    if coupled and not alone:
+        reasons.append(
+            f"groups depend on each other through {', '.join(coupled)}, so the shards' product is "
+            "another model: remove that dependence, or use n_shards=1"
+        )
+    if pilot is not None and pilot.modes > 1:
+        reasons.append(
+            f"the pilot's chains found {pilot.modes} separate modes of comparable density: the "
+            "posterior has more than one, and only one is described; identify the model (order "
+            "the components, say)"
+        )
+    if alone:
+        error = 1 / np.sqrt(np.maximum(last.reports[0].ess, 1.0))
+        reasons += _sampling_reasons(last.reports, names, n_draws)
+    elif correction is not None:
+        error = np.hypot(correction.error, correction.integration_error)
+        reasons += _correction_reasons(correction, names, error)
+    else:
+        error = _approximate_error(combined)
+        reasons += _sampling_reasons(last.reports, names, n_draws)
+        reasons += _approximation_reasons(last, names, error)
+    stranger = None if alone else strange_shard(combined)
+    if stranger is not None:
+        k, worst = stranger
+        reasons.append(
+            f"shard {k} disagrees with the others, most on {names[worst]}: its rows look drawn "
+            "from another population; compare them with the rest"
+        )
+    good = not reasons
+    return Verdict(
+        good,
+        error,
+        tuple(reasons),
+        _text(names, good, error, reasons, alone, correction, uncorrected_because),
+    )
+
+
+def warn_if_bad(verdict: Verdict) -> None:
+    """Warn, once, of a bad verdict."""
+    if not verdict.good:
+        warnings.warn(verdict.text, UserWarning, stacklevel=4)
+
+
+def _text(
+    names: Sequence[str],
+    good: bool,
+    error: np.ndarray,
+    reasons: Sequence[str],
+    alone: bool,
+    correction: Correction | None,
+    because: str,
+) -> str:
+    worst = int(np.nanargmax(error))
+    size = f"{error[worst]:.2g} posterior sds (on {names[worst]})"
+    if alone:
+        how = "One shard holds all rows: this is plain NUTS on the full model"
+    elif correction is not None:
+        how = (
+            f"The combination was weighted by the full posterior at {len(correction.weights):,} "
+            f"points (k-hat {correction.k_hat:.2f}, {correction.ess:,.0f} effective)"
+        )
+    else:
+        how = f"The combination of shards was not corrected, because {because}"
+    if good:
+        what = "Good: this is the full model's posterior" + (
+            "" if alone or correction is not None else ", approximately"
+        )
+        return f"{what}. {how}; means are within about {size}."
+    return (
+        f"Not to be relied on as the full model's posterior. {how}; means may be off by about "
+        f"{size} or more. " + "; ".join(reasons) + "."
+    )
+
+
+# Reasons
+
+
+def _correction_reasons(
+    correction: Correction, names: Sequence[str], error: np.ndarray
+) -> list[str]:
+    reasons = []
+    limit = min(default("k-hat"), 1 - 1 / np.log10(len(correction.weights)))
+    if not correction.k_hat <= limit:
+        reasons.append(
+            f"k-hat {correction.k_hat:.2f} of the importance weights is above {limit:.2f}: the "
+            "combination is too far from the posterior, or lighter-tailed; use fewer shards, more "
+            "draws (num_samples), or another parameterisation"
+        )
+    if correction.ess < default("weight-ess"):
+        reasons.append(
+            f"only {correction.ess:.0f} points of {len(correction.weights):,} are effective, fewer "
+            f"than {default('weight-ess')}: use more draws (num_samples) or fewer shards"
+        )
+    worst = int(np.argmax(correction.integration_error))
+    if correction.integration_error[worst] > default("integration-error"):
+        reasons.append(
+            "integrating the local effects leaves an error of "
+            f"{correction.integration_error[worst]:.2g} posterior sds on {names[worst]}: "
+            "reparameterise the local sites (centred where groups have many rows)"
+        )
+    if correction.coupling > default("coupling"):
+        reasons.append(
+            "the Hessian of the local effects is not block-diagonal "
+            f"({correction.coupling:.2g} of its size lies between groups): effects couple groups"
+        )
+    if correction.lost > default("lost-modes"):
+        reasons.append(
+            f"the mode of {correction.lost:.1%} of the groups was not found: their density may "
+            "have several"
+        )
+    return reasons
+
+
+def _sampling_reasons(
+    reports: Sequence[Report], names: Sequence[str], n_draws: int
+) -> list[str]:
+    reasons = []
+    r_hat = np.array([report.r_hat for report in reports])
+    ess = np.array([report.ess for report in reports])
+    if np.nanmax(r_hat) > default("r-hat"):
+        k, worst = np.unravel_index(int(np.nanargmax(r_hat)), r_hat.shape)
+        reasons.append(
+            f"shard {k} has r_hat {r_hat[k, worst]:.2f} on {names[worst]}: its chains have not "
+            "converged; raise num_warmup"
+        )
+    if ess.min() < default("shard-ess"):
+        k, worst = np.unravel_index(int(ess.argmin()), ess.shape)
+        reasons.append(
+            f"shard {k} has {ess[k, worst]:.0f} effective draws of {names[worst]}, fewer than "
+            f"{default('shard-ess')}; raise num_samples, or reparameterise"
+        )
+    divergences = np.array([report.divergences for report in reports])
+    share = divergences.sum() / (n_draws * len(reports))
+    if share > default("divergences"):
+        reasons.append(
+            f"{divergences.sum()} divergences, {share:.1%} of the draws, most on shard "
+            f"{int(divergences.argmax())}: raise target_accept_prob, or reparameterise"
+        )
+    return reasons
+
+
+def _approximation_reasons(
+    last: Round, names: Sequence[str], error: np.ndarray
+) -> list[str]:
+    reasons = []
+    worst = int(np.nanargmax(error))
+    if error[worst] > default("approximate-error"):
+        reasons.append(
+            f"the estimated error of {names[worst]} is {error[worst]:.2g} posterior sds: shards "
+            "are skewed or drew too little; use correct='auto', method='anchored', fewer shards, "
+            "or more draws"
+        )
+    if last.movement > 3 * last.noise:
+        reasons.append(
+            f"the last round still moved by {last.movement:.2g} posterior sds, more than its Monte "
+            f"Carlo error of {last.noise:.2g}: raise rounds"
+        )
+    return reasons
+
+
+# Estimates
+
+
+def _approximate_error(combined: Combined) -> np.ndarray:
+    """Error of an uncorrected combination: Monte Carlo noise, and what the shards' skew moves.
+
+    The mean of a skewed density of sd s lies about s times half its skewness from its mode, and
+    the mode is what a product of many densities keeps. Summed as the sites are summed, these
+    offsets move the combination, and do not average out.
+    """
+    last = combined.rounds[-1]
+    sd = np.sqrt(np.diag(combined.covariance))
+    offsets = np.zeros(len(sd))
+    for report in last.reports:
+        precision = gaussian.as_matrix(report.precision)
+        spread = np.sqrt(np.diag(gaussian.inverse(precision)))
+        offsets += precision @ (report.skew * spread / 2)
+    bias = combined.covariance @ offsets / sd
+    moved = 0.0 if np.isnan(last.movement) else last.movement / 2
+    return np.sqrt(bias**2 + last.noise**2 + moved**2)
+
+
+def strange_shard(combined: Combined) -> tuple[int, int] | None:
+    """The shard that looks drawn from another population, and the coordinate that shows it most.
+
+    At the combined mean the gradient of a shard's log likelihood, its score, has mean zero and
+    its share of the precision as covariance. Real data are more dispersed than any model, in all
+    shards alike, so a shard's score is held against the median and the median absolute deviation
+    of all shards, wherever that is wider than the model says.
+    """
+    last = combined.rounds[-1]
+    if len(last.reports) < _FEW_SHARDS:
+        return None
+    precision = gaussian.inverse(last.covariance)
+    away = last.anchor_precision @ (last.mean - last.anchor_mean)
+    scores = np.array(
+        [
+            (gaussian.as_matrix(report.precision) @ (report.mean - last.mean) + away)
+            / np.sqrt(np.diag(precision) * report.weight * (1 - report.weight))
+            for report in last.reports
+        ]
+    )
+    centred = scores - np.median(scores, axis=0)
+    spread = np.maximum(1.0, scipy.stats.median_abs_deviation(scores, axis=0, scale="normal"))
+    distance = np.abs(centred) / spread
+    k, worst = np.unravel_index(int(distance.argmax()), distance.shape)
+    return (int(k), int(worst)) if distance[k, worst] > default("strange-shard") else None
