@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 import scipy.special
-import scipy.stats
 from arviz_stats.base import array_stats
 
 from . import gaussian
 from .cluster import mapreduce
 from .cluster.arrays import Shard, pad
 from .cluster.sizes import Size
+from .proposals import Mixture, mixture_of, resample, single
 from .shard.marginal import effects_per_unit, log_likelihoods
 from .shard.model import ShardModel
 from .shard.quadrature import ladder
@@ -38,6 +38,7 @@ Array = npt.NDArray[np.float64]
 
 _PROBE = 32  # points on which node counts are compared
 _INTEGRATION = 0.02  # sd, over points, of the log weight's integration error that is accepted
+_SHAPED_UP_TO = 8  # dimensions in which a mixture can follow a shape that one t does not have
 _FIRST_WIDER = 1.5  # covariance of the first proposal, in units of the combination's
 _LATER_WIDER = 1.15  # of the later ones, in units of the weighted points'
 
@@ -62,6 +63,8 @@ class Correction(NamedTuple):
         Effective number of points, 1 / sum of squared weights.
     error : (d,) array
         Monte Carlo error of the mean, in posterior sds.
+    sd_error : (d,) array
+        Relative Monte Carlo error of the sd.
     integration_error : (d,) array
         Change of the mean with the next number of nodes, in posterior sds.
     nodes : int
@@ -69,7 +72,7 @@ class Correction(NamedTuple):
     log_evidence, log_evidence_error : float
         Log of the marginal likelihood, and its Monte Carlo error.
     lost : float
-        Largest share of units whose mode was not found.
+        Share of units whose mode was not found, on average over the weighted points.
     coupling : float
         Largest deviation of a shard's Hessian from block-diagonal.
     seconds : float
@@ -83,6 +86,7 @@ class Correction(NamedTuple):
     k_hat: float
     ess: float
     error: Array
+    sd_error: Array
     integration_error: Array
     nodes: int
     log_evidence: float
@@ -90,36 +94,6 @@ class Correction(NamedTuple):
     lost: float
     coupling: float
     seconds: float
-
-
-class Proposal(NamedTuple):
-    """A multivariate t distribution."""
-
-    mean: Array
-    scale: Array  # (d, d), lower triangular, of the shape matrix
-    df: float
-
-    def draw(self, n: int, seed: Sequence[int]) -> Array:
-        """Draw `n` points from a scrambled Sobol sequence, which leaves less to chance."""
-        d = len(self.mean)
-        rng = np.random.default_rng(list(seed))
-        uniform = scipy.stats.qmc.Sobol(d + 1, rng=rng).random_base2(int(np.ceil(np.log2(n))))
-        uniform = np.clip(uniform, 1e-10, 1 - 1e-10)
-        normal = scipy.special.ndtri(uniform[:, :d])
-        spread = np.sqrt(self.df / scipy.stats.chi2.ppf(uniform[:, d], self.df))
-        return self.mean + (spread[:, None] * normal) @ self.scale.T
-
-    def log_density(self, points: Array) -> Array:
-        """Log density at ``(G, d)`` points."""
-        d = len(self.mean)
-        white = scipy.linalg.solve_triangular(self.scale, (points - self.mean).T, lower=True)
-        norm = (
-            scipy.special.gammaln((self.df + d) / 2)
-            - scipy.special.gammaln(self.df / 2)
-            - d / 2 * np.log(self.df * np.pi)
-            - np.log(np.diag(self.scale)).sum()
-        )
-        return norm - (self.df + d) / 2 * np.log1p((white**2).sum(axis=0) / self.df)
 
 
 class _Weighed(NamedTuple):
@@ -149,6 +123,8 @@ def correct(
     later: int,
     turns: int,
     enough: float,
+    k_hat: float,
+    sd_error: float,
 ) -> Correction:
     """Weight points of a proposal by the full posterior, and adapt it until they are enough.
 
@@ -165,19 +141,21 @@ def correct(
         Points of the first turn and of each later one; rounded up to powers of two.
     turns : int
         Most turns.
-    enough : float
-        Effective number of points at which to stop.
+    enough, k_hat, sd_error : float
+        Stop when so many points are effective, the weights' tail has at most this shape, and every
+        sd at most this relative Monte Carlo error.
     """
     began = time.perf_counter()
     model = shards.model
     d = model.dim
     center = _working(model, mean)
-    proposal = _proposal(mean, _FIRST_WIDER * covariance)
-    proposals: list[Proposal] = []
+    proposal = single(mean, _FIRST_WIDER * covariance)
+    proposals: list[Mixture] = []
     batches: list[Array] = []
     likelihoods: list[Array] = []
     nodes = 0
-    lost = coupling = 0.0
+    lost: list[Array] = []
+    coupling = 0.0
     weighed: _Weighed | None = None
     for turn in range(turns):
         points = _working(model, proposal.draw(first if turn == 0 else later, (seed, turn)))
@@ -187,16 +165,24 @@ def correct(
         proposals.append(proposal)
         batches.append(points)
         likelihoods.append(answer.log_likelihood)
-        lost, coupling = max(lost, answer.lost), max(coupling, answer.coupling)
+        lost.append(answer.lost)
+        coupling = max(coupling, answer.coupling)
 
         everything = np.concatenate(batches)
         log_target = log_prior(model, example, everything) + np.concatenate(likelihoods)
         weighed = _weigh(log_target, everything, proposals, [len(batch) for batch in batches])
-        if turn > 0 and weighed.ess >= enough:
+        precise = _sd_error(everything, weighed.weights).max() < sd_error
+        if turn > 0 and weighed.ess >= enough and weighed.k_hat < k_hat and precise:
             break
         tempered = _tempered(weighed.raw, 10.0 * d)
-        shrunk = _shrunk(everything, tempered, covariance)
-        proposal = _proposal(shrunk[0], _LATER_WIDER * shrunk[1])
+        moments = _shrunk(everything, tempered, covariance)
+        if turn == 0 or d > _SHAPED_UP_TO:
+            proposal = single(moments[0], _LATER_WIDER * moments[1])
+        else:
+            # One t was not enough: follow the points' own shape, and its tails twice.
+            rng = np.random.default_rng([seed, turn])
+            flatter = _tempered(weighed.raw / 2, 10.0 * d)
+            proposal = mixture_of(everything, (tempered + flatter) / 2, *moments, rng)
     assert weighed is not None
 
     own_mean, own_covariance = _weighted_moments(everything, weighed.weights)
@@ -215,11 +201,12 @@ def correct(
         k_hat=weighed.k_hat,
         ess=weighed.ess,
         error=error,
+        sd_error=_sd_error(everything, weighed.weights),
         integration_error=wrong,
         nodes=nodes,
         log_evidence=float(log_mean + answer.at_center),
         log_evidence_error=float(relative.std() / np.sqrt(len(relative))),
-        lost=lost,
+        lost=float(weighed.weights @ np.concatenate(lost)),
         coupling=coupling,
         seconds=time.perf_counter() - began,
     )
@@ -235,10 +222,7 @@ def equal_weight_draws(
     """
     number = shape[0] * shape[1]
     axis = scipy.linalg.eigh(correction.covariance)[1][:, -1]
-    order = np.argsort(correction.points @ axis)
-    cumulative = np.cumsum(correction.weights[order])
-    ticks = (np.arange(number) + rng.random()) / number * cumulative[-1]
-    chosen = order[np.searchsorted(cumulative, ticks)]
+    chosen = resample(correction.points, correction.weights, axis, number, rng)
     draws = correction.points[rng.permutation(chosen)]
     try:
         draws = gaussian.matched(draws, correction.mean, correction.covariance)
@@ -247,17 +231,7 @@ def equal_weight_draws(
     return draws.reshape(*shape, -1)
 
 
-# Proposals and weights
-
-
-def _proposal(mean: Array, covariance: Array) -> Proposal:
-    """A t distribution of this mean and covariance, with lighter tails in more dimensions.
-
-    In many dimensions the radius of a heavy-tailed t varies far more than a posterior's, and the
-    weights with it.
-    """
-    df = 5.0 + len(mean)
-    return Proposal(mean, np.linalg.cholesky(covariance * (df - 2) / df), df)
+# Weights
 
 
 def _working(model: ShardModel, points: Array) -> Array:
@@ -266,7 +240,7 @@ def _working(model: ShardModel, points: Array) -> Array:
 
 
 def _weigh(
-    log_target: Array, points: Array, proposals: Sequence[Proposal], counts: Sequence[int]
+    log_target: Array, points: Array, proposals: Sequence[Mixture], counts: Sequence[int]
 ) -> _Weighed:
     """Weight points by the target over the mixture of all proposals, smoothed."""
     shares = np.log(np.array(counts) / sum(counts))
@@ -308,6 +282,13 @@ def _weighted_moments(points: Array, weights: Array) -> tuple[Array, Array]:
     return mean, (away * weights[:, None]).T @ away / (1 - (weights**2).sum())
 
 
+def _sd_error(points: Array, weights: Array) -> Array:
+    """Relative Monte Carlo error of each coordinate's sd."""
+    mean, covariance = _weighted_moments(points, weights)
+    squares = (points - mean) ** 2 / np.diag(covariance)
+    return np.sqrt((weights[:, None] ** 2 * (squares - 1) ** 2).sum(axis=0)) / 2
+
+
 def _shrunk(points: Array, weights: Array, prior: Array) -> tuple[Array, Array]:
     """Weighted mean and covariance, the latter towards a prior guess where points are few."""
     mean, covariance = _weighted_moments(points, weights)
@@ -323,7 +304,7 @@ class _Answer(NamedTuple):
 
     log_likelihood: Array
     at_center: float
-    lost: float
+    lost: Array
     coupling: float
 
 
@@ -341,24 +322,23 @@ def _likelihoods(
         mapped = mapreduce.map_reduce(
             tasks, _add, split_every=travel.split_every, progress=line, retries=travel.retries
         )
-    lost, coupling = np.max(mapped.reports, axis=0)
-    values, at_center = mapped.total
-    return _Answer(values, float(at_center), float(lost), float(coupling))
+    values, at_center, lost, units = mapped.total
+    return _Answer(values, at_center, lost / max(units, 1), max(mapped.reports))
 
 
 def _evaluate(
     shard: Shard, asked: tuple[ShardModel, Array, Array, int], padded: Size
-) -> tuple[tuple[Array, float], tuple[float, float], None]:
+) -> tuple[tuple[Array, float, Array, int], float, None]:
     """One shard's log likelihoods; runs on a worker."""
     model, points, center, nodes = asked
     found = log_likelihoods(model, Data(*pad(shard, *padded)), points, center, max(nodes, 1))
-    report = (found.lost / max(found.units, 1), found.coupling)
-    return (found.log_likelihood, found.at_center), report, None
+    values = (found.log_likelihood, found.at_center, found.lost, found.units)
+    return values, found.coupling, None
 
 
-def _add(parts: list[Any]) -> tuple[Array, float]:
-    values, at_center = zip(*parts, strict=True)
-    return np.sum(values, axis=0), float(sum(at_center))
+def _add(parts: list[Any]) -> tuple[Array, float, Array, int]:
+    values, at_center, lost, units = zip(*parts, strict=True)
+    return np.sum(values, axis=0), float(sum(at_center)), np.sum(lost, axis=0), sum(units)
 
 
 def _enough_nodes(shards: Shards, points: Array, center: Array) -> int:

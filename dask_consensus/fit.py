@@ -152,6 +152,8 @@ def correction(
         later=default("correction-later"),
         turns=default("correction-turns"),
         enough=max(default("correction-ess"), 20.0 * plan.model.dim),
+        k_hat=default("correction-k-hat"),
+        sd_error=default("correction-sd-error"),
     )
 
 

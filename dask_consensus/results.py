@@ -34,19 +34,18 @@ def posterior_dataset(
     labels : mapping
         Plate -> labels of its entries, where they are known (a categorical column's categories).
     """
-    plates = {site.name: site.dims for site in model.shared}
+    plates = {**{site.name: site.dims for site in model.shared}, **model.deterministics}
     variables = {}
     coords: dict[str, Any] = {}
     for name, array in values.items():
-        shape = array.shape[2:]
-        named = plates.get(name, ("",) * len(shape))
         dims = []
-        for axis, size in enumerate(shape):
-            dim = named[axis] or f"{name}_dim_{axis}"
-            entries = labels.get(dim, ())
-            coords[dim] = list(entries) if len(entries) == size else np.arange(size)
+        for axis, size in enumerate(array.shape[2:]):
+            plate = plates[name][axis]
+            dim = _name(plate or f"{name}_dim_{axis}")
+            entries = labels.get(plate, ())
+            coords[dim] = _storable_labels(entries) if len(entries) == size else np.arange(size)
             dims.append(dim)
-        variables[name] = (("chain", "draw", *dims), array)
+        variables[_name(name)] = (("chain", "draw", *dims), array)
     chains, draws = next(iter(values.values())).shape[:2]
     coords |= {"chain": np.arange(chains), "draw": np.arange(draws)}
     return xr.Dataset(variables, coords)
@@ -135,6 +134,7 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
     }
     per_coordinate = {
         "error": "Monte Carlo error of the mean (posterior sds)",
+        "sd_error": "relative Monte Carlo error of the sd",
         "integration_error": "change of the mean with the next number of nodes (posterior sds)",
     }
     variables: dict[str, Any] = {
@@ -173,8 +173,24 @@ def to_datatree(groups: Mapping[str, xr.Dataset], settings: Mapping[str, Any]) -
     return tree
 
 
+def _name(site: str) -> str:
+    """Name a variable or dimension after a site or plate; a slash would be a path in the tree."""
+    name = site.replace("/", ".")
+    return f"{name}_" if name in ("chain", "draw") else name
+
+
+def _storable_labels(entries: Sequence[Any]) -> np.ndarray:
+    """Turn labels that no file can hold (intervals, say) into text."""
+    labels = np.asarray(entries)
+    return (
+        labels if labels.ndim == 1 and labels.dtype != object else np.array(list(map(str, entries)))
+    )
+
+
 def _storable(value: Any) -> Any:
     """Turn what netCDF has no attribute type for into text."""
-    return value if isinstance(value, str | int | float) and not isinstance(value, bool) else (
-        json.dumps(value)
+    return (
+        value
+        if isinstance(value, str | int | float) and not isinstance(value, bool)
+        else (json.dumps(value))
     )

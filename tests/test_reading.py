@@ -40,7 +40,7 @@ def test_roles(name: str):
     assert tuple(site.name for site in model.shared) == case.shared
     assert {site.name: level(model, site.level) for site in model.local} == dict(case.local)
     assert others == {**case.data, **dict.fromkeys(case.prior)}
-    assert model.deterministics == case.deterministics
+    assert tuple(model.deterministics) == case.deterministics
     assert model.coupled == ()
 
 

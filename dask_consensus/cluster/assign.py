@@ -263,7 +263,7 @@ def _by_hash(survey: Survey, n_shards: int) -> Assignment:
 def _too_large(survey: Survey, n_shards: int) -> tuple[str, int] | None:
     """Return label and rows of the largest group if it has more rows than a shard should."""
     label, rows = survey.largest
-    return (label, rows) if rows > survey.rows / n_shards else None
+    return (label, rows) if rows > (1 + BALANCE) * survey.rows / n_shards else None
 
 
 def _groups_are_whole(survey: Survey) -> bool:

@@ -29,9 +29,9 @@ def padded_sizes(sizes: Sequence[Size]) -> list[Size]:
     """Give every shard the shape it is padded to: one for all but the exceptionally large.
 
     A shape costs a compilation, padding costs its share of every gradient: shards up to 1.25
-    times the median in rows and in groups (or a few more) get one shape, larger ones another. Where anything is
-    padded there is a padding group for rows to belong to, and a row for each padding group: what a
-    model computes from the rows of a group is not defined without one.
+    times the median in rows and in groups, or a few more, get one shape, larger ones another.
+    Where anything is padded there is a padding group for rows to belong to, and a row for each
+    padding group: what a model computes from the rows of a group is not defined without one.
     """
     if len(sizes) == 1:
         return list(sizes)

@@ -42,8 +42,8 @@ class Values(NamedTuple):
     log_likelihood : (G,) float64 array
     at_center : float
         The value at the center itself.
-    lost : int
-        Most units, over all points, whose mode was not found.
+    lost : (G,) float64 array
+        Units whose mode was not found.
     units : int
         Units of the shard.
     coupling : float
@@ -53,7 +53,7 @@ class Values(NamedTuple):
 
     log_likelihood: np.ndarray
     at_center: float
-    lost: int
+    lost: np.ndarray
     units: int
     coupling: float
 
@@ -134,7 +134,7 @@ def log_likelihoods(
     return Values(
         log_likelihood=sums[: len(points)],
         at_center=total + 0.5 * q * real * float(np.log(2 * np.pi)),
-        lost=int(max(found_[1].max() for found_ in found)),
+        lost=np.concatenate([found_[1] for found_ in found]).astype(np.float64)[: len(points)],
         units=real,
         coupling=float(origin.coupling),
     )

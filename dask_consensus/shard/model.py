@@ -18,7 +18,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -106,8 +106,8 @@ class ShardModel:
     latents : tuple of Latent
         Shared sites first, each kind in the order of the model.
     terms : tuple of Term
-    deterministics : tuple of str
-        Deterministic sites that depend on shared sites alone.
+    deterministics : mapping
+        Deterministic sites that depend on shared sites alone -> name of each axis of their value.
     x64 : bool
         Whether the user works in double precision.
     coupled : tuple of str
@@ -122,7 +122,7 @@ class ShardModel:
     constants: Mapping[str, int]
     latents: tuple[Latent, ...]
     terms: tuple[Term, ...] = ()
-    deterministics: tuple[str, ...] = ()
+    deterministics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     x64: bool = False
     coupled: tuple[str, ...] = ()
 

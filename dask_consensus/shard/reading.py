@@ -58,6 +58,7 @@ class _SiteShape(NamedTuple):
     value: tuple[int, ...]
     log_prob: tuple[int, ...]
     observed: bool
+    dims: tuple[str, ...] = ()
 
 
 def read_model(function: Callable[..., Any], offered: Reading) -> ShardModel:
@@ -168,7 +169,7 @@ def _site_shape(site: dict[str, Any]) -> _SiteShape:
                 "subsample_size."
             )
     if kind != "sample":
-        return _SiteShape(kind, jnp.shape(site["value"]), (), True)
+        return _SiteShape(kind, jnp.shape(site["value"]), (), True, _dims_of_value(site))
     if not site["is_observed"] and site["fn"].support.is_discrete:
         raise ValueError(
             f"site {name!r} is a discrete latent site ({_prior_name(site['fn'])}), which NUTS "
@@ -297,18 +298,18 @@ def _terms(
 
 def _deterministics(
     model: ShardModel, offered: Reading, example: Example, traced: list[dict[str, _SiteShape]]
-) -> tuple[str, ...]:
+) -> dict[str, tuple[str, ...]]:
     """Find deterministic sites of shared sites alone; refuse priors that look at the data."""
     names = [name for name, shape in traced[0].items() if shape.kind == "deterministic"]
     priors = [term.name for term in model.terms if term.level is None]
     in_terms, in_sites = sources(model, example, priors, names)
     for name in priors:
         check_prior_term(name, in_terms[name], offered.columns)
-    return tuple(
-        name
+    return {
+        name: traced[0][name].dims
         for name in names
         if not in_sites[name] and traced[0][name].value == traced[1][name].value
-    )
+    }
 
 
 # Names
@@ -340,6 +341,26 @@ def _dims(site: dict[str, Any]) -> tuple[str, ...]:
     for frame in site["cond_indep_stack"]:
         names[batch + frame.dim] = frame.name
     return tuple(names)
+
+
+def _dims_of_value(site: dict[str, Any]) -> tuple[str, ...]:
+    """Name the axes of a deterministic value, whose number of event axes nothing tells.
+
+    Plates are looked for at the end of its shape, then one axis before, and so on; they are found
+    where their sizes fit in one place only.
+    """
+    shape, frames = jnp.shape(site["value"]), site.get("cond_indep_stack") or []
+    found = []
+    for event in range(len(shape)):
+        names = [""] * len(shape)
+        for frame in frames:
+            axis = len(shape) - event + frame.dim
+            if axis < 0 or shape[axis] != frame.size:
+                break
+            names[axis] = frame.name
+        else:
+            found.append(tuple(names))
+    return found[0] if len(found) == 1 else ("",) * len(shape)
 
 
 def _note(fn: Any) -> str:
