@@ -367,9 +367,7 @@ def coupled(group, x, y=None, *, n_group):
         numpyro.sample("obs", dist.Normal(effect[group] + beta * x, sigma), obs=y)
 
 
-def grouped_rows(
-    groups: int, each: int, tau: float, seed: int, slope: float = 0.5
-) -> pd.DataFrame:
+def grouped_rows(groups: int, each: int, tau: float, seed: int, slope: float = 0.5) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     group = np.repeat(np.arange(groups), each)
     x = rng.normal(size=len(group))

@@ -26,17 +26,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 from cases import CASES, Case, DataAbsent, chosen
 from jax import random
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import init_to_value
 from numpyro.infer.hmc import hmc
 from numpyro.infer.util import initialize_model
-from scipy.stats import halfnorm, norm
+from scipy.stats import halfnorm
 
+SCRIPT = "benchmarks/reference.py"
 FOLDER = Path(__file__).parent / "references"
 R_HAT = 1.01
+LEAST_ESS = 4_000
 CHUNK = 200  # transitions between looks at the clock
 
 
@@ -44,7 +45,7 @@ class Full(NamedTuple):
     """Options of the full fit."""
 
     chains: int = 4
-    warmup: int = 1000
+    warmup: int = 1000  # in whole chunks
     vectorized: bool = False
     x64: bool = True
     seed: int = 1_000_003  # far from the seeds of any fit that is compared with it
@@ -74,15 +75,14 @@ def sample(case: Case, full: Full, ess: float, minutes: float) -> tuple[Traces, 
         keys, model, init_strategy=start, dynamic_args=True, model_kwargs=data
     )
     shared = [name for name in initial.z if name in case.start]
-    begin, advance = _kernel(potential_of, shared, full)
-    begin, advance = _over_chains(begin, full), _over_chains(advance, full)
+    begin, advance = (_over_chains(f, full) for f in _kernel(potential_of, shared, full))
 
-    state = begin(keys, initial.z, data)
-    jax.block_until_ready(advance.compile(state, data))
+    state = jax.jit(begin)((keys, initial.z), data)
+    advance = jax.jit(advance).lower(state, data).compile()
     seconds = {"compile": time.perf_counter() - began}
     began = time.perf_counter()
-    for _ in range(full.warmup // CHUNK + 1):
-        state, _ = advance(state, data)
+    for _ in range(full.warmup // CHUNK):
+        state, _ = jax.block_until_ready(advance(state, data))
     seconds["warmup"] = time.perf_counter() - began
     chunks, flags = [], []
     began = time.perf_counter()
@@ -92,13 +92,13 @@ def sample(case: Case, full: Full, ess: float, minutes: float) -> tuple[Traces, 
         flags.append((int(np.sum(diverging)), float(np.mean(steps))))
         seconds["sampling"] = time.perf_counter() - began
         draws = {name: np.concatenate([c[name] for c in chunks], axis=1) for name in shared}
-        if sum(seconds.values()) > 60 * minutes or _enough(_flat(draws), ess):
+        if sum(seconds.values()) > 60 * minutes or _enough(flat(draws), ess):
             break
     constrained = _constrained(case, postprocess_of(**data), draws, initial.z)
     return Traces(
-        unconstrained=_flat(draws),
-        constrained=_flat(constrained),
-        names=(_names(draws), _names(constrained)),
+        unconstrained=flat(draws),
+        constrained=flat(constrained),
+        names=(scalar_names(draws), scalar_names(constrained)),
         seconds=seconds,
         divergences=sum(diverging for diverging, _ in flags),
         steps=float(np.mean([steps for _, steps in flags])),
@@ -111,10 +111,10 @@ def _kernel(
     """How one chain begins, and how it advances by a chunk, keeping the shared sites."""
     init, step = hmc(potential_fn_gen=potential_of, algo="NUTS")
 
-    def begin(key: jax.Array, z: Mapping[str, jax.Array], data: Any) -> Any:
-        warmup = (full.warmup // CHUNK + 1) * CHUNK
-        dense = [tuple(shared)]
-        return init(z, warmup, dense_mass=dense, rng_key=key, model_kwargs=data, step_size=0.1)
+    def begin(start: tuple[jax.Array, Mapping[str, jax.Array]], data: Any) -> Any:
+        key, z = start
+        options = {"dense_mass": [tuple(shared)], "step_size": 0.1, "model_kwargs": data}
+        return init(z, full.warmup, rng_key=key, **options)
 
     def advance(state: Any, data: Any) -> Any:
         def one(state: Any, _: None) -> Any:
@@ -127,11 +127,183 @@ def _kernel(
     return begin, advance
 
 
-class _over_chains:
-    """A function of one chain's state and the data, for all chains: at once, or in turn."""
+def _over_chains(function: Callable[..., Any], full: Full) -> Callable[..., Any]:
+    """Take a function of one chain's state and the data over all chains: at once, or in turn."""
+    if full.vectorized:
+        return jax.vmap(function, in_axes=(0, None))
+    return lambda states, data: jax.lax.map(lambda state: function(state, data), states)
 
-    def __init__(self, function: Callable[..., Any], full: Full) -> None:
-        self._vectorized = full.vectorized
-        self._chains = full.chains
-        over = jax.vmap(function, in_axes=(0, None)) if full.vectorized else function
-        self._run = jax.jit(over)
+
+def _working(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.result_type(jnp.result_type(float))) if array.dtype == float else array
+
+
+def flat(values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Join sites ``(chains, draws, ...)`` to ``(chains, draws, d)``."""
+    parts = [np.asarray(v, np.float64).reshape(*v.shape[:2], -1) for v in values.values()]
+    return np.concatenate(parts, axis=-1)
+
+
+def scalar_names(values: Mapping[str, np.ndarray]) -> list[str]:
+    """Name the scalars of sites ``(chains, draws, ...)``, as in ``beta[1, 0]``."""
+    return [
+        site + (f"[{', '.join(map(str, index))}]" if index else "")
+        for site, value in values.items()
+        for index in np.ndindex(value.shape[2:])
+    ]
+
+
+def _enough(draws: np.ndarray, ess: float) -> bool:
+    found = effective_sample_size(draws).min(), split_gelman_rubin(draws).max()
+    return bool(found[0] >= ess and found[1] < R_HAT)
+
+
+def _constrained(
+    case: Case,
+    postprocess: Callable[..., Any],
+    draws: Mapping[str, np.ndarray],
+    z: Mapping[str, jax.Array],
+) -> dict[str, np.ndarray]:
+    """Map draws of the shared sites to their own supports."""
+    local = {name: value[0] for name, value in z.items() if name not in draws}
+
+    def one(point: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        values = postprocess({**local, **point})
+        return {name: values[name] for name in case.start}
+
+    points = {name: value.reshape(-1, *value.shape[2:]) for name, value in draws.items()}
+    mapped = jax.jit(lambda points: jax.lax.map(one, points, batch_size=256))(points)
+    shape = next(iter(draws.values())).shape[:2]
+    return {
+        name: np.asarray(value).reshape(*shape, *value.shape[1:]) for name, value in mapped.items()
+    }
+
+
+# Closed form
+
+
+def integrate(case: Case) -> dict[str, dict[str, dict[str, float]]]:
+    """Moments of tau and its log where ``y ~ N(0, tau^2 + s^2)``, by the trapezoidal rule.
+
+    On a density that is smooth and vanishes at both ends the rule's error falls faster than any
+    power of its step.
+    """
+    y = case.frame()["y"].to_numpy()
+    log_tau = np.linspace(-14.0, 4.0, 40_001)
+    tau = np.exp(log_tau)
+    sd = np.sqrt(tau**2 + case.variance)
+    log_density = -len(y) * np.log(sd) - 0.5 * (y @ y) / sd**2
+    log_density += halfnorm.logpdf(tau, scale=5.0) + log_tau
+    weights = np.exp(log_density - log_density.max())
+    weights /= weights.sum()
+
+    def moments(values: np.ndarray) -> dict[str, float]:
+        mean = weights @ values
+        sd = np.sqrt(weights @ (values - mean) ** 2)
+        return {"mean": float(mean), "sd": float(sd), "mcse": 0.0}
+
+    return {"unconstrained": {"tau": moments(log_tau)}, "constrained": {"tau": moments(tau)}}
+
+
+# Files
+
+
+def summary(draws: np.ndarray, names: list[str]) -> dict[str, dict[str, float]]:
+    """Summarise draws ``(chains, draws, d)``; scalars that do not vary are left out."""
+    every = draws.reshape(-1, draws.shape[-1])
+    mean, sd = every.mean(axis=0), every.std(axis=0, ddof=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ess, r_hat = effective_sample_size(draws), split_gelman_rubin(draws)
+    table = {
+        "mean": mean,
+        "sd": sd,
+        "ess": ess,
+        "r_hat": r_hat,
+        "mcse": sd / np.sqrt(ess),
+    }
+    return {
+        name: {key: float(values[i]) for key, values in table.items()}
+        for i, name in enumerate(names)
+        if sd[i] > 1e-9 * (1 + abs(mean[i]))
+    }
+
+
+def by_nuts(case: Case, ess: float, minutes: float) -> dict[str, Any]:
+    """Content of the file of a case that NUTS is run on."""
+    full = Full(**case.full)
+    with jax.enable_x64(full.x64):
+        traces, rows = sample(case, full, ess, minutes)
+    spaces = (traces.unconstrained, traces.constrained)
+    tables = [summary(draws, names) for draws, names in zip(spaces, traces.names, strict=True)]
+    least = min(row["ess"] for row in tables[0].values())
+    worst = max(row["r_hat"] for row in tables[0].values())
+    return {
+        "complete": bool(least > LEAST_ESS and worst < R_HAT),
+        "method": "NUTS",
+        "unconstrained": tables[0],
+        "constrained": tables[1],
+        "least_ess": least,
+        "worst_r_hat": worst,
+        "draws": traces.unconstrained.shape[1],
+        "divergences": traces.divergences,
+        "steps": traces.steps,
+        "seconds": traces.seconds,
+        "rows": rows,
+        **full._asdict(),
+    }
+
+
+def closed_form(case: Case) -> dict[str, Any]:
+    """Content of the file of a case that is integrated numerically."""
+    return {"complete": True, "method": "numerical integration", **integrate(case)}
+
+
+def write(case: Case, ess: float, minutes: float) -> Path:
+    """Make the reference of one case."""
+    found = by_nuts(case, ess, minutes) if case.variance is None else closed_form(case)
+    libraries = ("jax", "jaxlib", "numpyro", "numpy")
+    made = {
+        "case": case.name,
+        **found,
+        "versions": {"python": platform.python_version()} | {x: version(x) for x in libraries},
+        "cpus": os.cpu_count(),
+        "command": f"python {SCRIPT} {case.name} --ess {ess:g} --minutes {minutes:g}",
+    }
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{case.name}.json"
+    path.write_text(json.dumps(made, indent=1) + "\n")
+    return path
+
+
+def read(case: Case) -> dict[str, Any] | None:
+    """Read the reference of a case; None where there is none."""
+    path = FOLDER / f"{case.name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("case", nargs="*", help=f"of {', '.join(CASES)}; default: those missing")
+    parser.add_argument("--ess", type=float, default=10_000, help="stop at, default %(default)g")
+    parser.add_argument("--minutes", type=float, default=15, help="stop after, default %(default)g")
+    args = parser.parse_args()
+    for case in chosen(args.case):
+        if case.full is None or (not args.case and read(case) is not None):
+            continue
+        try:
+            path = write(case, args.ess, args.minutes)
+        except DataAbsent as error:
+            print(f"{case.name}: skipped, {error}")
+            continue
+        made = json.loads(path.read_text())
+        took = made.get("seconds", {})
+        print(
+            f"{case.name}: ess {made.get('least_ess', np.inf):,.0f}, "
+            f"r_hat {made.get('worst_r_hat', 1.0):.4f}, {sum(took.values()):.0f} s, "
+            f"{'complete' if made['complete'] else 'NOT complete'}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,7 @@ from . import gaussian
 from .cluster import mapreduce
 from .cluster.arrays import Shard, pad
 from .cluster.sizes import Size
-from .proposals import Mixture, mixture_of, resample, single
+from .proposals import Proposal, mixture_of, resample, single, split
 from .shard.marginal import effects_per_unit, log_likelihoods
 from .shard.model import ShardModel
 from .shard.quadrature import ladder
@@ -39,6 +39,9 @@ Array = npt.NDArray[np.float64]
 _PROBE = 32  # points on which node counts are compared
 _INTEGRATION = 0.02  # sd, over points, of the log weight's integration error that is accepted
 _SHAPED_UP_TO = 8  # dimensions in which a mixture can follow a shape that one t does not have
+_PROBED = (2.0, 4.0, 8.0, 12.0)  # distances, in sds, at which tails are probed
+_WORTH_SPLITTING = 1.3  # a reach below this is noise, or what a t distribution covers anyway
+_LONGEST = 6.0
 _FIRST_WIDER = 1.5  # covariance of the first proposal, in units of the combination's
 _LATER_WIDER = 1.15  # of the later ones, in units of the weighted points'
 
@@ -150,7 +153,7 @@ def correct(
     d = model.dim
     center = _working(model, mean)
     proposal = single(mean, _FIRST_WIDER * covariance)
-    proposals: list[Mixture] = []
+    proposals: list[Proposal] = []
     batches: list[Array] = []
     likelihoods: list[Array] = []
     nodes = 0
@@ -177,7 +180,8 @@ def correct(
         tempered = _tempered(weighed.raw, 10.0 * d)
         moments = _shrunk(everything, tempered, covariance)
         if turn == 0 or d > _SHAPED_UP_TO:
-            proposal = single(moments[0], _LATER_WIDER * moments[1])
+            reach = _reach(shards, example, *moments, center, nodes)
+            proposal = split(moments[0], _LATER_WIDER * moments[1], *reach)
         else:
             # One t was not enough: follow the points' own shape, and its tails twice.
             rng = np.random.default_rng([seed, turn])
@@ -240,7 +244,7 @@ def _working(model: ShardModel, points: Array) -> Array:
 
 
 def _weigh(
-    log_target: Array, points: Array, proposals: Sequence[Mixture], counts: Sequence[int]
+    log_target: Array, points: Array, proposals: Sequence[Proposal], counts: Sequence[int]
 ) -> _Weighed:
     """Weight points by the target over the mixture of all proposals, smoothed."""
     shares = np.log(np.array(counts) / sum(counts))
@@ -294,6 +298,29 @@ def _shrunk(points: Array, weights: Array, prior: Array) -> tuple[Array, Array]:
     mean, covariance = _weighted_moments(points, weights)
     effective, guess = 1 / (weights**2).sum(), points.shape[1] + 2.0
     return mean, (effective * covariance + guess * prior) / (effective + guess)
+
+
+def _reach(
+    shards: Shards, example: Data, mean: Array, covariance: Array, center: Array, nodes: int
+) -> tuple[Array, Array]:
+    """How much further than a Gaussian the posterior reaches, below and above, by coordinate.
+
+    A tail that no point has seen has no weight, and no diagnostic misses it. So the posterior is
+    probed along each coordinate's regression line; a scale s covers a point at distance x whose
+    log density is lower by y if s is at least x / sqrt(2 y) (Geweke 1989, eq. 4.1).
+    """
+    d = len(mean)
+    directions = covariance / np.sqrt(np.diag(covariance))  # column j: coordinate j by one sd
+    steps = np.concatenate([-np.array(_PROBED), [0.0], _PROBED])
+    points = mean + (steps[:, None, None] * directions.T).reshape(-1, d)
+    points = _working(shards.model, points)
+    answer = _likelihoods(shards, points, center, nodes, "probing tails")
+    height = (log_prior(shards.model, example, points) + answer.log_likelihood).reshape(-1, d)
+    height = np.where(np.isfinite(height), height, -np.inf)
+    below = np.maximum(height.max(axis=0) - height, 1e-3)
+    scale = np.abs(steps)[:, None] / np.sqrt(2 * below)
+    scale = np.where(scale < _WORTH_SPLITTING, 1.0, np.minimum(scale, _LONGEST))
+    return scale[: len(_PROBED)].max(axis=0), scale[-len(_PROBED) :].max(axis=0)
 
 
 # Asking the shards

@@ -1,9 +1,37 @@
 from __future__ import annotations
 
-import hypothesis
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-# Examples are few, the same in every run, and take what time they take.
+import hypothesis
+import pytest
+
+# Examples are few and the same in every run; how long they take depends on the machine.
 hypothesis.settings.register_profile(
     "house", derandomize=True, deadline=None, max_examples=25, print_blob=True
 )
 hypothesis.settings.load_profile("house")
+
+
+@contextmanager
+def local_cluster(n_workers: int, threads_per_worker: int) -> Iterator[Any]:
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=threads_per_worker,
+            processes=True,
+            dashboard_address=None,
+            memory_limit=0,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def cluster() -> Any:
+    """Start a cluster of processes: ``cluster(n_workers, threads_per_worker)``."""
+    return local_cluster

@@ -23,14 +23,15 @@ from jax import lax
 
 from .compiling import compiled, on_device, precision, shapes_of
 from .model import ROWS, ShardModel
-from .quadrature import Nodes, rule
+from .quadrature import Nodes, most_nodes, rule
 from .target import Data, Terms, terms_of
 
 MOST_EFFECTS = 16  # local effects a unit beyond which the integral is not attempted
 _NEWTON_STEPS = 40  # at the center, from far away
 _HALVINGS = 6  # of a Newton step that does not climb
 _CHUNK = 64  # units summed in working precision before double precision takes over
-_AT_ONCE = 2_000_000  # rows times points held in memory at a time
+_BLOCK = 64  # points evaluated by one call; one number, so that one compilation serves all
+_AT_ONCE = 8_000_000  # rows times points held in memory at a time
 _DECREMENT = 0.5  # squared Newton decrement beyond which a unit's mode was not found
 
 
@@ -115,16 +116,19 @@ def log_likelihoods(
     """
     q = effects_per_unit(model)
     nodes = rule(q, number) if q else Nodes(np.zeros((1, 0)), np.zeros(1))
-    block = _block_size(data, len(points))
+    count = np.int32(len(nodes.log_weights))
+    if q:
+        nodes = nodes.padded(most_nodes(q))
+    block = max(1, min(_BLOCK, _AT_ONCE // max(len(data.rows), 1)))
     padded = np.resize(points, (-(-len(points) // block) * block, points.shape[1]))
     with precision(model.x64):
-        arrays, start, rules = on_device((data, center, nodes))
+        arrays, start, rules = on_device((data, center, (nodes, count)))
         origin = _center(model, arrays, start)
-        example = (arrays, origin, rules, on_device(padded[:block]))
-        signature = ("values", model.token, number, shapes_of(example))
+        example = (arrays, origin, *rules, on_device(padded[:block]))
+        signature = ("values", model.token, shapes_of(example))
         evaluate = compiled(signature, lambda: _evaluate(model), *example)
         found = [
-            jax.device_get(evaluate(arrays, origin, rules, on_device(padded[i : i + block])))
+            jax.device_get(evaluate(arrays, origin, *rules, on_device(padded[i : i + block])))
             for i in range(0, len(padded), block)
         ]
     sums = np.concatenate([found_[0] for found_ in found]).astype(np.float64).sum(axis=1)
@@ -152,15 +156,6 @@ def modes_at(model: ShardModel, data: Data, u: np.ndarray) -> Modes:
 def _center(model: ShardModel, arrays: Data, point: jax.Array) -> _Center:
     signature = ("center", model.token, shapes_of((arrays, point)))
     return compiled(signature, lambda: _find_center(model), arrays, point)(arrays, point)
-
-
-def _block_size(data: Data, n_points: int) -> int:
-    """Points evaluated by one call: few enough for memory, in few different sizes."""
-    fits = max(1, _AT_ONCE // max(len(data.rows), 1))
-    size = 1
-    while 2 * size <= fits and size < n_points:
-        size *= 2
-    return size
 
 
 # Units and their effects
@@ -413,7 +408,7 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
     q = effects_per_unit(model)
 
     def evaluate(
-        data: Data, center: _Center, nodes: Nodes, points: jax.Array
+        data: Data, center: _Center, nodes: Nodes, count: jax.Array, points: jax.Array
     ) -> tuple[jax.Array, ...]:
         def units_at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
             if not q:
@@ -435,18 +430,14 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
             # The last step needs no new curvature: exact for Gaussian units.
             found = decrement < _DECREMENT
             modes = near + jnp.where(found[:, None], last, 0.0)
-            log_integral = _integral(density, modes, factor, nodes)
+            log_integral = _integral(density, modes, factor, nodes, count)
             others = _others(model, density(modes)[1], center, data)
             values = jnp.concatenate([jnp.where(mask, log_integral, 0.0), others])
             return values, jnp.sum(mask & ~found)
 
-        at_center, _ = units_at(center.u)
-
-        def one(u: jax.Array) -> tuple[jax.Array, jax.Array]:
-            values, lost = units_at(u)
-            return _chunks(values - at_center), lost
-
-        return (*lax.map(one, points), at_center)
+        # The center is one more point, so that the model's code is compiled once.
+        values, lost = lax.map(units_at, jnp.concatenate([center.u[None], points]))
+        return _chunks(values[1:] - values[0]), lost[1:], values[0]
 
     return evaluate
 
@@ -456,28 +447,22 @@ def _integral(
     modes: jax.Array,
     factor: jax.Array,
     nodes: Nodes,
+    count: jax.Array,
 ) -> jax.Array:
-    """Log integral of every unit, by nodes placed around its mode; ``(U,)``."""
+    """Log integral of every unit, by the first `count` nodes around its mode; ``(U,)``."""
     log_volume = -jnp.sum(jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)), axis=1)
 
-    def at(node: tuple[jax.Array, jax.Array]) -> jax.Array:
-        point, log_weight = node
-        offset = _back_solve(factor, jnp.broadcast_to(point, modes.shape))
+    def add(i: jax.Array, total: jax.Array) -> jax.Array:
+        offset = _back_solve(factor, jnp.broadcast_to(nodes.points[i], modes.shape))
         values, _ = density(modes + offset)
-        return log_weight + jnp.where(jnp.isnan(values), -jnp.inf, values)
-
-    if len(nodes.log_weights) == 1:
-        return at((nodes.points[0], nodes.log_weights[0])) + log_volume
-
-    def add(total: jax.Array, node: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return jnp.logaddexp(total, at(node)), None
+        values = jnp.where(jnp.isnan(values), -jnp.inf, values)
+        return jnp.logaddexp(total, nodes.log_weights[i] + values)
 
     nothing = jnp.full(len(modes), -jnp.inf, modes.dtype)
-    total, _ = lax.scan(add, nothing, (nodes.points, nodes.log_weights))
-    return total + log_volume
+    return lax.fori_loop(0, count, add, nothing) + log_volume
 
 
 def _chunks(values: jax.Array) -> jax.Array:
-    """Sum neighbours in working precision, few enough to lose nothing."""
-    short = -len(values) % _CHUNK
-    return jnp.pad(values, (0, short)).reshape(-1, _CHUNK).sum(axis=1)
+    """Sum neighbours, ``(B, n)``, in working precision, few enough to lose nothing."""
+    short = -values.shape[1] % _CHUNK
+    return jnp.pad(values, ((0, 0), (0, short))).reshape(len(values), -1, _CHUNK).sum(axis=2)

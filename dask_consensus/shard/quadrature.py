@@ -26,6 +26,13 @@ class Nodes(NamedTuple):
     points: npt.NDArray[np.float64]
     log_weights: npt.NDArray[np.float64]
 
+    def padded(self, number: int) -> Nodes:
+        """Bring the rule to `number` entries, so that rules of all sizes have one shape."""
+        more = number - len(self.log_weights)
+        return Nodes(
+            np.pad(self.points, ((0, more), (0, 0))), np.pad(self.log_weights, (0, more))
+        )
+
 
 def ladder(q: int) -> tuple[int, ...]:
     """Numbers of nodes to try, in rising order: an axis for a grid, in all beyond it.
@@ -35,6 +42,11 @@ def ladder(q: int) -> tuple[int, ...]:
     if q <= GRID_UP_TO:
         return {1: (1, 5, 11, 21, 41), 2: (1, 5, 9, 15), 3: (1, 3, 5, 9)}[q]
     return (1, 64, 256, 1024)
+
+
+def most_nodes(q: int) -> int:
+    """Nodes of the largest rule of the :func:`ladder`."""
+    return ladder(q)[-1] ** q if q <= GRID_UP_TO else ladder(q)[-1]
 
 
 def rule(q: int, number: int) -> Nodes:

@@ -1,0 +1,466 @@
+"""Agreement of sharded fits with the full data's posterior: the table that the README quotes.
+
+Fits every case of ``cases.py`` with several seeds by four methods:
+
+- ``numpyro``: NumPyro's own ``consensus`` on constrained draws, the same ones as one-shot's;
+- ``one-shot``: ``method="consensus", correct=False``, combined in unconstrained space;
+- ``anchored``: ``correct=False``;
+- ``corrected``: the package's defaults;
+
+and holds means and sds of the shared parameters against the references that ``reference.py``
+wrote. Results are appended to a JSON file, so that a run can be interrupted and resumed; what is
+in the file is not run again. Some cases need data, see ``cases.py``.
+
+    python benchmarks/agreement.py                        # everything; hours on two cores
+    python benchmarks/agreement.py --case osic --seeds 0
+    python benchmarks/agreement.py --table                # print what there is
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import dask.dataframe as dd
+import numpy as np
+import reference
+import xarray as xr
+from cases import CASES, Case, DataAbsent, chosen
+from dask.callbacks import Callback
+from numpyro.infer.hmc_util import consensus
+
+import dask_consensus  # noqa: F401  registers ddf.consensus
+from dask_consensus import gaussian
+from dask_consensus.fit import LazyFit
+from dask_consensus.shard.model import constrain
+
+OUT = Path(__file__).parent / "results" / "agreement.json"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "one-shot": {"method": "consensus", "correct": False},
+    "anchored": {"correct": False},
+    "corrected": {},
+}
+METHODS = ("numpyro", *OPTIONS)
+PARTITIONS = 8
+
+Moments = dict[str, dict[str, float]]
+
+
+# Runs
+
+
+class Sites(Callback):
+    """Keeps the contribution of every shard as the scheduler sees it."""
+
+    def __init__(self) -> None:
+        self.found: list[gaussian.Site] = []
+        super().__init__(posttask=self._keep)
+
+    def _keep(self, key: Any, result: Any, *_: Any) -> None:
+        if isinstance(result, tuple) and result and isinstance(result[0], gaussian.Site):
+            self.found.append(result[0])
+
+    def draws(self) -> list[np.ndarray]:
+        """Unconstrained draws of every shard, ``(chains, draws, d)``."""
+        return [gaussian.solve(site.precision, site.draws) for site in self.found]
+
+
+@cache
+def rows_of(case: str) -> dd.DataFrame:
+    """Rows of a case as a Dask DataFrame, kept for its next run."""
+    return dd.from_pandas(CASES[case].frame(), npartitions=PARTITIONS, sort=False)
+
+
+def lazy_fit(case: Case, n_shards: int, seed: int, method: str) -> LazyFit:
+    """Set a fit up."""
+    return rows_of(case.name).consensus.fit(
+        case.model,
+        by=case.by,
+        columns=case.columns,
+        n_shards=n_shards,
+        seed=seed,
+        progress=False,
+        compute=False,
+        **OPTIONS[method],
+    )
+
+
+def run(case: Case, n_shards: int, seed: int, methods: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Fit a case by some methods; one-shot's draws serve NumPyro's consensus too."""
+    for method in OPTIONS:
+        both = method == "one-shot" and "numpyro" in methods
+        if method not in methods and not both:
+            continue
+        lazy, sites = lazy_fit(case, n_shards, seed, method), Sites()
+        named = {"case": case.name, "shards": n_shards, "seed": seed}
+        began = time.perf_counter()
+        try:
+            with warnings.catch_warnings(), sites:
+                warnings.simplefilter("ignore")
+                tree = lazy.compute()
+        except ValueError as error:
+            for name in {method} | ({"numpyro"} if both else set()):
+                yield {**named, "method": name, "failed": str(error)}
+            continue
+        seconds = time.perf_counter() - began
+        yield {**named, "method": method, **record(tree), "seconds": seconds}
+        if both:
+            yield {**named, "method": "numpyro", **numpyro_consensus(lazy, sites, seconds)}
+
+
+def record(tree: xr.DataTree) -> dict[str, Any]:
+    """Keep of a result what the tables need."""
+    corrected = "correction" in tree.children
+    last = tree["rounds"].isel(round=-1)
+    found = {
+        "constrained": moments(
+            {name: array.values for name, array in tree["posterior"].data_vars.items()}
+        ),
+        "unconstrained": _table(last["mean"].values, last["sd"].values, last.coordinate.values),
+        "good": bool(tree.attrs["verdict_good"]),
+        "verdict": tree.attrs["verdict"],
+        "error": json.loads(tree.attrs["accuracy"]),
+        "divergences": int(tree["shards"]["divergences"].sum()),
+        "rounds": tree["rounds"].sizes["round"],
+    }
+    if corrected:
+        made = tree["correction"]
+        mean, sd = weighted(made["points"].values, made["weights"].values)
+        found["unconstrained"] = _table(mean, sd, made.coordinate.values)
+        for name in ("k_hat", "ess", "nodes", "seconds"):
+            found[f"correction_{name}"] = float(made[name])
+        found["correction_points"] = made.sizes["point"]
+    return found
+
+
+def numpyro_consensus(lazy: LazyFit, sites: Sites, seconds: float) -> dict[str, Any]:
+    """Combine the constrained draws of all shards as NumPyro does."""
+    plan = lazy.plan()
+    example = plan.example
+    names = [site.name for site in plan.model.shared]
+    subposteriors = []
+    for u in sites.draws():
+        values = constrain(plan.model, u, example.arguments, example.rows, example.groups)
+        subposteriors.append({name: np.concatenate(values[name]) for name in names})
+    began = time.perf_counter()
+    # Its full weights do not work for a single parameter.
+    combined = consensus(subposteriors, diagonal=plan.model.dim == 1)
+    seconds += time.perf_counter() - began
+    draws = {name: np.asarray(value, np.float64)[None] for name, value in combined.items()}
+    return {"constrained": moments(draws), "seconds": seconds}
+
+
+def moments(draws: Mapping[str, np.ndarray]) -> Moments:
+    """Mean and sd of every scalar of sites ``(chains, draws, ...)``."""
+    flat = reference.flat(draws).reshape(-1, len(names := reference.scalar_names(draws)))
+    return _table(flat.mean(axis=0), flat.std(axis=0, ddof=1), names)
+
+
+def weighted(points: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sd of weighted points."""
+    mean = weights @ points
+    return mean, np.sqrt(weights @ (points - mean) ** 2 / (1 - (weights**2).sum()))
+
+
+def _table(means: np.ndarray, sds: np.ndarray, names: Sequence[str]) -> Moments:
+    return {
+        str(name): {"mean": float(mean), "sd": float(sd)}
+        for name, mean, sd in zip(names, means, sds, strict=True)
+    }
+
+
+# Comparison with the reference
+
+
+class Distance(NamedTuple):
+    """How far a run is from its reference.
+
+    Attributes
+    ----------
+    difference : float
+        Largest difference of means, in posterior sds, over all shared scalars, constrained and
+        unconstrained (NumPyro's consensus: constrained alone).
+    where : str
+        The scalar that has it.
+    ratios : (float, float)
+        Smallest and largest ratio of sds, likewise.
+    true, estimated : float
+        Largest difference of unconstrained means beyond the reference's Monte Carlo error, and
+        the largest that the verdict estimated, in posterior sds.
+    within : (int, int)
+        Parameters whose error is within twice their own estimate, and all of them.
+    """
+
+    difference: float
+    where: str
+    ratios: tuple[float, float]
+    true: float
+    estimated: float
+    within: tuple[int, int]
+
+    @property
+    def covered(self) -> bool:
+        """Whether the largest error is within twice the largest estimate."""
+        return self.true <= 2 * self.estimated
+
+
+def distance(one: Mapping[str, Any], known: Mapping[str, Any]) -> Distance:
+    """Hold a run against its reference."""
+    away, ratios = {}, []
+    for space in ("constrained", "unconstrained"):
+        for name, row in known[space].items() if space in one else ():
+            found = one[space][name]
+            away[f"{name}{' (u)' * (space == 'unconstrained')}"] = (
+                abs(found["mean"] - row["mean"]) / row["sd"]
+            )
+            ratios.append(found["sd"] / row["sd"])
+    values = np.array(list(away.values()))
+    worst = int(np.nanargmax(np.where(np.isfinite(values), values, np.inf)))
+    true, estimated = beyond(one, known)
+    return Distance(
+        difference=float(values[worst]),
+        where=list(away)[worst],
+        ratios=(float(np.min(ratios)), float(np.max(ratios))),
+        true=float(true.max(initial=0.0)),
+        estimated=float(estimated.max(initial=0.0)),
+        within=(int((true <= 2 * estimated).sum()), len(true)),
+    )
+
+
+def beyond(one: Mapping[str, Any], known: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of unconstrained means beyond the reference's own, and the verdict's estimates."""
+    if "error" not in one:
+        return np.zeros(0), np.zeros(0)
+    rows = known["unconstrained"]
+    true = [
+        max(0.0, abs(one["unconstrained"][name]["mean"] - row["mean"]) - row["mcse"]) / row["sd"]
+        for name, row in rows.items()
+    ]
+    return np.array(true), np.array([one["error"][name] for name in rows])
+
+
+# Tables
+
+HEAD = (
+    "case", "shards", "method", "largest difference, sds (worst)", "on", "sd ratios",
+    "k-hat", "called good", "estimated error", "seconds (worst)",
+)  # fmt: skip
+
+
+def print_tables(results: Sequence[Mapping[str, Any]]) -> None:
+    """Print what the README quotes."""
+    good = [one for one in results if not CASES[one["case"]].fails]
+    bad = [one for one in results if CASES[one["case"]].fails]
+    _print_rows(HEAD, [line for block in _grouped(good) for line in block])
+    print()
+    for line in coverage(results):
+        print(line)
+    if bad:
+        print("\nBuilt to fail, corrected unless it says otherwise:\n")
+        _print_rows(
+            ("case", "built to fail by", "flagged", "largest difference, sds", "first reason"),
+            [failure(list(runs)) for _, runs in groupby(_ordered(bad), lambda one: one["case"])],
+        )
+
+
+def _ordered(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    order = list(CASES)
+    return sorted(
+        results,
+        key=lambda one: (
+            order.index(one["case"]), one["shards"], METHODS.index(one["method"]), one["seed"]
+        ),
+    )  # fmt: skip
+
+
+def _grouped(results: Sequence[Mapping[str, Any]]) -> Iterator[list[Sequence[str]]]:
+    """Rows of the main table, one block for each case and number of shards."""
+    blocks = groupby(_ordered(results), lambda one: (one["case"], one["shards"]))
+    for (name, _), runs in blocks:
+        runs = list(runs)
+        known = reference.read(CASES[name])
+        lines = [row(list(same), known) for _, same in groupby(runs, lambda one: one["method"])]
+        yield [*lines, *full_nuts(runs, known)]
+
+
+def row(runs: Sequence[Mapping[str, Any]], known: Mapping[str, Any] | None) -> Sequence[str]:
+    """One row of the main table: a case, a number of shards, a method, over seeds."""
+    first = runs[0]
+    label = (first["case"], str(first["shards"]), first["method"])
+    failed = [one for one in runs if "failed" in one]
+    done = [one for one in runs if "failed" not in one]
+    if not done:
+        return (*label, f"fails: {failed[0]['failed'][:60]}", *[""] * 6)
+    seconds = [one["seconds"] for one in done]
+    times = f"{np.median(seconds):.0f} ({max(seconds):.0f})"
+    judged = [one for one in done if "good" in one]
+    called = f"{sum(one['good'] for one in judged)} of {len(judged)}" if judged else "-"
+    hats = [one["correction_k_hat"] for one in done if "correction_k_hat" in one]
+    hat = f"{max(hats):.2f}" if hats else "-"
+    if known is None:
+        return (*label, "no reference", "", "", hat, called, "", times)
+    distances = [distance(one, known) for one in done]
+    differences = np.array([d.difference for d in distances])
+    worst = distances[int(np.argmax(np.where(np.isfinite(differences), differences, np.inf)))]
+    return (
+        *label,
+        f"{np.median(differences):.3g} ({worst.difference:.3g})",
+        worst.where,
+        f"{min(d.ratios[0] for d in distances):.2f} - {max(d.ratios[1] for d in distances):.2f}",
+        hat,
+        called,
+        f"{np.median([d.estimated for d in distances]):.2g}" if judged else "-",
+        times,
+    )
+
+
+def full_nuts(
+    runs: Sequence[Mapping[str, Any]], known: Mapping[str, Any] | None
+) -> list[Sequence[str]]:
+    """How long one warmed-up chain of NUTS on all rows takes to as many effective draws."""
+    wanted = [one["correction_ess"] for one in runs if "correction_ess" in one]
+    if known is None or "seconds" not in known or not wanted:
+        return []
+    took = known["seconds"]
+    ess = float(np.median(wanted))
+    warmup = took["compile"] + took["warmup"] / known["chains"]
+    seconds = warmup + ess / known["least_ess"] * took["sampling"]
+    note = (
+        f"{ess:,.0f} effective draws as the corrected has; reference of {known['least_ess']:,.0f}"
+    )
+    if not known["complete"]:
+        note += ", incomplete"
+    return [(runs[0]["case"], "1", "full NUTS", note, *[""] * 5, f"{seconds:.0f}")]
+
+
+def coverage(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """How often the estimated error covered the true one, for each method and in all."""
+    judged = []
+    for one in results:
+        known = reference.read(CASES[one["case"]])
+        if known is not None and "error" in one:
+            judged.append((one, distance(one, known)))
+    for name, keep in _kinds().items():
+        some = [d for one, d in judged if keep(one)]
+        if some:
+            within, parameters = np.sum([d.within for d in some], axis=0)
+            yield (
+                f"The verdict's estimated error covered the true error within twice the estimate "
+                f"in {sum(d.covered for d in some)} of {len(some)} runs ({name}; parameter by "
+                f"parameter {within} of {parameters})."
+            )
+
+
+def _kinds() -> dict[str, Callable[[Mapping[str, Any]], bool]]:
+    each = {name: lambda one, name=name: one["method"] == name for name in OPTIONS}
+    return {"all": lambda one: True, "those called good": lambda one: one["good"], **each}
+
+
+def failure(runs: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    """One row of the table of cases built to fail: the package's defaults, over seeds."""
+    case = CASES[runs[0]["case"]]
+    runs = [one for one in runs if one["method"] == "corrected"]
+    flagged = [one for one in runs if not one.get("good", False)]
+    known = reference.read(case)
+    done = [one for one in runs if "failed" not in one]
+    off = [distance(one, known).difference for one in done] if known else []
+    verdict = (flagged or runs or [{}])[0]
+    reason = verdict.get("failed") or verdict.get("verdict", "")
+    start = reason.find("or more. ")
+    return (
+        case.name,
+        case.fails,
+        f"{len(flagged)} of {len(runs)}",
+        f"{np.median(off):.2g} ({np.max(off):.2g})" if off else "no reference",
+        reason[start + 9 if start >= 0 else 0 :].split("; ")[0][:160],
+    )
+
+
+def _print_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    print("| " + " | ".join(head) + " |")
+    print("|" + "---|" * len(head))
+    for cells in rows:
+        print("| " + " | ".join(cells) + " |")
+
+
+# The command
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """Read the results so far."""
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def save(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write all results, one a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[\n" + ",\n".join(json.dumps(one) for one in results) + "\n]\n")
+
+
+def fill(args: argparse.Namespace) -> None:
+    """Run whatever is asked for and not in the file yet."""
+    for case in chosen(args.case):
+        for n_shards in case.shards:
+            for seed in args.seeds:
+                results = load(args.out)
+                there = {_key(one) for one in results}
+                keys = {method: (case.name, n_shards, method, seed) for method in args.methods}
+                methods = [name for name, key in keys.items() if args.again or key not in there]
+                try:
+                    for one in run(case, n_shards, seed, methods) if methods else ():
+                        if one["method"] in methods:
+                            results = [old for old in results if _key(old) != _key(one)] + [one]
+                            save(args.out, results)
+                            print(brief(one), flush=True)
+                except DataAbsent as error:
+                    print(f"{case.name}: skipped, {error}")
+        rows_of.cache_clear()
+
+
+def brief(one: Mapping[str, Any]) -> str:
+    """One line on a run, as it comes."""
+    head = f"{one['case']}, {one['shards']} shards, {one['method']}, seed {one['seed']}: "
+    if "failed" in one:
+        return head + f"failed, {one['failed']}"
+    known = reference.read(CASES[one["case"]])
+    tail = f"{one['seconds']:.0f} s"
+    if "good" in one:
+        tail += ", called good" if one["good"] else f", flagged: {one['verdict']}"
+    if "correction_k_hat" in one:
+        tail = f"k-hat {one['correction_k_hat']:.2f}, ess {one['correction_ess']:.0f}, {tail}"
+    if known is None:
+        return head + tail
+    d = distance(one, known)
+    return head + (
+        f"off {d.difference:.3f} ({d.where}), sd ratios {d.ratios[0]:.3f} - {d.ratios[1]:.3f}, "
+        f"true {d.true:.3f} of {d.estimated:.3f} estimated, {tail}"
+    )
+
+
+def _key(one: Mapping[str, Any]) -> tuple[str, int, str, int]:
+    return one["case"], one["shards"], one["method"], one["seed"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--out", type=Path, default=OUT, help="JSON, default %(default)s")
+    parser.add_argument("--again", action="store_true", help="run what is in the file, too")
+    parser.add_argument("--table", action="store_true", help="only print what is in the file")
+    args = parser.parse_args()
+    if not args.table:
+        fill(args)
+    print_tables(load(args.out))
+
+
+if __name__ == "__main__":
+    main()
