@@ -100,19 +100,24 @@ def run(case: Case, n_shards: int, seed: int, methods: Sequence[str]) -> Iterato
             continue
         lazy, sites = lazy_fit(case, n_shards, seed, method), Sites()
         named = {"case": case.name, "shards": n_shards, "seed": seed}
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), time.process_time()
         try:
             with warnings.catch_warnings(), sites:
                 warnings.simplefilter("ignore")
                 tree = lazy.compute()
         except ValueError as error:
-            for name in {method} | ({"numpyro"} if both else set()):
+            for name in {method, *(["numpyro"] if both else [])} & set(methods):
                 yield {**named, "method": name, "failed": str(error)}
             continue
-        seconds = time.perf_counter() - began
-        yield {**named, "method": method, **record(tree), "seconds": seconds}
+        took = {
+            "seconds": time.perf_counter() - began,
+            "cpu_seconds": time.process_time() - spent,
+        }
+        if method in methods:
+            yield {**named, "method": method, **record(tree), **took}
         if both:
-            yield {**named, "method": "numpyro", **numpyro_consensus(lazy, sites, seconds)}
+            # What it adds to the time is next to nothing.
+            yield {**named, "method": "numpyro", **numpyro_consensus(lazy, sites), **took}
 
 
 def record(tree: xr.DataTree) -> dict[str, Any]:
@@ -140,7 +145,7 @@ def record(tree: xr.DataTree) -> dict[str, Any]:
     return found
 
 
-def numpyro_consensus(lazy: LazyFit, sites: Sites, seconds: float) -> dict[str, Any]:
+def numpyro_consensus(lazy: LazyFit, sites: Sites) -> dict[str, Any]:
     """Combine the constrained draws of all shards as NumPyro does."""
     plan = lazy.plan()
     example = plan.example
@@ -149,12 +154,10 @@ def numpyro_consensus(lazy: LazyFit, sites: Sites, seconds: float) -> dict[str, 
     for u in sites.draws():
         values = constrain(plan.model, u, example.arguments, example.rows, example.groups)
         subposteriors.append({name: np.concatenate(values[name]) for name in names})
-    began = time.perf_counter()
     # Its full weights do not work for a single parameter.
     combined = consensus(subposteriors, diagonal=plan.model.dim == 1)
-    seconds += time.perf_counter() - began
     draws = {name: np.asarray(value, np.float64)[None] for name, value in combined.items()}
-    return {"constrained": moments(draws), "seconds": seconds}
+    return {"constrained": moments(draws)}
 
 
 def moments(draws: Mapping[str, np.ndarray]) -> Moments:
@@ -250,7 +253,7 @@ def beyond(one: Mapping[str, Any], known: Mapping[str, Any]) -> tuple[np.ndarray
 
 HEAD = (
     "case", "shards", "method", "largest difference, sds (worst)", "on", "sd ratios",
-    "k-hat", "called good", "estimated error", "seconds (worst)",
+    "k-hat", "called good", "estimated error", "wall s (worst)", "CPU s (worst)",
 )  # fmt: skip
 
 
@@ -297,15 +300,17 @@ def row(runs: Sequence[Mapping[str, Any]], known: Mapping[str, Any] | None) -> S
     failed = [one for one in runs if "failed" in one]
     done = [one for one in runs if "failed" not in one]
     if not done:
-        return (*label, f"fails: {failed[0]['failed'][:60]}", *[""] * 6)
-    seconds = [one["seconds"] for one in done]
-    times = f"{np.median(seconds):.0f} ({max(seconds):.0f})"
+        return (*label, f"fails: {failed[0]['failed'][:60]}", *[""] * 7)
+    times = [
+        f"{np.median(seconds):.0f} ({max(seconds):.0f})"
+        for seconds in ([one[clock] for one in done] for clock in ("seconds", "cpu_seconds"))
+    ]
     judged = [one for one in done if "good" in one]
     called = f"{sum(one['good'] for one in judged)} of {len(judged)}" if judged else "-"
     hats = [one["correction_k_hat"] for one in done if "correction_k_hat" in one]
     hat = f"{max(hats):.2f}" if hats else "-"
     if known is None:
-        return (*label, "no reference", "", "", hat, called, "", times)
+        return (*label, "no reference", "", "", hat, called, "", *times)
     distances = [distance(one, known) for one in done]
     differences = np.array([d.difference for d in distances])
     worst = distances[int(np.argmax(np.where(np.isfinite(differences), differences, np.inf)))]
@@ -317,7 +322,7 @@ def row(runs: Sequence[Mapping[str, Any]], known: Mapping[str, Any] | None) -> S
         hat,
         called,
         f"{np.median([d.estimated for d in distances]):.2g}" if judged else "-",
-        times,
+        *times,
     )
 
 
@@ -326,18 +331,16 @@ def full_nuts(
 ) -> list[Sequence[str]]:
     """How long one warmed-up chain of NUTS on all rows takes to as many effective draws."""
     wanted = [one["correction_ess"] for one in runs if "correction_ess" in one]
-    if known is None or "seconds" not in known or not wanted:
+    if known is None or "cpu_seconds" not in known or not wanted:
         return []
-    took = known["seconds"]
     ess = float(np.median(wanted))
-    warmup = took["compile"] + took["warmup"] / known["chains"]
-    seconds = warmup + ess / known["least_ess"] * took["sampling"]
-    note = (
-        f"{ess:,.0f} effective draws as the corrected has; reference of {known['least_ess']:,.0f}"
-    )
-    if not known["complete"]:
-        note += ", incomplete"
-    return [(runs[0]["case"], "1", "full NUTS", note, *[""] * 5, f"{seconds:.0f}")]
+    times = []
+    for took in (known["seconds"], known["cpu_seconds"]):
+        begun = took["compile"] + took["warmup"] / known["chains"]
+        times.append(f"{begun + ess / known['least_ess'] * took['sampling']:.0f}")
+    note = f"for {ess:,.0f} effective draws, as the corrected has; the reference has "
+    note += f"{known['least_ess']:,.0f}" + ("" if known["complete"] else ", incomplete")
+    return [(runs[0]["case"], "1", "full NUTS", note, *[""] * 5, *times)]
 
 
 def coverage(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -415,10 +418,9 @@ def fill(args: argparse.Namespace) -> None:
                 methods = [name for name, key in keys.items() if args.again or key not in there]
                 try:
                     for one in run(case, n_shards, seed, methods) if methods else ():
-                        if one["method"] in methods:
-                            results = [old for old in results if _key(old) != _key(one)] + [one]
-                            save(args.out, results)
-                            print(brief(one), flush=True)
+                        results = [old for old in results if _key(old) != _key(one)] + [one]
+                        save(args.out, results)
+                        print(brief(one), flush=True)
                 except DataAbsent as error:
                     print(f"{case.name}: skipped, {error}")
         rows_of.cache_clear()
@@ -430,7 +432,7 @@ def brief(one: Mapping[str, Any]) -> str:
     if "failed" in one:
         return head + f"failed, {one['failed']}"
     known = reference.read(CASES[one["case"]])
-    tail = f"{one['seconds']:.0f} s"
+    tail = f"{one['seconds']:.0f} s ({one['cpu_seconds']:.0f} s of CPU)"
     if "good" in one:
         tail += ", called good" if one["good"] else f", flagged: {one['verdict']}"
     if "correction_k_hat" in one:

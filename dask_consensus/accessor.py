@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import dask.dataframe as dd
 from dask.dataframe.extensions import register_dataframe_accessor
@@ -185,7 +185,7 @@ class ConsensusAccessor:
         progress: bool | None,
         **options: Any,
     ) -> LazyFit:
-        checked = Options(**options)
+        checked = Options.filled(**options)
         from .fit import LazyFit
 
         return LazyFit(self._frame, model, by, columns, checked, progress)

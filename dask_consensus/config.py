@@ -39,30 +39,37 @@ class Options:
         If a number of things is not a whole number.
     """
 
-    method: Method = "anchored"
-    n_shards: int | None = None
-    rows_per_shard: int | None = None
-    num_warmup: int | None = None
-    num_samples: int | None = None
-    num_chains: int | None = None
-    target_accept_prob: float | None = None
-    rounds: int | None = None
-    weights: Weights = "full"
-    seed: int = 0
-    correct: Correct = "auto"
-    split_every: int | None = None
+    method: Method
+    n_shards: int | None
+    rows_per_shard: int
+    num_warmup: int
+    num_samples: int
+    num_chains: int
+    target_accept_prob: float
+    rounds: int | None
+    weights: Weights
+    seed: int
+    correct: Correct
+    split_every: int
+
+    @classmethod
+    def filled(cls, **given: Any) -> Options:
+        """Read what is None from Dask's configuration, where it has a default."""
+        configured = {
+            name: default(name.replace("_", "-"))
+            for name in (
+                "rows_per_shard",
+                "num_warmup",
+                "num_samples",
+                "num_chains",
+                "target_accept_prob",
+                "split_every",
+            )
+            if given[name] is None
+        }
+        return cls(**{**given, **configured})
 
     def __post_init__(self) -> None:
-        for name in (
-            "rows_per_shard",
-            "num_warmup",
-            "num_samples",
-            "num_chains",
-            "target_accept_prob",
-            "split_every",
-        ):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, default(name.replace("_", "-")))
         _check_choice("method", self.method, get_args(Method))
         _check_choice("weights", self.weights, get_args(Weights))
         if self.correct not in ("auto", True, False):
@@ -80,7 +87,9 @@ class Options:
             value = getattr(self, name)
             if name not in ("n_shards", "rounds") or value is not None:
                 _check_whole(name, value, least)
-        if not 0 < float(self.target_accept_prob) < 1:  # type: ignore[arg-type]
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be less than 2**32, as JAX's are, got {self.seed!r}")
+        if not 0 < float(self.target_accept_prob) < 1:
             raise ValueError(
                 f"target_accept_prob must lie between 0 and 1, got {self.target_accept_prob}"
             )

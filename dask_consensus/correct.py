@@ -9,6 +9,8 @@ Mira and Robert 2012).
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,7 +41,8 @@ Array = npt.NDArray[np.float64]
 _PROBE = 32  # points on which node counts are compared
 _INTEGRATION = 0.02  # sd, over points, of the log weight's integration error that is accepted
 _SHAPED_UP_TO = 8  # dimensions in which a mixture can follow a shape that one t does not have
-_PROBED = (2.0, 4.0, 8.0, 12.0)  # distances, in sds, at which tails are probed
+_USABLE_K_HAT = 1.0  # above it not even the mean of the weights exists
+_PROBED = (2.0, 4.0, 8.0, 16.0, 32.0)  # distances, in sds, at which tails are probed
 _WORTH_SPLITTING = 1.3  # a reach below this is noise, or what a t distribution covers anyway
 _LONGEST = 6.0
 _FIRST_WIDER = 1.5  # covariance of the first proposal, in units of the combination's
@@ -78,6 +81,8 @@ class Correction(NamedTuple):
         Share of units whose mode was not found, on average over the weighted points.
     coupling : float
         Largest deviation of a shard's Hessian from block-diagonal.
+    beyond : (d,) array
+        Log of how much larger a weight would be far out along each coordinate than any seen.
     seconds : float
     """
 
@@ -96,6 +101,7 @@ class Correction(NamedTuple):
     log_evidence_error: float
     lost: float
     coupling: float
+    beyond: Array
     seconds: float
 
 
@@ -180,8 +186,8 @@ def correct(
         tempered = _tempered(weighed.raw, 10.0 * d)
         moments = _shrunk(everything, tempered, covariance)
         if turn == 0 or d > _SHAPED_UP_TO:
-            reach = _reach(shards, example, *moments, center, nodes)
-            proposal = split(moments[0], _LATER_WIDER * moments[1], *reach)
+            probes = _probe(shards, example, *moments, center, nodes)
+            proposal = split(moments[0], _LATER_WIDER * moments[1], *_reach(probes))
         else:
             # One t was not enough: follow the points' own shape, and its tails twice.
             rng = np.random.default_rng([seed, turn])
@@ -212,8 +218,14 @@ def correct(
         log_evidence_error=float(relative.std() / np.sqrt(len(relative))),
         lost=float(weighed.weights @ np.concatenate(lost)),
         coupling=coupling,
+        beyond=_beyond(probes, proposals, [len(batch) for batch in batches], weighed.raw),
         seconds=time.perf_counter() - began,
     )
+
+
+def usable(correction: Correction) -> bool:
+    """Tell whether the weighted points describe the posterior at all, if not precisely."""
+    return correction.k_hat < _USABLE_K_HAT and correction.ess > 5.0 * len(correction.mean)
 
 
 def equal_weight_draws(
@@ -228,10 +240,9 @@ def equal_weight_draws(
     axis = scipy.linalg.eigh(correction.covariance)[1][:, -1]
     chosen = resample(correction.points, correction.weights, axis, number, rng)
     draws = correction.points[rng.permutation(chosen)]
-    try:
+    # Fewer distinct points than dimensions have no covariance to match.
+    with contextlib.suppress(np.linalg.LinAlgError):
         draws = gaussian.matched(draws, correction.mean, correction.covariance)
-    except np.linalg.LinAlgError:  # fewer distinct points than dimensions: nothing to match
-        pass
     return draws.reshape(*shape, -1)
 
 
@@ -247,16 +258,26 @@ def _weigh(
     log_target: Array, points: Array, proposals: Sequence[Proposal], counts: Sequence[int]
 ) -> _Weighed:
     """Weight points by the target over the mixture of all proposals, smoothed."""
-    shares = np.log(np.array(counts) / sum(counts))
-    densities = [share + q.log_density(points) for share, q in zip(shares, proposals, strict=True)]
-    raw = log_target - scipy.special.logsumexp(densities, axis=0)
+    raw = log_target - _log_mixture(points, proposals, counts)
     raw = np.where(np.isfinite(raw), raw, -np.inf)
+    if not np.isfinite(raw.max()):
+        raise ValueError(
+            "the log density is not finite at any point near the combination of the shards: the "
+            "combination is far from the posterior. Use fewer shards, or correct=False to see it."
+        )
     finite = np.maximum(raw, raw.max() - 700.0)
     # The library takes log likelihoods to leave out, whose weights are their inverses.
     smoothed, k_hat = array_stats.psislw(finite.max() - finite)
     weights = np.exp(smoothed)
     weights /= weights.sum()
     return _Weighed(weights, float(k_hat), float(1 / (weights**2).sum()), raw)
+
+
+def _log_mixture(points: Array, proposals: Sequence[Proposal], counts: Sequence[int]) -> Array:
+    """Log density of all proposals together, each by its share of the points."""
+    shares = np.log(np.array(counts) / sum(counts))
+    densities = [share + q.log_density(points) for share, q in zip(shares, proposals, strict=True)]
+    return scipy.special.logsumexp(densities, axis=0)
 
 
 def _tempered(log_weights: Array, wanted: float) -> Array:
@@ -300,27 +321,52 @@ def _shrunk(points: Array, weights: Array, prior: Array) -> tuple[Array, Array]:
     return mean, (effective * covariance + guess * prior) / (effective + guess)
 
 
-def _reach(
-    shards: Shards, example: Data, mean: Array, covariance: Array, center: Array, nodes: int
-) -> tuple[Array, Array]:
-    """How much further than a Gaussian the posterior reaches, below and above, by coordinate.
+class _Probes(NamedTuple):
+    """Log density of the posterior far out along each coordinate's regression line."""
 
-    A tail that no point has seen has no weight, and no diagnostic misses it. So the posterior is
-    probed along each coordinate's regression line; a scale s covers a point at distance x whose
-    log density is lower by y if s is at least x / sqrt(2 y) (Geweke 1989, eq. 4.1).
+    points: Array  # (steps, d, d): step, coordinate that leads, point
+    height: Array  # (steps, d)
+
+
+_STEPS = np.concatenate([-np.array(_PROBED), [0.0], _PROBED])
+
+
+def _probe(
+    shards: Shards, example: Data, mean: Array, covariance: Array, center: Array, nodes: int
+) -> _Probes:
+    """Ask for the posterior where no point may ever be drawn.
+
+    A tail that no point has seen has no weight, and no diagnostic of the weights misses it.
     """
     d = len(mean)
     directions = covariance / np.sqrt(np.diag(covariance))  # column j: coordinate j by one sd
-    steps = np.concatenate([-np.array(_PROBED), [0.0], _PROBED])
-    points = mean + (steps[:, None, None] * directions.T).reshape(-1, d)
+    points = mean + (_STEPS[:, None, None] * directions.T).reshape(-1, d)
     points = _working(shards.model, points)
     answer = _likelihoods(shards, points, center, nodes, "probing tails")
-    height = (log_prior(shards.model, example, points) + answer.log_likelihood).reshape(-1, d)
+    height = log_prior(shards.model, example, points) + answer.log_likelihood
     height = np.where(np.isfinite(height), height, -np.inf)
-    below = np.maximum(height.max(axis=0) - height, 1e-3)
-    scale = np.abs(steps)[:, None] / np.sqrt(2 * below)
+    return _Probes(points.reshape(-1, d, d), height.reshape(-1, d))
+
+
+def _reach(probes: _Probes) -> tuple[Array, Array]:
+    """How much further than a Gaussian the posterior reaches, below and above, by coordinate.
+
+    A scale s covers a point at distance x whose log density is lower by y if s is at least
+    x / sqrt(2 y) (Geweke 1989, eq. 4.1).
+    """
+    below = np.maximum(probes.height.max(axis=0) - probes.height, 1e-3)
+    scale = np.abs(_STEPS)[:, None] / np.sqrt(2 * below)
     scale = np.where(scale < _WORTH_SPLITTING, 1.0, np.minimum(scale, _LONGEST))
     return scale[: len(_PROBED)].max(axis=0), scale[-len(_PROBED) :].max(axis=0)
+
+
+def _beyond(
+    probes: _Probes, proposals: Sequence[Proposal], counts: Sequence[int], seen: Array
+) -> Array:
+    """Log of how much larger weights would be at a probe than any weight seen, by coordinate."""
+    flat = probes.points.reshape(-1, probes.points.shape[-1])
+    weights = probes.height.ravel() - _log_mixture(flat, proposals, counts)
+    return weights.reshape(probes.height.shape).max(axis=0) - seen.max()
 
 
 # Asking the shards
@@ -335,9 +381,7 @@ class _Answer(NamedTuple):
     coupling: float
 
 
-def _likelihoods(
-    shards: Shards, points: Array, center: Array, nodes: int, title: str
-) -> _Answer:
+def _likelihoods(shards: Shards, points: Array, center: Array, nodes: int, title: str) -> _Answer:
     """Sum the log likelihoods of all shards at points, as differences to the center."""
     asked = mapreduce.broadcast((shards.model, points, center, nodes))
     tasks = [
@@ -375,7 +419,7 @@ def _enough_nodes(shards: Shards, points: Array, center: Array) -> int:
         return 0
     steps = ladder(q)
     values = _likelihoods(shards, points, center, steps[0], "nodes").log_likelihood
-    for fewer, more in zip(steps, steps[1:], strict=False):
+    for fewer, more in itertools.pairwise(steps):
         better = _likelihoods(shards, points, center, more, "nodes").log_likelihood
         if np.std(better - values) < _INTEGRATION:
             return fewer

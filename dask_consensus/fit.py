@@ -15,7 +15,8 @@ from .cluster import assign as sharding
 from .cluster import mapreduce
 from .cluster.sizes import Size, padded_sizes, size_of
 from .config import Options, default
-from .correct import Correction, Shards, correct, equal_weight_draws
+from .correct import Correction, Shards, correct, equal_weight_draws, usable
+from .gaussian import inverse
 from .pilot import Pilot, fly
 from .plan import Plan, make_plan, warn_before_sampling
 from .results import (
@@ -64,8 +65,13 @@ class LazyFit:
         plan = self.plan()
         warn_before_sampling(plan)
         shards = persist(self.frame, plan)
-        combined, pilot = combine(plan, shards, self.progress)
+        pilot = fly_pilot(plan, shards, self.progress)
+        combined = combine(plan, shards, pilot, self.progress)
         corrected = correction(plan, shards, combined, self.progress)
+        if pilot is not None and corrected is not None and not usable(corrected):
+            # Few short rounds are mostly enough for a proposal; here they were not.
+            combined = combine(plan, shards, pilot, self.progress, before=combined)
+            corrected = correction(plan, shards, combined, self.progress)
         verdict = verdict_on(plan, combined, pilot, corrected)
         warn_if_bad(verdict)
         return result(plan, combined, corrected, verdict, time.perf_counter() - began)
@@ -86,42 +92,69 @@ def persist(frame: dd.DataFrame, plan: Plan) -> Sharded:
     return Sharded(parts, sizes, padded_sizes(sizes))
 
 
-def combine(plan: Plan, shards: Sharded, progress: bool | None) -> tuple[Combined, Pilot | None]:
-    """Sample every shard and combine the draws, in unconstrained space."""
-    options, parts, sizes = plan.options, shards.parts, shards.sizes
-    job = Job(
-        model=plan.model,
-        num_chains=options.num_chains,
-        diagonal=options.weights == "diagonal",
-        seed=options.seed,
-        target_accept_prob=options.target_accept_prob,
-    )
-    travel = _travel(plan, progress)
+def fly_pilot(plan: Plan, shards: Sharded, progress: bool | None) -> Pilot | None:
+    """Find roughly where the posterior is, for anchored rounds to begin from."""
+    options = plan.options
     if plan.n_shards == 1 or options.method != "anchored":
-        settings = Settings(options.num_warmup, options.num_samples, options.target_accept_prob)
-        parametric = options.method == "parametric"
-        return one_shot(job, parts, sizes, settings, travel, parametric=parametric), None
-
-    pilot = fly(
+        return None
+    return fly(
         plan.model,
-        parts,
-        sizes,
+        shards.parts,
+        shards.sizes,
         shards.padded,
         Settings(default("pilot-warmup"), default("pilot-samples"), options.target_accept_prob),
         seed=options.seed,
         n_chains=default("pilot-chains"),
         progress=progress,
     )
-    corrected = not why_uncorrected(plan)
-    samples = max(default("round-samples"), 4 * plan.model.dim)
-    settings = Settings(
+
+
+def combine(
+    plan: Plan,
+    shards: Sharded,
+    pilot: Pilot | None,
+    progress: bool | None,
+    before: Combined | None = None,
+) -> Combined:
+    """Sample every shard and combine the draws, in unconstrained space.
+
+    Rounds that a correction follows are few and short; `before` is their combination, where it
+    was not good enough and longer rounds go on from it.
+    """
+    options, parts, sizes = plan.options, shards.parts, shards.sizes
+    job = Job(
+        model=plan.model,
+        num_chains=options.num_chains,
+        diagonal=options.weights == "diagonal",
+        seed=options.seed,
+    )
+    travel = _travel(plan, progress)
+    settings = Settings(options.num_warmup, options.num_samples, options.target_accept_prob)
+    if pilot is None:
+        parametric = options.method == "parametric"
+        return one_shot(job, parts, sizes, settings, travel, parametric=parametric)
+
+    short = before is None and not why_uncorrected(plan)
+    few = max(default("round-samples"), 4 * plan.model.dim)
+    settings = settings._replace(
         num_warmup=default("round-warmup"),
-        num_samples=min(options.num_samples, samples) if corrected else options.num_samples,
-        target_accept_prob=options.target_accept_prob,
+        num_samples=min(options.num_samples, few) if short else options.num_samples,
         adapt_mass=False,
     )
-    most = options.rounds or default("rounds-corrected" if corrected else "rounds")
-    return anchored(job, parts, sizes, settings, travel, pilot, most=most), pilot
+    if before is None:
+        guess = pilot.mean, pilot.precision
+    else:
+        guess = before.mean, inverse(before.covariance) / plan.n_shards
+    return anchored(
+        job,
+        parts,
+        sizes,
+        settings,
+        travel,
+        *guess,
+        most=options.rounds or default("rounds-corrected" if short else "rounds"),
+        before=() if before is None else before.rounds,
+    )
 
 
 def why_uncorrected(plan: Plan) -> str:
@@ -187,11 +220,12 @@ def result(
         "rounds": rounds_dataset(model, combined.rounds),
     }
     if corrected is not None:
+        groups["correction"] = correction_dataset(model, corrected)
+    if corrected is not None and usable(corrected):
         rng = np.random.default_rng([options.seed, 1])
         shape = (options.num_chains, options.num_samples)
         groups["uncorrected"] = groups["posterior"]
         groups["posterior"] = _posterior(plan, equal_weight_draws(corrected, shape, rng))
-        groups["correction"] = correction_dataset(model, corrected)
     accuracy = dict(zip(model.coordinate_names(), verdict.error.tolist(), strict=True))
     return to_datatree(
         groups,

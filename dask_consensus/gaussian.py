@@ -201,7 +201,7 @@ def floored(precision: Array, reference: Array, least: float) -> Array:
 
 
 def as_matrix(precision: Array) -> Array:
-    """A precision as a ``(d, d)`` matrix, whichever way it is kept."""
+    """Write a precision as a ``(d, d)`` matrix, whichever way it is kept."""
     return np.diag(precision) if precision.ndim == 1 else precision
 
 

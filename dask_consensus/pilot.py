@@ -117,18 +117,16 @@ def agree(chains: Sequence[Draws], heights: np.ndarray) -> Pilot:
     while len(rivals):
         modes += 1
         rivals = rivals[~near[rivals[0], rivals]]
-    kept = np.flatnonzero(near[best])
+    kept = np.flatnonzero(near[best]).tolist()
     pooled = np.concatenate([draws[i] for i in kept])
     mean, covariance = gaussian.moments(pooled)
     effective = sum(gaussian.effective_draws(chains[i].ess, len(draws[i])) for i in kept)
-    precision = gaussian.precision_of(
-        covariance + _jitter(covariance), max(effective, 1.5 * d + 4)
-    )
+    precision = gaussian.precision_of(covariance + _jitter(covariance), max(effective, 1.5 * d + 4))
     return Pilot(mean, precision, modes, len(kept), sum(chains[i].divergences for i in kept))
 
 
 def _jitter(covariance: np.ndarray) -> np.ndarray:
-    """A trace of a diagonal: few draws in many dimensions may be singular, an anchor must not."""
+    """Add a trace of a diagonal: few draws may be singular, an anchor must not."""
     return 1e-6 * np.diag(np.diag(covariance))
 
 
@@ -154,9 +152,7 @@ def _chain(
     return draws
 
 
-def _heights(
-    shard: Shard, model: ShardModel, padded: Size, means: np.ndarray
-) -> np.ndarray:
+def _heights(shard: Shard, model: ShardModel, padded: Size, means: np.ndarray) -> np.ndarray:
     """Log density of the pilot's shard at the mean of each chain, up to one constant."""
     if obstacle(model):
         return np.full(len(means), np.nan)

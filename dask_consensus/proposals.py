@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ class Proposal(NamedTuple):
     """
 
     centers: Array
-    basis: Array
+    basis: npt.NDArray[Any]
     lower: Array
     upper: Array
     df: float
@@ -79,7 +79,7 @@ class Proposal(NamedTuple):
 
 
 def single(mean: Array, covariance: Array) -> Proposal:
-    """One t distribution of this mean and covariance, of lighter tails in more dimensions.
+    """Build one t distribution of this mean and covariance, of lighter tails in more dimensions.
 
     In many dimensions the radius of a heavy-tailed t varies far more than a posterior's, and the
     weights with it.
@@ -90,7 +90,7 @@ def single(mean: Array, covariance: Array) -> Proposal:
 
 
 def split(mean: Array, covariance: Array, lower: Array, upper: Array) -> Proposal:
-    """A t distribution whose coordinates reach further on one side than on the other.
+    """Build a t distribution whose coordinates reach further on one side than on the other.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def split(mean: Array, covariance: Array, lower: Array, upper: Array) -> Proposa
 def mixture_of(
     points: Array, weights: Array, mean: Array, covariance: Array, rng: np.random.Generator
 ) -> Proposal:
-    """A mixture that follows the shape of weighted points (West 1993, JRSS B 55).
+    """Build a mixture that follows the shape of weighted points (West 1993, JRSS B 55).
 
     Centers are drawn from the points and pulled towards the mean, so that the mixture keeps mean
     and covariance; the kernels' width is Silverman's (1986, eq. 4.14). In many dimensions the

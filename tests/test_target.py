@@ -19,7 +19,7 @@ from dask_consensus.cluster.arrays import Column, Layout, Shard, pad, to_shard
 from dask_consensus.shard.model import ROWS, ShardModel
 from dask_consensus.shard.target import Data, log_density, tempered
 
-from .models import ZOO, planned
+from .models import ZOO, frame, planned
 from .strategies import Cut, cuts
 
 ROW = "number of the row"  # a column that tells which row of the table each row of a shard is
@@ -150,3 +150,20 @@ def test_shards_multiply_to_the_full_density(name: str, data: Any):
     expected = full_density(u, local, full.arguments, full.sizes[1])
     # The same float64 terms in another order: good to a few hundred roundings of their sum.
     np.testing.assert_allclose(total, expected, rtol=1e-12, atol=1e-13 * size)
+
+
+def test_an_anchor_is_a_gaussian_in_u():
+    """It is what is taken out again in natural parameters."""
+    model, layout = read("intercepts")
+    table = frame()
+    full = Full.of(table, layout)
+    (piece,) = pieces(Cut(table, np.zeros(len(table), int), False, 0), layout, full)
+    rng = np.random.default_rng(0)
+    u, mean, root = rng.normal(size=3), rng.normal(size=3), rng.normal(size=(3, 3))
+    local = {"alpha": rng.normal(size=full.sizes[1])}
+    plain = tempered(0.3, 3)
+    anchored = plain._replace(anchor_mean=mean, anchor_precision=root @ root.T)
+    difference = np.diff(
+        [log_density(model, u, local, piece.data, factor) for factor in (plain, anchored)]
+    )
+    np.testing.assert_allclose(difference, -0.5 * np.square((u - mean) @ root).sum(), rtol=1e-9)

@@ -1,8 +1,9 @@
 """Map over shards, add results up in a tree, show progress; on whatever scheduler is there.
 
 A *map* gives, for each shard, a contribution (large, added up where it lies), a report (small,
-brought to the client) and a state (large, kept where it lies for the next map). Under a distributed client tasks are futures and are reported as they come;
-elsewhere Dask's own local scheduler runs one graph.
+brought to the client) and a state (large, kept where it lies for the next map). Under a
+distributed client tasks are futures and are reported as they come; elsewhere Dask's own local
+scheduler runs one graph.
 """
 
 from __future__ import annotations

@@ -110,32 +110,34 @@ class Probe:
 
     def __init__(self, model: ShardModel, example: Example) -> None:
         self.model = model
-        self._run = jax.jit(self._terms, static_argnums=2)
+        # JAX keeps the constants of a function in the precision in which it was first traced: a
+        # function of its own for each precision, the user's first.
+        self._terms, self._exact_terms = (_terms_of(model) for _ in range(2))
+        self.terms(draw_values(model, example, seed=0), example)
         self._double = self._bears_double(example)
-
-    def _terms(self, values: Any, arguments: Any, groups: tuple[int, ...]) -> dict[str, jax.Array]:
-        return self.model.log_terms(values, arguments, groups)[0]
 
     def _bears_double(self, example: Example) -> bool:
         """Tell whether the model, given doubles, computes in nothing less."""
         values, arguments = draw_values(self.model, example, seed=0), _doubles(example)
         try:
             with jax.enable_x64(True):
-                jaxpr = jax.make_jaxpr(self._terms, static_argnums=2)(
-                    values, arguments, example.groups
-                )
-        except Exception:  # whatever a model may raise that insists on single precision
+                traced = self._exact_terms.trace(values, arguments, example.groups)
+                traced.lower()
+        except Exception:  # whatever may be raised where a model insists on single precision
             return False
-        return not _rounds(jaxpr.jaxpr)
+        return not _rounds(traced.jaxpr.jaxpr)
 
-    def terms(
-        self, values: Mapping[str, Any], example: Example, exact: bool = False
-    ) -> dict[str, np.ndarray]:
-        """Every term of the density, entry by entry, in the user's precision or exactly."""
-        double = exact and self._double
-        with jax.enable_x64(double or self.model.x64):
-            arguments = _doubles(example) if double else example.arguments
-            found = self._run(values, arguments, example.groups)
+    def terms(self, values: Mapping[str, Any], example: Example) -> dict[str, np.ndarray]:
+        """Every term of the density, entry by entry, in the user's precision."""
+        found = self._terms(values, example.arguments, example.groups)
+        return {name: np.asarray(term) for name, term in found.items()}
+
+    def exact_terms(self, values: Mapping[str, Any], example: Example) -> dict[str, np.ndarray]:
+        """Every term of the density, entry by entry, in double precision if possible."""
+        if not self._double:
+            return self.terms(values, example)
+        with jax.enable_x64(True):
+            found = self._exact_terms(values, _doubles(example), example.groups)
             return {name: np.asarray(term) for name, term in found.items()}
 
     def changed_terms(self, small: Example, other: Example, *, local: bool) -> set[str]:
@@ -152,7 +154,7 @@ class Probe:
         values, others = (draw_values(model, example, seed=1) for example in (small, other))
         for site in model.local:
             others[site.name] = embed(values[site.name], others[site.name], site.axis)
-        ours, theirs = self.terms(values, small, exact=True), self.terms(others, other, exact=True)
+        ours, theirs = self.exact_terms(values, small), self.exact_terms(others, other)
         # Sums in another order differ by a few roundings of their largest term.
         relative = 1e-11 if self._double else 1e-4
         changed = set()
@@ -166,6 +168,13 @@ class Probe:
             if not np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True):
                 changed.add(term.name)
         return changed
+
+
+def _terms_of(model: ShardModel) -> Any:
+    def terms(values: Any, arguments: Any, groups: tuple[int, ...]) -> dict[str, jax.Array]:
+        return model.log_terms(values, arguments, groups)[0]
+
+    return jax.jit(terms, static_argnums=2)
 
 
 def _doubles(example: Example) -> dict[str, np.ndarray]:

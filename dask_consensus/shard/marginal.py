@@ -62,8 +62,8 @@ class Values(NamedTuple):
 class Modes(NamedTuple):
     """Modes of the local sites given u, and their variances there, unconstrained."""
 
-    local: dict[str, np.ndarray]
-    variances: dict[str, np.ndarray]
+    local: dict[str, Any]
+    variances: dict[str, Any]
 
 
 class _Center(NamedTuple):
@@ -92,7 +92,7 @@ def obstacle(model: ShardModel) -> str:
 
 
 def effects_per_unit(model: ShardModel) -> int:
-    """Number q of local effects of one unit."""
+    """Count the local effects of one unit, q."""
     return sum(_width(site) for site in model.local)
 
 

@@ -29,9 +29,7 @@ class Nodes(NamedTuple):
     def padded(self, number: int) -> Nodes:
         """Bring the rule to `number` entries, so that rules of all sizes have one shape."""
         more = number - len(self.log_weights)
-        return Nodes(
-            np.pad(self.points, ((0, more), (0, 0))), np.pad(self.log_weights, (0, more))
-        )
+        return Nodes(np.pad(self.points, ((0, more), (0, 0))), np.pad(self.log_weights, (0, more)))
 
 
 def ladder(q: int) -> tuple[int, ...]:

@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 from jax import lax, random
 from jax.scipy.linalg import solve_triangular
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
+from numpyro.distributions import biject_to
+from numpyro.infer import init_to_median
 from numpyro.infer.hmc import hmc
 
 from .compiling import compiled, on_device, precision, shapes_of
@@ -48,7 +51,7 @@ class Coordinates(NamedTuple):
 
 
 def unwhitened(dim: int) -> Coordinates:
-    """The coordinates ``z = u``."""
+    """Return the coordinates ``z = u``."""
     return Coordinates(np.zeros(dim), np.eye(dim))
 
 
@@ -66,10 +69,10 @@ class Start(NamedTuple):
     step_size : float
     """
 
-    u: np.ndarray
-    local: dict[str, np.ndarray]
-    variances: dict[str, np.ndarray]
-    step_size: float
+    u: Any
+    local: dict[str, Any]
+    variances: dict[str, Any]
+    step_size: Any
 
 
 class Draws(NamedTuple):
@@ -139,7 +142,7 @@ def sample_shard(
     coordinates : Coordinates, optional
         Where the sampler works; ``z = u`` if absent.
     starts : sequence of Start, optional
-        One for each chain; random points, as NumPyro takes them, if absent.
+        One for each chain; medians of a few prior draws if absent.
     num_chains : int
         Chains, one after another.
 
@@ -200,8 +203,8 @@ def _chain_of(model: ShardModel, settings: Settings) -> Callable[..., _Chain]:
 
         start_key, run_key = random.split(key)
         if start is None:
-            shapes = {_SHARED: (model.dim,), **model.local_shapes(*data.sizes)}
-            z, valid = _starting_point(potential, shapes, start_key)
+            first = _prior_medians(model, data, coordinates, start_key)
+            z, valid = _starting_point(potential, first, start_key)
             given: dict[str, Any] = {}
         else:
             shared = solve_triangular(coordinates.scale, start.u - coordinates.center, lower=True)
@@ -235,11 +238,11 @@ def _chain_of(model: ShardModel, settings: Settings) -> Callable[..., _Chain]:
 
         length = settings.num_warmup + settings.num_samples
         (state, sums), kept = lax.scan(advance, (state, sums), None, length=length)
-        kept = tuple(values[settings.num_warmup :] for values in kept)
+        u, accept_prob, num_steps, diverging = (values[settings.num_warmup :] for values in kept)
         count, _, squares = sums
         variances = jax.tree.map(lambda total: total / count, squares)
         end = Start(to_u(state.z), _local(state.z), variances, state.adapt_state.step_size)
-        return _Chain(*kept, valid, end)
+        return _Chain(u, accept_prob, num_steps, diverging, valid, end)
 
     return chain
 
@@ -253,7 +256,9 @@ def _inverse_mass(
 ) -> dict[tuple[str, ...], jax.Array]:
     """NumPyro's blocks of the inverse mass matrix: u is white, local sites have variances."""
     d = model.dim
-    blocks = {(_SHARED,): jnp.eye(d) if d <= _DENSE_UP_TO else jnp.ones(d)}
+    blocks: dict[tuple[str, ...], jax.Array] = {
+        (_SHARED,): jnp.eye(d) if d <= _DENSE_UP_TO else jnp.ones(d)
+    }
     if variances:
         names = tuple(sorted(variances))
         blocks[names] = jnp.concatenate([variances[name].ravel() for name in names])
@@ -273,16 +278,37 @@ def _welford(sums: Any, values: dict[str, jax.Array], counts: jax.Array) -> Any:
     return count, mean, squares
 
 
+def _prior_medians(
+    model: ShardModel, data: Data, coordinates: Coordinates, key: jax.Array
+) -> dict[str, jax.Array]:
+    """Medians of a few prior draws of every site, as coordinates of the sampler.
+
+    Of chains started uniformly on (-2, 2), NumPyro's default, several in a hundred never leave
+    where they began if the data lie far off; prior draws are of the right size.
+    """
+    seeded = numpyro.handlers.seed(model.function, key)
+    placed = numpyro.handlers.substitute(seeded, substitute_fn=init_to_median())
+    keywords = model.keywords(data.arguments, data.sizes[1])
+    trace = numpyro.handlers.trace(placed).get_trace(**keywords)
+    values = {
+        site.name: biject_to(trace[site.name]["fn"].support).inv(trace[site.name]["value"])
+        for site in model.latents
+    }
+    u = jnp.concatenate([jnp.ravel(values.pop(site.name)) for site in model.shared])
+    white = solve_triangular(coordinates.scale, u - coordinates.center, lower=True)
+    return {_SHARED: white, **values}
+
+
 def _starting_point(
-    potential: Callable[..., jax.Array], shapes: dict[str, tuple[int, ...]], key: jax.Array
+    potential: Callable[..., jax.Array], first: dict[str, jax.Array], key: jax.Array
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Draw uniformly from (-2, 2) until density and gradient are finite, as NumPyro does."""
+    """Take the first point, or else draw on (-2, 2) until density and gradient are finite."""
 
     def draw(key: jax.Array) -> dict[str, jax.Array]:
-        keys = random.split(key, len(shapes))
+        keys = random.split(key, len(first))
         return {
-            name: random.uniform(k, shape, minval=-2.0, maxval=2.0)
-            for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+            name: random.uniform(k, value.shape, value.dtype, -2.0, 2.0)
+            for k, (name, value) in zip(keys, first.items(), strict=True)
         }
 
     def valid(z: dict[str, jax.Array]) -> jax.Array:
@@ -291,14 +317,14 @@ def _starting_point(
         return jnp.isfinite(value) & jnp.all(jnp.stack(finite))
 
     def again(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        attempt, _, _, key = state
+        attempt, z, _, key = state
         key, draw_key = random.split(key)
-        z = draw(draw_key)
+        drawn = draw(draw_key)
+        z = jax.tree.map(lambda a, b: jnp.where(attempt == 0, a, b), z, drawn)
         return attempt + 1, z, valid(z), key
 
-    key, first = random.split(key)
-    state = (0, draw(first), jnp.zeros((), bool), key)
-    state = lax.while_loop(lambda s: (s[0] < _INITIAL_POINTS) & ~s[2], again, state)
+    state = (0, first, jnp.zeros((), bool), key)
+    state = lax.while_loop(lambda s: (s[0] <= _INITIAL_POINTS) & ~s[2], again, state)
     return state[1], state[2]
 
 
@@ -306,12 +332,18 @@ def _why_not_finite(model: ShardModel, data: Data) -> str:
     """Name the terms that are not finite at zero, and how many rows or groups have them."""
     shapes = model.local_shapes(*data.sizes)
     local = {name: jnp.zeros(shape) for name, shape in shapes.items()}
-    values = {**model.unravel(jnp.zeros(model.dim)), **local}
-    with TRACE_LOCK:
+    u = jnp.zeros(model.dim)
+
+    def run(data: Data) -> tuple[dict[str, jax.Array], jax.Array]:
+        values = {**model.unravel(u), **local}
         found, _ = model.log_terms(values, data.arguments, data.sizes[1])
-        terms = terms_of(model, jnp.zeros(model.dim), local, data)
+        return found, terms_of(model, u, local, data).rows
+
+    # Compiled: NumPyro warns of values outside a support wherever it can see them.
+    with TRACE_LOCK:
+        found, by_row = jax.jit(run)(data)
     bad = [name for name, value in found.items() if not bool(jnp.all(jnp.isfinite(value)))]
-    rows = int(jnp.sum(~jnp.isfinite(terms.rows)))
+    rows = int(jnp.sum(~jnp.isfinite(by_row)))
     return (
         f"the log density is not finite at any of {_INITIAL_POINTS} starting points; at zero "
         f"(unconstrained) site {', '.join(map(repr, bad)) or 'none'} is not, on {rows} of "
