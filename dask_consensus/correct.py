@@ -165,6 +165,7 @@ def correct(
     nodes = 0
     lost: list[Array] = []
     coupling = 0.0
+    long_tailed = False
     weighed: _Weighed | None = None
     for turn in range(turns):
         points = _working(model, proposal.draw(first if turn == 0 else later, (seed, turn)))
@@ -181,13 +182,16 @@ def correct(
         log_target = log_prior(model, example, everything) + np.concatenate(likelihoods)
         weighed = _weigh(log_target, everything, proposals, [len(batch) for batch in batches])
         precise = _sd_error(everything, weighed.weights).max() < sd_error
-        if turn > 0 and weighed.ess >= enough and weighed.k_hat < k_hat and precise:
+        # A long tail, once found, is worth a turn that follows it.
+        adapted = turn > 0 and (turn > 1 or not long_tailed)
+        if adapted and weighed.ess >= enough and weighed.k_hat < k_hat and precise:
             break
         tempered = _tempered(weighed.raw, 10.0 * d)
         moments = _shrunk(everything, tempered, covariance)
         if turn == 0 or d > _SHAPED_UP_TO:
-            probes = _probe(shards, example, *moments, center, nodes)
-            proposal = split(moments[0], _LATER_WIDER * moments[1], *_reach(probes))
+            reach = _reach(_probe(shards, example, *moments, center, nodes))
+            long_tailed = bool(np.max(reach) > 1)
+            proposal = split(moments[0], _LATER_WIDER * moments[1], *reach)
         else:
             # One t was not enough: follow the points' own shape, and its tails twice.
             rng = np.random.default_rng([seed, turn])
@@ -200,6 +204,7 @@ def correct(
     away = (everything - own_mean) / sd
     error = np.sqrt((weighed.weights[:, None] ** 2 * away**2).sum(axis=0))
     wrong = _integration_error(shards, batches[-1], likelihoods[-1], center, nodes, weighed, sd)
+    probes = _probe(shards, example, own_mean, own_covariance, center, nodes)
     log_mean = scipy.special.logsumexp(weighed.raw) - np.log(len(weighed.raw))
     relative = np.exp(weighed.raw - log_mean)
     return Correction(

@@ -226,7 +226,9 @@ def result(
         shape = (options.num_chains, options.num_samples)
         groups["uncorrected"] = groups["posterior"]
         groups["posterior"] = _posterior(plan, equal_weight_draws(corrected, shape, rng))
-    accuracy = dict(zip(model.coordinate_names(), verdict.error.tolist(), strict=True))
+    # JSON has no infinity: an error of unknown size is null.
+    sizes = [float(size) if np.isfinite(size) else None for size in verdict.error]
+    accuracy = dict(zip(model.coordinate_names(), sizes, strict=True))
     return to_datatree(
         groups,
         {

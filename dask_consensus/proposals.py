@@ -13,7 +13,7 @@ import scipy.stats
 
 Array = npt.NDArray[np.float64]
 
-_COMPONENTS = 64  # of a mixture
+_COMPONENTS = 256  # of a mixture
 
 
 class Proposal(NamedTuple):

@@ -94,6 +94,8 @@ def judge(
         reasons += _correction_reasons(correction, names, error)
     else:
         error = _approximate_error(combined)
+        if coupled:
+            error = np.full_like(error, np.inf)
         reasons += _sampling_reasons(last.reports, names, n_draws)
         reasons += _approximation_reasons(last, names, error)
     stranger = None if alone else strange_shard(combined)
@@ -128,7 +130,9 @@ def _text(
     because: str,
 ) -> str:
     worst = int(np.nanargmax(error))
-    size = f"{error[worst]:.2g} posterior sds (on {names[worst]})"
+    size = f"about {error[worst]:.2g} posterior sds (on {names[worst]})"
+    if np.isinf(error[worst]):
+        size = "an unknown amount"
     if alone:
         how = "One shard holds all rows: this is plain NUTS on the full model"
     elif correction is not None:
@@ -144,9 +148,9 @@ def _text(
         what = "Good: this is the full model's posterior" + (
             "" if alone or correction is not None else ", approximately"
         )
-        return f"{what}. {how}; means are within about {size}."
+        return f"{what}. {how}; means are within {size}."
     return (
-        f"Not to be relied on as the full model's posterior. {how}; means may be off by about "
+        f"Not to be relied on as the full model's posterior. {how}; means may be off by "
         f"{size} or more. " + "; ".join(reasons) + "."
     )
 

@@ -55,7 +55,9 @@ def test_moments_are_the_full_models(conjugate, corrected):
     sd = np.sqrt(np.diag(covariance))
     # 2,560 weighted quasi-random points: 0.02 sds, were they independent.
     np.testing.assert_allclose(draws.mean(axis=0), mean, atol=0.06 * sd.min())
-    np.testing.assert_allclose(np.cov(draws.T) / np.outer(sd, sd), _correlation(covariance), atol=0.1)
+    np.testing.assert_allclose(
+        np.cov(draws.T) / np.outer(sd, sd), _correlation(covariance), atol=0.1
+    )
 
 
 def _correlation(covariance):

@@ -188,9 +188,7 @@ def test_inner_level_of_nested_keys():
     def exact(u):
         covariance = np.exp(2 * u[1]) + np.eye(4)
         by_county = values["y"].reshape(9, 4)
-        return scipy.stats.multivariate_normal.logpdf(
-            by_county, np.full(4, u[0]), covariance
-        ).sum()
+        return scipy.stats.multivariate_normal.logpdf(by_county, np.full(4, u[0]), covariance).sum()
 
     expected = [exact(u) - exact(center) for u in points]
     np.testing.assert_allclose(found.log_likelihood, expected, atol=1e-9)

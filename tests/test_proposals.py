@@ -29,14 +29,14 @@ def proposals():
 
 @pytest.mark.parametrize("proposal", list(proposals()), ids=["single", "split", "mixture"])
 def test_densities_integrate_to_one(proposal):
-    # E over a wide Gaussian of q / Gaussian is the integral of q; 2^15 points know it to 1 %.
+    # E over a wide Gaussian of q / Gaussian is the integral of q; 2^15 points know it to 3 %.
     center = proposal.centers.mean(axis=0)
     wide = scipy.stats.multivariate_t(center, 9 * np.cov(proposal.draw(2**12, (0,)).T), df=3)
     points = wide.rvs(2**15, random_state=np.random.default_rng(2))
     ratios = np.exp(proposal.log_density(points) - wide.logpdf(points))
     error = ratios.std() / np.sqrt(len(ratios))
     assert abs(ratios.mean() - 1) < 5 * error
-    assert error < 0.02
+    assert error < 0.03
 
 
 @pytest.mark.parametrize("proposal", list(proposals()), ids=["single", "split", "mixture"])

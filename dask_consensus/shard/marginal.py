@@ -28,6 +28,9 @@ from .target import Data, Terms, terms_of
 
 MOST_EFFECTS = 16  # local effects a unit beyond which the integral is not attempted
 _NEWTON_STEPS = 40  # at the center, from far away
+_ALMOST_ZERO = 0.0137  # to begin from: at 0 itself densities written with |x| have no gradient
+_FEW_STEPS = 6  # at a point, from modes moved along with it
+_NEAR = 0.1  # squared decrement from which one more step arrives
 _HALVINGS = 6  # of a Newton step that does not climb
 _CHUNK = 64  # units summed in working precision before double precision takes over
 _BLOCK = 64  # points evaluated by one call; one number, so that one compilation serves all
@@ -328,6 +331,23 @@ def _climb(
     return effects + scale[:, None] * step, jnp.sum(slope * step, axis=1)
 
 
+def _ascend(
+    density: Callable[[jax.Array], tuple[jax.Array, Any]],
+    effects: jax.Array,
+    most: int,
+    near: float,
+) -> jax.Array:
+    """Climb until the largest squared decrement is below `near`, or `most` steps are done."""
+
+    def again(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        count, effects, _ = state
+        effects, decrement = _climb(density, effects)
+        return count + 1, effects, jnp.max(decrement)
+
+    start = (0, effects, jnp.full((), jnp.inf, effects.dtype))
+    return lax.while_loop(lambda s: (s[0] < most) & ~(s[2] < near), again, start)[1]
+
+
 # The center and the points
 
 
@@ -350,23 +370,14 @@ def _find_center(model: ShardModel) -> Callable[..., _Center]:
 
     def with_effects(data: Data, u: jax.Array) -> _Center:
         units = len(data.mask(_unit_level(model)))
-        zeros = jnp.zeros((units, q), u.dtype)
+        begin = jnp.full((units, q), _ALMOST_ZERO, u.dtype)
         no_rows = jnp.zeros(len(data.rows), u.dtype)
         no_groups = tuple(jnp.zeros(len(mask), u.dtype) for mask in data.groups)
 
         def density(effects: jax.Array, u: jax.Array = u) -> tuple[jax.Array, Terms]:
             return _unit_density(model, u, effects, data, no_rows, no_groups)
 
-        def again(state: tuple[Any, ...]) -> tuple[Any, ...]:
-            count, effects, _ = state
-            effects, decrement = _climb(density, effects)
-            return count + 1, effects, jnp.max(decrement)
-
-        _, modes, _ = lax.while_loop(
-            lambda s: (s[0] < _NEWTON_STEPS) & ~(s[2] < 1e-6),
-            again,
-            (0, zeros, jnp.full((), jnp.inf, u.dtype)),
-        )
+        modes = _ascend(density, begin, _NEWTON_STEPS, 1e-6)
         _, terms = density(modes)
         factor = _cholesky(_curvature(density, modes)[2])
 
@@ -422,7 +433,7 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
             start = center.effects + center.slope @ (u - center.u)
             better = density(start)[0] >= density(center.effects)[0]
             start = jnp.where(better[:, None], start, center.effects)
-            near, _ = _climb(density, start)
+            near = _ascend(density, start, _FEW_STEPS, _NEAR)
             _, slope, curvature = _curvature(density, near)
             factor = _cholesky(curvature)
             last = _solve(factor, slope)
