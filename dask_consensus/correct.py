@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 import scipy.special
-from arviz_stats.base import array_stats
 
 from . import gaussian
 from .cluster import mapreduce
@@ -30,6 +29,15 @@ from .shard.marginal import effects_per_unit, log_likelihoods
 from .shard.model import ShardModel
 from .shard.quadrature import ladder
 from .shard.target import Data, log_prior
+from .weights import (
+    Weighed,
+    log_mixture,
+    sd_error_of,
+    shrunk_moments,
+    tempered_weights,
+    weigh,
+    weighted_moments,
+)
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -105,13 +113,6 @@ class Correction(NamedTuple):
     seconds: float
 
 
-class _Weighed(NamedTuple):
-    weights: Array
-    k_hat: float
-    ess: float
-    raw: Array  # log weights before smoothing
-
-
 class Shards(NamedTuple):
     """The shards whose likelihood is asked for, where they lie, and how to reach them."""
 
@@ -166,7 +167,7 @@ def correct(
     lost: list[Array] = []
     coupling = 0.0
     long_tailed = False
-    weighed: _Weighed | None = None
+    weighed: Weighed | None = None
     for turn in range(turns):
         points = _working(model, proposal.draw(first if turn == 0 else later, (seed, turn)))
         if turn == 0:
@@ -180,14 +181,14 @@ def correct(
 
         everything = np.concatenate(batches)
         log_target = log_prior(model, example, everything) + np.concatenate(likelihoods)
-        weighed = _weigh(log_target, everything, proposals, [len(batch) for batch in batches])
-        precise = _sd_error(everything, weighed.weights).max() < sd_error
+        weighed = weigh(log_target, everything, proposals, [len(batch) for batch in batches])
+        precise = sd_error_of(everything, weighed.weights).max() < sd_error
         # A long tail, once found, is worth a turn that follows it.
         adapted = turn > 0 and (turn > 1 or not long_tailed)
         if adapted and weighed.ess >= enough and weighed.k_hat < k_hat and precise:
             break
-        tempered = _tempered(weighed.raw, 10.0 * d)
-        moments = _shrunk(everything, tempered, covariance)
+        tempered = tempered_weights(weighed.raw, 10.0 * d)
+        moments = shrunk_moments(everything, tempered, covariance)
         if turn == 0 or d > _SHAPED_UP_TO:
             reach = _reach(_probe(shards, example, *moments, center, nodes))
             long_tailed = bool(np.max(reach) > 1)
@@ -195,11 +196,11 @@ def correct(
         else:
             # One t was not enough: follow the points' own shape, and its tails twice.
             rng = np.random.default_rng([seed, turn])
-            flatter = _tempered(weighed.raw / 2, 10.0 * d)
+            flatter = tempered_weights(weighed.raw / 2, 10.0 * d)
             proposal = mixture_of(everything, (tempered + flatter) / 2, *moments, rng)
     assert weighed is not None
 
-    own_mean, own_covariance = _weighted_moments(everything, weighed.weights)
+    own_mean, own_covariance = weighted_moments(everything, weighed.weights)
     sd = np.sqrt(np.diag(own_covariance))
     away = (everything - own_mean) / sd
     error = np.sqrt((weighed.weights[:, None] ** 2 * away**2).sum(axis=0))
@@ -216,7 +217,7 @@ def correct(
         k_hat=weighed.k_hat,
         ess=weighed.ess,
         error=error,
-        sd_error=_sd_error(everything, weighed.weights),
+        sd_error=sd_error_of(everything, weighed.weights),
         integration_error=wrong,
         nodes=nodes,
         log_evidence=float(log_mean + answer.at_center),
@@ -251,79 +252,12 @@ def equal_weight_draws(
     return draws.reshape(*shape, -1)
 
 
-# Weights
-
-
 def _working(model: ShardModel, points: Array) -> Array:
     """Round points to the precision in which shards evaluate them, so that all mean the same."""
     return points if model.x64 else points.astype(np.float32).astype(np.float64)
 
 
-def _weigh(
-    log_target: Array, points: Array, proposals: Sequence[Proposal], counts: Sequence[int]
-) -> _Weighed:
-    """Weight points by the target over the mixture of all proposals, smoothed."""
-    raw = log_target - _log_mixture(points, proposals, counts)
-    raw = np.where(np.isfinite(raw), raw, -np.inf)
-    if not np.isfinite(raw.max()):
-        raise ValueError(
-            "the log density is not finite at any point near the combination of the shards: the "
-            "combination is far from the posterior. Use fewer shards, or correct=False to see it."
-        )
-    finite = np.maximum(raw, raw.max() - 700.0)
-    # The library takes log likelihoods to leave out, whose weights are their inverses.
-    smoothed, k_hat = array_stats.psislw(finite.max() - finite)
-    weights = np.exp(smoothed)
-    weights /= weights.sum()
-    return _Weighed(weights, float(k_hat), float(1 / (weights**2).sum()), raw)
-
-
-def _log_mixture(points: Array, proposals: Sequence[Proposal], counts: Sequence[int]) -> Array:
-    """Log density of all proposals together, each by its share of the points."""
-    shares = np.log(np.array(counts) / sum(counts))
-    densities = [share + q.log_density(points) for share, q in zip(shares, proposals, strict=True)]
-    return scipy.special.logsumexp(densities, axis=0)
-
-
-def _tempered(log_weights: Array, wanted: float) -> Array:
-    """Weights to the largest power <= 1 at which their effective number is as wanted."""
-
-    def normalised(power: float) -> Array:
-        scaled = power * (log_weights - log_weights.max())
-        weights = np.exp(np.where(np.isfinite(scaled), scaled, -np.inf))
-        return weights / weights.sum()
-
-    wanted = min(wanted, len(log_weights) / 2)
-    low, high = 0.0, 1.0
-    if 1 / (normalised(1.0) ** 2).sum() >= wanted:
-        return normalised(1.0)
-    for _ in range(40):
-        middle = (low + high) / 2
-        if 1 / (normalised(middle) ** 2).sum() >= wanted:
-            low = middle
-        else:
-            high = middle
-    return normalised(low)
-
-
-def _weighted_moments(points: Array, weights: Array) -> tuple[Array, Array]:
-    mean = weights @ points
-    away = points - mean
-    return mean, (away * weights[:, None]).T @ away / (1 - (weights**2).sum())
-
-
-def _sd_error(points: Array, weights: Array) -> Array:
-    """Relative Monte Carlo error of each coordinate's sd."""
-    mean, covariance = _weighted_moments(points, weights)
-    squares = (points - mean) ** 2 / np.diag(covariance)
-    return np.sqrt((weights[:, None] ** 2 * (squares - 1) ** 2).sum(axis=0)) / 2
-
-
-def _shrunk(points: Array, weights: Array, prior: Array) -> tuple[Array, Array]:
-    """Weighted mean and covariance, the latter towards a prior guess where points are few."""
-    mean, covariance = _weighted_moments(points, weights)
-    effective, guess = 1 / (weights**2).sum(), points.shape[1] + 2.0
-    return mean, (effective * covariance + guess * prior) / (effective + guess)
+# Tails
 
 
 class _Probes(NamedTuple):
@@ -370,7 +304,7 @@ def _beyond(
 ) -> Array:
     """Log of how much larger weights would be at a probe than any weight seen, by coordinate."""
     flat = probes.points.reshape(-1, probes.points.shape[-1])
-    weights = probes.height.ravel() - _log_mixture(flat, proposals, counts)
+    weights = probes.height.ravel() - log_mixture(flat, proposals, counts)
     return weights.reshape(probes.height.shape).max(axis=0) - seen.max()
 
 
@@ -438,7 +372,7 @@ def _integration_error(
     values: Array,
     center: Array,
     nodes: int,
-    weighed: _Weighed,
+    weighed: Weighed,
     sd: Array,
 ) -> Array:
     """First-order change of the mean, in sds, if points had the next number of nodes."""

@@ -83,7 +83,8 @@ class Report(NamedTuple):
         Power of the prior.
     mean : (d,) array
     precision : (d, d) or (d,) array
-        Moments of the unconstrained draws, in natural form, the anchor's included.
+        Moments of the unconstrained draws, in natural form, the anchor's included; NaN for a
+        shard alone, of which none is needed.
     skew : (d,) array
         Skewness of each coordinate.
     ess, r_hat : (d,) arrays
@@ -362,7 +363,8 @@ def sample_site(
         site = _site(draws, job.diagonal, alone)
     except ValueError as error:
         raise ValueError(f"shard {k} ({shard.rows} rows): {error}") from error
-    return site, _report(shard, weight, draws, site), ends
+    precision = np.full_like(site.precision, np.nan) if alone else site.precision
+    return site, _report(shard, weight, draws, precision), ends
 
 
 def _starts(job: Job, turn: Turn, data: Data) -> tuple[Start, ...] | None:
@@ -383,7 +385,7 @@ def _site(draws: Draws, diagonal: bool, alone: bool) -> gaussian.Site:
     return gaussian.site_of(draws.u, gaussian.effective_draws(draws.ess, n_draws), diagonal)
 
 
-def _report(shard: Shard, weight: float, draws: Draws, site: gaussian.Site) -> Report:
+def _report(shard: Shard, weight: float, draws: Draws, precision: np.ndarray) -> Report:
     flat = draws.u.reshape(-1, draws.u.shape[-1])
     away = flat - flat.mean(axis=0)
     spread = np.maximum(away.std(axis=0), np.finfo(float).tiny)
@@ -392,7 +394,7 @@ def _report(shard: Shard, weight: float, draws: Draws, site: gaussian.Site) -> R
         groups=shard.groups,
         weight=weight,
         mean=flat.mean(axis=0),
-        precision=site.precision,
+        precision=precision,
         skew=((away / spread) ** 3).mean(axis=0),
         ess=draws.ess,
         r_hat=draws.r_hat,

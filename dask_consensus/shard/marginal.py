@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from . import newton
 from .compiling import compiled, on_device, precision, shapes_of
 from .model import ROWS, ShardModel
 from .quadrature import Nodes, most_nodes, rule
@@ -31,7 +32,6 @@ _NEWTON_STEPS = 40  # at the center, from far away
 _ALMOST_ZERO = 0.0137  # to begin from: at 0 itself densities written with |x| have no gradient
 _FEW_STEPS = 6  # at a point, from modes moved along with it
 _NEAR = 0.1  # squared decrement from which one more step arrives
-_HALVINGS = 6  # of a Newton step that does not climb
 _CHUNK = 64  # units summed in working precision before double precision takes over
 _BLOCK = 64  # points evaluated by one call; one number, so that one compilation serves all
 _AT_ONCE = 8_000_000  # rows times points held in memory at a time
@@ -231,123 +231,6 @@ def _others(model: ShardModel, terms: Terms, center: _Center, data: Data) -> jax
     return jnp.concatenate([jnp.zeros(1, center.u.dtype), *parts])
 
 
-# Newton's method, all units in step
-
-
-def _curvature(
-    density: Callable[[jax.Array], tuple[jax.Array, Any]], effects: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log density ``(U,)``, gradient ``(U, q)`` and minus Hessian blocks ``(U, q, q)``.
-
-    A column of every block comes from one Hessian-vector product, with the same unit vector in
-    every unit, since units do not see each other's effects.
-    """
-
-    def gradient(effects: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def total(effects: jax.Array) -> tuple[jax.Array, jax.Array]:
-            values, _ = density(effects)
-            return jnp.sum(values), values
-
-        slope, values = jax.grad(total, has_aux=True)(effects)
-        return slope, values
-
-    slope, product, values = jax.linearize(gradient, effects, has_aux=True)
-    q = effects.shape[1]
-    columns = [
-        product(jnp.broadcast_to(jnp.eye(q, dtype=effects.dtype)[i], effects.shape))
-        for i in range(q)
-    ]
-    hessian = jnp.stack(columns, axis=2)
-    return values, slope, -(hessian + jnp.swapaxes(hessian, 1, 2)) / 2
-
-
-def _cholesky(matrices: jax.Array) -> jax.Array:
-    """Cholesky factors of small matrices ``(U, q, q)``, pivots kept positive.
-
-    Written out over the entries: for thousands of tiny matrices a call to LAPACK for each is far
-    slower than arithmetic on vectors over units. Where a density is not concave a pivot is not
-    positive; its size is then used instead (Gill and Murray 1974), so that a step still climbs.
-    """
-    q = matrices.shape[-1]
-    diagonal = jnp.abs(jnp.stack([matrices[:, i, i] for i in range(q)]))
-    least = 1e-3 * jnp.max(diagonal, axis=0) + jnp.finfo(matrices.dtype).tiny
-    factor: list[list[jax.Array]] = [[jnp.zeros_like(least)] * q for _ in range(q)]
-    for j in range(q):
-        pivot = matrices[:, j, j] - sum((factor[j][k] ** 2 for k in range(j)), start=0.0)
-        factor[j][j] = jnp.sqrt(jnp.maximum(jnp.abs(pivot), jnp.where(pivot > 0, 0.0, least)))
-        factor[j][j] = jnp.where(factor[j][j] > 0, factor[j][j], 1.0)
-        for i in range(j + 1, q):
-            inner = sum((factor[i][k] * factor[j][k] for k in range(j)), start=0.0)
-            factor[i][j] = (matrices[:, i, j] - inner) / factor[j][j]
-    return jnp.stack([jnp.stack(row, axis=1) for row in factor], axis=1)
-
-
-def _back_solve(factor: jax.Array, vectors: jax.Array) -> jax.Array:
-    """Solve ``L' x = v`` unit by unit; ``(U, q, q)`` and ``(U, q)``."""
-    q = vectors.shape[1]
-    solved: list[jax.Array] = [vectors[:, 0]] * q
-    for i in reversed(range(q)):
-        known = sum((factor[:, k, i] * solved[k] for k in range(i + 1, q)), start=0.0)
-        solved[i] = (vectors[:, i] - known) / factor[:, i, i]
-    return jnp.stack(solved, axis=1)
-
-
-def _forward_solve(factor: jax.Array, vectors: jax.Array) -> jax.Array:
-    """Solve ``L x = v`` unit by unit."""
-    q = vectors.shape[1]
-    solved: list[jax.Array] = []
-    for i in range(q):
-        known = sum((factor[:, i, k] * solved[k] for k in range(i)), start=0.0)
-        solved.append((vectors[:, i] - known) / factor[:, i, i])
-    return jnp.stack(solved, axis=1)
-
-
-def _solve(factor: jax.Array, vectors: jax.Array) -> jax.Array:
-    return _back_solve(factor, _forward_solve(factor, vectors))
-
-
-def _climb(
-    density: Callable[[jax.Array], tuple[jax.Array, Any]], effects: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """One guarded Newton step of all units; also its squared decrement ``(U,)`` before it."""
-    values, slope, curvature = _curvature(density, effects)
-    step = _solve(_cholesky(curvature), slope)
-    slack = 1e-4 + 1e-6 * jnp.abs(values)
-
-    def climbs(scale: jax.Array) -> jax.Array:
-        trial, _ = density(effects + scale[:, None] * step)
-        return trial >= values - slack  # False where it is NaN
-
-    def shorten(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        count, scale, good = state
-        scale = jnp.where(good, scale, scale / 2)
-        return count + 1, scale, good | climbs(scale)
-
-    whole = jnp.ones_like(values)
-    _, scale, good = lax.while_loop(
-        lambda s: (s[0] < _HALVINGS) & ~jnp.all(s[2]), shorten, (0, whole, climbs(whole))
-    )
-    scale = jnp.where(good, scale, 0.0)
-    return effects + scale[:, None] * step, jnp.sum(slope * step, axis=1)
-
-
-def _ascend(
-    density: Callable[[jax.Array], tuple[jax.Array, Any]],
-    effects: jax.Array,
-    most: int,
-    near: float,
-) -> jax.Array:
-    """Climb until the largest squared decrement is below `near`, or `most` steps are done."""
-
-    def again(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        count, effects, _ = state
-        effects, decrement = _climb(density, effects)
-        return count + 1, effects, jnp.max(decrement)
-
-    start = (0, effects, jnp.full((), jnp.inf, effects.dtype))
-    return lax.while_loop(lambda s: (s[0] < most) & ~(s[2] < near), again, start)[1]
-
-
 # The center and the points
 
 
@@ -377,41 +260,23 @@ def _find_center(model: ShardModel) -> Callable[..., _Center]:
         def density(effects: jax.Array, u: jax.Array = u) -> tuple[jax.Array, Terms]:
             return _unit_density(model, u, effects, data, no_rows, no_groups)
 
-        modes = _ascend(density, begin, _NEWTON_STEPS, 1e-6)
+        modes = newton.ascend(density, begin, _NEWTON_STEPS, 1e-6)
         _, terms = density(modes)
-        factor = _cholesky(_curvature(density, modes)[2])
+        factor = newton.cholesky(newton.curvature(density, modes)[2])
 
         def slope_at(u: jax.Array) -> jax.Array:
             return jax.grad(lambda effects: jnp.sum(density(effects, u)[0]))(modes)
 
         # Implicit differentiation of slope(mode(u), u) = 0.
         mixed = jax.jacfwd(slope_at)(u)
-        moves = jax.vmap(lambda column: _solve(factor, column), 2, 2)(mixed)
-        coupling = _coupling(lambda effects: jnp.sum(density(effects)[0]), modes)
+        moves = jax.vmap(lambda column: newton.solve(factor, column), 2, 2)(mixed)
+        between = newton.coupling(lambda effects: jnp.sum(density(effects)[0]), modes)
         identity = jnp.broadcast_to(jnp.eye(q, dtype=u.dtype), (units, q, q))
-        columns = [_forward_solve(factor, identity[:, :, i]) for i in range(q)]
+        columns = [newton.forward_solve(factor, identity[:, :, i]) for i in range(q)]
         variances = jnp.stack([jnp.sum(column**2, axis=1) for column in columns], axis=1)
-        return _Center(u, modes, moves, terms.rows, terms.groups, coupling, variances)
+        return _Center(u, modes, moves, terms.rows, terms.groups, between, variances)
 
     return with_effects if q else plain
-
-
-def _coupling(total: Callable[[jax.Array], jax.Array], effects: jax.Array) -> jax.Array:
-    """Probe the Hessian between units with random signs; 0 if it is block-diagonal.
-
-    Blocks are read with the same vector in every unit, right only if no unit sees another. A
-    vector of random signs then has another product unless the rest of the Hessian is zero.
-    """
-    units, q = effects.shape
-    signs = jax.random.rademacher(jax.random.key(0), (units,), effects.dtype)
-    _, product = jax.linearize(jax.grad(total), effects)
-    worst = jnp.zeros((), effects.dtype)
-    for i in range(q):
-        same = jnp.broadcast_to(jnp.eye(q, dtype=effects.dtype)[i], effects.shape)
-        off = product(signs[:, None] * same) - signs[:, None] * product(same)
-        scale = jnp.sqrt(jnp.mean(product(same) ** 2)) + jnp.finfo(effects.dtype).tiny
-        worst = jnp.maximum(worst, jnp.sqrt(jnp.mean(off**2)) / scale)
-    return worst
 
 
 def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
@@ -433,10 +298,10 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
             start = center.effects + center.slope @ (u - center.u)
             better = density(start)[0] >= density(center.effects)[0]
             start = jnp.where(better[:, None], start, center.effects)
-            near = _ascend(density, start, _FEW_STEPS, _NEAR)
-            _, slope, curvature = _curvature(density, near)
-            factor = _cholesky(curvature)
-            last = _solve(factor, slope)
+            near = newton.ascend(density, start, _FEW_STEPS, _NEAR)
+            _, slope, curvature = newton.curvature(density, near)
+            factor = newton.cholesky(curvature)
+            last = newton.solve(factor, slope)
             decrement = jnp.sum(slope * last, axis=1)
             # The last step needs no new curvature: exact for Gaussian units.
             found = decrement < _DECREMENT
@@ -464,7 +329,7 @@ def _integral(
     log_volume = -jnp.sum(jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)), axis=1)
 
     def add(i: jax.Array, total: jax.Array) -> jax.Array:
-        offset = _back_solve(factor, jnp.broadcast_to(nodes.points[i], modes.shape))
+        offset = newton.back_solve(factor, jnp.broadcast_to(nodes.points[i], modes.shape))
         values, _ = density(modes + offset)
         values = jnp.where(jnp.isnan(values), -jnp.inf, values)
         return jnp.logaddexp(total, nodes.log_weights[i] + values)

@@ -151,7 +151,7 @@ def log_density(
 
 
 def log_prior(model: ShardModel, data: Data, points: np.ndarray) -> np.ndarray:
-    """Log density of all prior terms at many points, in double precision.
+    """Log density of all prior terms at many points, in double precision where the model bears it.
 
     Parameters
     ----------
@@ -164,12 +164,20 @@ def log_prior(model: ShardModel, data: Data, points: np.ndarray) -> np.ndarray:
     -------
     (G,) float64 array
     """
+    try:
+        return _log_prior(model, data, points, x64=True)
+    except Exception:  # a model may hold constants of one precision that cannot meet the other
+        return _log_prior(model, data, points, x64=model.x64)
+
+
+def _log_prior(model: ShardModel, data: Data, points: np.ndarray, *, x64: bool) -> np.ndarray:
     rows, groups = data.sizes
-    with jax.enable_x64(True), TRACE_LOCK:
-        local = {name: jnp.zeros(shape) for name, shape in model.local_shapes(rows, groups).items()}
+    with jax.enable_x64(x64), TRACE_LOCK:
+        shapes = model.local_shapes(rows, groups)
+        local = {name: jnp.zeros(shape) for name, shape in shapes.items()}
 
         def one(u: jax.Array) -> jax.Array:
             return terms_of(model, u, local, data).prior
 
         run = jax.jit(lambda points: jax.lax.map(one, points, batch_size=256))
-        return np.asarray(run(jnp.asarray(points, jnp.float64)), np.float64)
+        return np.asarray(run(jnp.asarray(points, jnp.result_type(float))), np.float64)

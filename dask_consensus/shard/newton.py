@@ -1,0 +1,149 @@
+"""Newton's method on thousands of small problems at once, all in step.
+
+A *density* maps effects ``(U, q)`` of all units to their log densities ``(U,)`` and anything else;
+no unit's density depends on another's effects, so the Hessian is block-diagonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_HALVINGS = 6  # of a step that does not climb
+
+
+def curvature(
+    density: Callable[[jax.Array], tuple[jax.Array, Any]], effects: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log density ``(U,)``, gradient ``(U, q)`` and minus Hessian blocks ``(U, q, q)``.
+
+    A column of every block comes from one Hessian-vector product, with the same unit vector in
+    every unit, since units do not see each other's effects.
+    """
+
+    def gradient(effects: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def total(effects: jax.Array) -> tuple[jax.Array, jax.Array]:
+            values, _ = density(effects)
+            return jnp.sum(values), values
+
+        slope, values = jax.grad(total, has_aux=True)(effects)
+        return slope, values
+
+    slope, product, values = jax.linearize(gradient, effects, has_aux=True)
+    q = effects.shape[1]
+    columns = [
+        product(jnp.broadcast_to(jnp.eye(q, dtype=effects.dtype)[i], effects.shape))
+        for i in range(q)
+    ]
+    hessian = jnp.stack(columns, axis=2)
+    return values, slope, -(hessian + jnp.swapaxes(hessian, 1, 2)) / 2
+
+
+def cholesky(matrices: jax.Array) -> jax.Array:
+    """Cholesky factors of small matrices ``(U, q, q)``, pivots kept positive.
+
+    Written out over the entries: for thousands of tiny matrices a call to LAPACK for each is far
+    slower than arithmetic on vectors over units. Where a density is not concave a pivot is not
+    positive; its size is then used instead (Gill and Murray 1974), so that a step still climbs.
+    """
+    q = matrices.shape[-1]
+    diagonal = jnp.abs(jnp.stack([matrices[:, i, i] for i in range(q)]))
+    least = 1e-3 * jnp.max(diagonal, axis=0) + jnp.finfo(matrices.dtype).tiny
+    factor: list[list[jax.Array]] = [[jnp.zeros_like(least)] * q for _ in range(q)]
+    for j in range(q):
+        pivot = matrices[:, j, j] - sum((factor[j][k] ** 2 for k in range(j)), start=0.0)
+        factor[j][j] = jnp.sqrt(jnp.maximum(jnp.abs(pivot), jnp.where(pivot > 0, 0.0, least)))
+        factor[j][j] = jnp.where(factor[j][j] > 0, factor[j][j], 1.0)
+        for i in range(j + 1, q):
+            inner = sum((factor[i][k] * factor[j][k] for k in range(j)), start=0.0)
+            factor[i][j] = (matrices[:, i, j] - inner) / factor[j][j]
+    return jnp.stack([jnp.stack(row, axis=1) for row in factor], axis=1)
+
+
+def back_solve(factor: jax.Array, vectors: jax.Array) -> jax.Array:
+    """Solve ``L' x = v`` unit by unit; ``(U, q, q)`` and ``(U, q)``."""
+    q = vectors.shape[1]
+    solved: list[jax.Array] = [vectors[:, 0]] * q
+    for i in reversed(range(q)):
+        known = sum((factor[:, k, i] * solved[k] for k in range(i + 1, q)), start=0.0)
+        solved[i] = (vectors[:, i] - known) / factor[:, i, i]
+    return jnp.stack(solved, axis=1)
+
+
+def forward_solve(factor: jax.Array, vectors: jax.Array) -> jax.Array:
+    """Solve ``L x = v`` unit by unit."""
+    q = vectors.shape[1]
+    solved: list[jax.Array] = []
+    for i in range(q):
+        known = sum((factor[:, i, k] * solved[k] for k in range(i)), start=0.0)
+        solved.append((vectors[:, i] - known) / factor[:, i, i])
+    return jnp.stack(solved, axis=1)
+
+
+def solve(factor: jax.Array, vectors: jax.Array) -> jax.Array:
+    """Solve ``L L' x = v`` unit by unit."""
+    return back_solve(factor, forward_solve(factor, vectors))
+
+
+def climb(
+    density: Callable[[jax.Array], tuple[jax.Array, Any]], effects: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """One guarded Newton step of all units; also its squared decrement ``(U,)`` before it."""
+    values, slope, minus_hessian = curvature(density, effects)
+    step = solve(cholesky(minus_hessian), slope)
+    slack = 1e-4 + 1e-6 * jnp.abs(values)
+
+    def climbs(scale: jax.Array) -> jax.Array:
+        trial, _ = density(effects + scale[:, None] * step)
+        return trial >= values - slack  # False where it is NaN
+
+    def shorten(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        count, scale, good = state
+        scale = jnp.where(good, scale, scale / 2)
+        return count + 1, scale, good | climbs(scale)
+
+    whole = jnp.ones_like(values)
+    _, scale, good = lax.while_loop(
+        lambda s: (s[0] < _HALVINGS) & ~jnp.all(s[2]), shorten, (0, whole, climbs(whole))
+    )
+    scale = jnp.where(good, scale, 0.0)
+    return effects + scale[:, None] * step, jnp.sum(slope * step, axis=1)
+
+
+def ascend(
+    density: Callable[[jax.Array], tuple[jax.Array, Any]],
+    effects: jax.Array,
+    most: int,
+    near: float,
+) -> jax.Array:
+    """Climb until the largest squared decrement is below `near`, or `most` steps are done."""
+
+    def again(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        count, effects, _ = state
+        effects, decrement = climb(density, effects)
+        return count + 1, effects, jnp.max(decrement)
+
+    start = (0, effects, jnp.full((), jnp.inf, effects.dtype))
+    return lax.while_loop(lambda s: (s[0] < most) & ~(s[2] < near), again, start)[1]
+
+
+def coupling(total: Callable[[jax.Array], jax.Array], effects: jax.Array) -> jax.Array:
+    """Probe the Hessian between units with random signs; 0 if it is block-diagonal.
+
+    Blocks are read with the same vector in every unit, right only if no unit sees another. A
+    vector of random signs then has another product unless the rest of the Hessian is zero.
+    """
+    units, q = effects.shape
+    signs = jax.random.rademacher(jax.random.key(0), (units,), effects.dtype)
+    _, product = jax.linearize(jax.grad(total), effects)
+    worst = jnp.zeros((), effects.dtype)
+    for i in range(q):
+        same = jnp.broadcast_to(jnp.eye(q, dtype=effects.dtype)[i], effects.shape)
+        off = product(signs[:, None] * same) - signs[:, None] * product(same)
+        scale = jnp.sqrt(jnp.mean(product(same) ** 2)) + jnp.finfo(effects.dtype).tiny
+        worst = jnp.maximum(worst, jnp.sqrt(jnp.mean(off**2)) / scale)
+    return worst
