@@ -412,14 +412,13 @@ def fill(args: argparse.Namespace) -> None:
     for case in chosen(args.case):
         for n_shards in case.shards:
             for seed in args.seeds:
-                results = load(args.out)
-                there = {_key(one) for one in results}
+                there = {_key(one) for one in load(args.out)}
                 keys = {method: (case.name, n_shards, method, seed) for method in args.methods}
                 methods = [name for name, key in keys.items() if args.again or key not in there]
                 try:
                     for one in run(case, n_shards, seed, methods) if methods else ():
-                        results = [old for old in results if _key(old) != _key(one)] + [one]
-                        save(args.out, results)
+                        others = [old for old in load(args.out) if _key(old) != _key(one)]
+                        save(args.out, [*others, one])
                         print(brief(one), flush=True)
                 except DataAbsent as error:
                     print(f"{case.name}: skipped, {error}")

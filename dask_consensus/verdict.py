@@ -255,20 +255,34 @@ def _approximation_reasons(last: Round, names: Sequence[str], error: np.ndarray)
 def _approximate_error(combined: Combined) -> np.ndarray:
     """Error of an uncorrected combination: Monte Carlo noise, and what the shards' skew moves.
 
-    The mean of a skewed density of sd s lies about s times half its skewness from its mode, and
-    the mode is what a product of many densities keeps. Summed as the sites are summed, these
-    offsets move the combination, and do not average out.
+    A shard is expanded about its own mean, a distance x from the combined one. The third
+    derivative there, skewness / s^3 for sd s, makes its gradient at the combined mean wrong by
+    half of skewness / s^3 (s^2 + x^2): the mean of a skewed density is not its mode, and a
+    quadratic taken far away is not the one needed. Summed as the sites are summed, these offsets
+    move the combination, and do not average out.
     """
     last = combined.rounds[-1]
     sd = np.sqrt(np.diag(combined.covariance))
     offsets = np.zeros(len(sd))
+    skew = _common_skew(last.reports)
     for report in last.reports:
         precision = gaussian.as_matrix(report.precision)
         spread = np.sqrt(np.diag(gaussian.inverse(precision)))
-        offsets += precision @ (report.skew * spread / 2)
+        away = (report.mean - combined.mean) / spread
+        offsets += precision @ (skew * spread / 2 * (1 + away**2))
     bias = combined.covariance @ offsets / sd
     moved = 0.0 if np.isnan(last.movement) else last.movement / 2
     return np.sqrt(bias**2 + last.noise**2 + moved**2)
+
+
+def _common_skew(reports: Sequence[Report]) -> np.ndarray:
+    """Skewness that shards have in common, less what Monte Carlo error alone would show.
+
+    The skewness of e normal draws has variance 6 / e.
+    """
+    mean = np.mean([report.skew for report in reports], axis=0)
+    ess = np.maximum(np.mean([report.ess for report in reports], axis=0), 1.0)
+    return np.sign(mean) * np.sqrt(np.maximum(mean**2 - 6 / (ess * len(reports)), 0.0))
 
 
 def strange_shard(combined: Combined) -> tuple[int, int] | None:
