@@ -166,7 +166,10 @@ def log_prior(model: ShardModel, data: Data, points: np.ndarray) -> np.ndarray:
     """
     try:
         return _log_prior(model, data, points, x64=True)
-    except Exception:  # a model may hold constants of one precision that cannot meet the other
+    except (
+        TypeError,
+        ValueError,
+    ):  # a model may hold constants of one precision that cannot meet the other
         return _log_prior(model, data, points, x64=model.x64)
 
 
