@@ -39,7 +39,7 @@ from numpyro.infer.hmc_util import consensus
 import dask_consensus  # noqa: F401  registers ddf.consensus
 from dask_consensus import gaussian
 from dask_consensus.fit import LazyFit
-from dask_consensus.shard.model import constrain
+from dask_consensus.shard.constrain import constrain
 
 OUT = Path(__file__).parent / "results" / "agreement.json"
 OPTIONS: dict[str, dict[str, Any]] = {

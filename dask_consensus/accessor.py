@@ -30,7 +30,7 @@ class ConsensusAccessor:
         *,
         by: Hashable | Sequence[Hashable] | None = None,
         columns: Mapping[str, Hashable] | None = None,
-        method: Method = "anchored",
+        method: Method = "auto",
         n_shards: int | None = None,
         rows_per_shard: int | None = None,
         num_warmup: int | None = None,
@@ -42,6 +42,8 @@ class ConsensusAccessor:
         seed: int = 0,
         correct: Correct = "auto",
         split_every: int | None = None,
+        resources: Mapping[str, float] | None = None,
+        shards_per_task: int = 1,
     ) -> Plan:
         """Say what `fit` would do, without sampling anything.
 
@@ -64,7 +66,8 @@ class ConsensusAccessor:
             method=method, n_shards=n_shards, rows_per_shard=rows_per_shard,
             num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains,
             target_accept_prob=target_accept_prob, rounds=rounds, weights=weights, seed=seed,
-            correct=correct, split_every=split_every,
+            correct=correct, split_every=split_every, resources=resources,
+            shards_per_task=shards_per_task,
         ).plan()  # fmt: skip
 
     def fit(
@@ -73,7 +76,7 @@ class ConsensusAccessor:
         *,
         by: Hashable | Sequence[Hashable] | None = None,
         columns: Mapping[str, Hashable] | None = None,
-        method: Method = "anchored",
+        method: Method = "auto",
         n_shards: int | None = None,
         rows_per_shard: int | None = None,
         num_warmup: int | None = None,
@@ -85,6 +88,8 @@ class ConsensusAccessor:
         seed: int = 0,
         correct: Correct = "auto",
         split_every: int | None = None,
+        resources: Mapping[str, float] | None = None,
+        shards_per_task: int = 1,
         progress: bool | None = None,
         compute: bool = True,
     ) -> xr.DataTree | LazyFit:
@@ -105,10 +110,13 @@ class ConsensusAccessor:
             are exchangeable.
         columns : mapping, optional
             Argument of the model -> column, where their names differ.
-        method : {"anchored", "consensus", "parametric"}
-            Anchored rounds; or one round under the tempered prior, then averages of the shards'
+        method : {"auto", "laplace", "anchored", "consensus", "parametric"}
+            How shards are combined into what is then corrected. Newton's method on all shards,
+            local effects integrated out, which samples nothing ("laplace"); anchored rounds of
+            NUTS; or one round under the tempered prior, then averages of the shards'
             draws weighted by precision (Scott et al. 2016), or draws from the product of
-            Gaussians (Neiswanger et al. 2014).
+            Gaussians (Neiswanger et al. 2014). "auto" is "laplace" where a correction follows,
+            which reaches the same answer soonest, else "anchored".
         n_shards : int, optional
             Number of shards; rows / `rows_per_shard` if absent. 1 is plain NUTS on everything.
         rows_per_shard : int, optional
@@ -131,6 +139,11 @@ class ConsensusAccessor:
             method as published (False).
         split_every : int, optional
             Contributions added by one task of the reduction tree. Configured default 8.
+        resources : mapping, optional
+            What a worker must have to work on shards, such as ``{"GPU": 1}``; reading, shuffling
+            and reducing run anywhere. Needs a distributed client.
+        shards_per_task : int
+            Shards that one task takes: more make fewer tasks for the scheduler.
         progress : bool, optional
             Show a line with shards done and divergences; by default only in a terminal or
             notebook.
@@ -173,7 +186,8 @@ class ConsensusAccessor:
             method=method, n_shards=n_shards, rows_per_shard=rows_per_shard,
             num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains,
             target_accept_prob=target_accept_prob, rounds=rounds, weights=weights, seed=seed,
-            correct=correct, split_every=split_every,
+            correct=correct, split_every=split_every, resources=resources,
+            shards_per_task=shards_per_task,
         )  # fmt: skip
         return lazy.compute() if compute else lazy
 

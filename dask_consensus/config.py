@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal, get_args
@@ -9,7 +10,7 @@ from typing import Any, Literal, get_args
 import dask.config
 import yaml
 
-Method = Literal["anchored", "consensus", "parametric"]
+Method = Literal["auto", "laplace", "anchored", "consensus", "parametric"]
 Correct = Literal["auto"] | bool
 Weights = Literal["full", "diagonal"]
 
@@ -51,6 +52,8 @@ class Options:
     seed: int
     correct: Correct
     split_every: int
+    resources: Mapping[str, float] | None
+    shards_per_task: int
 
     @classmethod
     def filled(cls, **given: Any) -> Options:
@@ -82,6 +85,7 @@ class Options:
             ("num_samples", 4),
             ("num_chains", 1),
             ("split_every", 2),
+            ("shards_per_task", 1),
             ("seed", 0),
         ):
             value = getattr(self, name)
@@ -89,6 +93,7 @@ class Options:
                 _check_whole(name, value, least)
         if self.seed >= 2**32:
             raise ValueError(f"seed must be less than 2**32, as JAX's are, got {self.seed!r}")
+        _check_resources(self.resources)
         if not 0 < float(self.target_accept_prob) < 1:
             raise ValueError(
                 f"target_accept_prob must lie between 0 and 1, got {self.target_accept_prob}"
@@ -98,6 +103,19 @@ class Options:
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _check_resources(resources: object) -> None:
+    if resources is None:
+        return
+    if not isinstance(resources, Mapping):
+        raise TypeError(f"resources must be a mapping such as {{'GPU': 1}}, got {resources!r}")
+    for name, amount in resources.items():
+        if not isinstance(name, str) or isinstance(amount, bool) or not amount > 0:
+            raise ValueError(
+                f"resources must map names to positive amounts, as {{'GPU': 1}} does, "
+                f"got {name!r}: {amount!r}"
+            )
 
 
 def _check_whole(name: str, value: object, least: int) -> None:

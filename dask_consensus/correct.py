@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,15 @@ import scipy.special
 from . import gaussian
 from .cluster import mapreduce
 from .cluster.arrays import Shard, pad
-from .cluster.sizes import Size
+from .cluster.mapreduce import Travel
+from .cluster.sizes import Sharded, Size
 from .proposals import Proposal, mixture_of, resample, single, split
-from .shard.marginal import effects_per_unit, log_likelihoods
+from .shard.compiling import seconds_compiling
+from .shard.marginal import log_likelihoods
 from .shard.model import ShardModel
 from .shard.quadrature import ladder
 from .shard.target import Data, log_prior
+from .shard.units import effects_per_unit
 from .weights import (
     Weighed,
     log_mixture,
@@ -39,11 +42,6 @@ from .weights import (
     weighted_moments,
 )
 
-if TYPE_CHECKING:
-    from dask.delayed import Delayed
-
-    from .rounds import Travel
-
 Array = npt.NDArray[np.float64]
 
 _PROBE = 32  # points on which node counts are compared
@@ -53,6 +51,7 @@ _USABLE_K_HAT = 1.0  # above it not even the mean of the weights exists
 _PROBED = (2.0, 4.0, 8.0, 16.0, 32.0)  # distances, in sds, at which tails are probed
 _WORTH_SPLITTING = 1.3  # a reach below this is noise, or what a t distribution covers anyway
 _LONGEST = 6.0
+_TAIL = 0.005  # share of the points on either side that equal-weight draws are not matched in
 _FIRST_WIDER = 1.5  # covariance of the first proposal, in units of the combination's
 _LATER_WIDER = 1.15  # of the later ones, in units of the weighted points'
 
@@ -91,7 +90,8 @@ class Correction(NamedTuple):
         Largest deviation of a shard's Hessian from block-diagonal.
     beyond : (d,) array
         Log of how much larger a weight would be far out along each coordinate than any seen.
-    seconds : float
+    seconds, compile_seconds : float
+        Wall time, and what of it the slowest shards spent compiling.
     """
 
     points: Array
@@ -111,19 +111,19 @@ class Correction(NamedTuple):
     coupling: float
     beyond: Array
     seconds: float
+    compile_seconds: float
 
 
-class Shards(NamedTuple):
-    """The shards whose likelihood is asked for, where they lie, and how to reach them."""
+class Asked(NamedTuple):
+    """Whose likelihood is asked for, and how to reach it."""
 
     model: ShardModel
-    parts: Sequence[Delayed]
-    padded: Sequence[Size]
+    shards: Sharded
     travel: Travel
 
 
 def correct(
-    shards: Shards,
+    asked: Asked,
     example: Data,
     mean: Array,
     covariance: Array,
@@ -140,7 +140,7 @@ def correct(
 
     Parameters
     ----------
-    shards : Shards
+    asked : Asked
     example : Data
         Any data the model accepts, for its prior.
     mean : (d,) array
@@ -156,7 +156,7 @@ def correct(
         sd at most this relative Monte Carlo error.
     """
     began = time.perf_counter()
-    model = shards.model
+    model = asked.model
     d = model.dim
     center = _working(model, mean)
     proposal = single(mean, _FIRST_WIDER * covariance)
@@ -165,19 +165,20 @@ def correct(
     likelihoods: list[Array] = []
     nodes = 0
     lost: list[Array] = []
-    coupling = 0.0
+    coupling = compile_seconds = 0.0
     long_tailed = False
     weighed: Weighed | None = None
     for turn in range(turns):
         points = _working(model, proposal.draw(first if turn == 0 else later, (seed, turn)))
         if turn == 0:
-            nodes = _enough_nodes(shards, points[:_PROBE], center)
-        answer = _likelihoods(shards, points, center, nodes, f"correction, turn {turn + 1}")
+            nodes, compile_seconds = _enough_nodes(asked, points[:_PROBE], center)
+        answer = _likelihoods(asked, points, center, nodes, f"correction, turn {turn + 1}")
         proposals.append(proposal)
         batches.append(points)
         likelihoods.append(answer.log_likelihood)
         lost.append(answer.lost)
         coupling = max(coupling, answer.coupling)
+        compile_seconds += answer.compile_seconds
 
         everything = np.concatenate(batches)
         log_target = log_prior(model, example, everything) + np.concatenate(likelihoods)
@@ -190,7 +191,7 @@ def correct(
         tempered = tempered_weights(weighed.raw, 10.0 * d)
         moments = shrunk_moments(everything, tempered, covariance)
         if turn == 0 or d > _SHAPED_UP_TO:
-            reach = _reach(_probe(shards, example, *moments, center, nodes))
+            reach = _reach(_probe(asked, example, *moments, center, nodes))
             long_tailed = bool(np.max(reach) > 1)
             proposal = split(moments[0], _LATER_WIDER * moments[1], *reach)
         else:
@@ -204,8 +205,8 @@ def correct(
     sd = np.sqrt(np.diag(own_covariance))
     away = (everything - own_mean) / sd
     error = np.sqrt((weighed.weights[:, None] ** 2 * away**2).sum(axis=0))
-    wrong = _integration_error(shards, batches[-1], likelihoods[-1], center, nodes, weighed, sd)
-    probes = _probe(shards, example, own_mean, own_covariance, center, nodes)
+    wrong = _integration_error(asked, batches[-1], likelihoods[-1], center, nodes, weighed, sd)
+    probes = _probe(asked, example, own_mean, own_covariance, center, nodes)
     log_mean = scipy.special.logsumexp(weighed.raw) - np.log(len(weighed.raw))
     relative = np.exp(weighed.raw - log_mean)
     return Correction(
@@ -226,6 +227,7 @@ def correct(
         coupling=coupling,
         beyond=_beyond(probes, proposals, [len(batch) for batch in batches], weighed.raw),
         seconds=time.perf_counter() - began,
+        compile_seconds=compile_seconds,
     )
 
 
@@ -240,16 +242,29 @@ def equal_weight_draws(
     """Draws of equal weight, ``shape + (d,)``, that agree with the weighted points.
 
     Systematic resampling along the first principal axis (Kitagawa 1996) leaves a remainder that
-    shrinks with the number of draws; an affine map takes it out of mean and covariance.
+    shrinks with the number of draws; an affine map takes it out of mean and covariance, but for
+    the outermost hundredth of each coordinate: a far point that happened to be chosen, or not,
+    must not stretch all the others.
     """
+    points, weights = correction.points, correction.weights
     number = shape[0] * shape[1]
     axis = scipy.linalg.eigh(correction.covariance)[1][:, -1]
-    chosen = resample(correction.points, correction.weights, axis, number, rng)
-    draws = correction.points[rng.permutation(chosen)]
+    draws = points[rng.permutation(resample(points, weights, axis, number, rng))]
+    low, high = (_quantile(points, weights, q) for q in (_TAIL, 1 - _TAIL))
+    wanted = weighted_moments(np.clip(points, low, high), weights)
     # Fewer distinct points than dimensions have no covariance to match.
     with contextlib.suppress(np.linalg.LinAlgError):
-        draws = gaussian.matched(draws, correction.mean, correction.covariance)
+        own = gaussian.moments(np.clip(draws, low, high))
+        draws = gaussian.matched(draws, *wanted, of=own)
     return draws.reshape(*shape, -1)
+
+
+def _quantile(points: Array, weights: Array, q: float) -> Array:
+    """Weighted quantile of each coordinate."""
+    order = np.argsort(points, axis=0)
+    below = np.cumsum(weights[order], axis=0) <= q * weights.sum()
+    position = np.minimum(below.sum(axis=0), len(points) - 1)
+    return np.take_along_axis(points, np.take_along_axis(order, position[None], 0), 0)[0]
 
 
 def _working(model: ShardModel, points: Array) -> Array:
@@ -271,7 +286,7 @@ _STEPS = np.concatenate([-np.array(_PROBED), [0.0], _PROBED])
 
 
 def _probe(
-    shards: Shards, example: Data, mean: Array, covariance: Array, center: Array, nodes: int
+    asked: Asked, example: Data, mean: Array, covariance: Array, center: Array, nodes: int
 ) -> _Probes:
     """Ask for the posterior where no point may ever be drawn.
 
@@ -280,9 +295,9 @@ def _probe(
     d = len(mean)
     directions = covariance / np.sqrt(np.diag(covariance))  # column j: coordinate j by one sd
     points = mean + (_STEPS[:, None, None] * directions.T).reshape(-1, d)
-    points = _working(shards.model, points)
-    answer = _likelihoods(shards, points, center, nodes, "probing tails")
-    height = log_prior(shards.model, example, points) + answer.log_likelihood
+    points = _working(asked.model, points)
+    answer = _likelihoods(asked, points, center, nodes, "probing tails")
+    height = log_prior(asked.model, example, points) + answer.log_likelihood
     height = np.where(np.isfinite(height), height, -np.inf)
     return _Probes(points.reshape(-1, d, d), height.reshape(-1, d))
 
@@ -318,32 +333,35 @@ class _Answer(NamedTuple):
     at_center: float
     lost: Array
     coupling: float
+    compile_seconds: float
 
 
-def _likelihoods(shards: Shards, points: Array, center: Array, nodes: int, title: str) -> _Answer:
+def _likelihoods(asked: Asked, points: Array, center: Array, nodes: int, title: str) -> _Answer:
     """Sum the log likelihoods of all shards at points, as differences to the center."""
-    asked = mapreduce.broadcast((shards.model, points, center, nodes))
-    tasks = [
-        mapreduce.call(_evaluate, part, asked, padded)
-        for part, padded in zip(shards.parts, shards.padded, strict=True)
-    ]
-    travel = shards.travel
-    with mapreduce.Progress(title, len(tasks), travel.progress, lambda _: "") as line:
-        mapped = mapreduce.map_reduce(
-            tasks, _add, split_every=travel.split_every, progress=line, retries=travel.retries
-        )
+    question = mapreduce.broadcast((asked.model, points, center, nodes))
+    mapped = mapreduce.map_reduce(
+        mapreduce.each(_evaluate),
+        asked.shards.parts,
+        [(padded,) for padded in asked.shards.padded],
+        [question],
+        _add,
+        travel=asked.travel,
+        title=title,
+    )
     values, at_center, lost, units = mapped.total
-    return _Answer(values, at_center, lost / max(units, 1), max(mapped.reports))
+    coupling, compiling = (max(part) for part in zip(*mapped.reports, strict=True))
+    return _Answer(values, at_center, lost / max(units, 1), coupling, compiling)
 
 
 def _evaluate(
-    shard: Shard, asked: tuple[ShardModel, Array, Array, int], padded: Size
-) -> tuple[tuple[Array, float, Array, int], float, None]:
+    shard: Shard, padded: Size, question: tuple[ShardModel, Array, Array, int]
+) -> tuple[tuple[Array, float, Array, int], tuple[float, float], None]:
     """One shard's log likelihoods; runs on a worker."""
-    model, points, center, nodes = asked
+    model, points, center, nodes = question
+    before = seconds_compiling()
     found = log_likelihoods(model, Data(*pad(shard, *padded)), points, center, max(nodes, 1))
     values = (found.log_likelihood, found.at_center, found.lost, found.units)
-    return values, found.coupling, None
+    return values, (found.coupling, seconds_compiling() - before), None
 
 
 def _add(parts: list[Any]) -> tuple[Array, float, Array, int]:
@@ -351,23 +369,31 @@ def _add(parts: list[Any]) -> tuple[Array, float, Array, int]:
     return np.sum(values, axis=0), float(sum(at_center)), np.sum(lost, axis=0), sum(units)
 
 
-def _enough_nodes(shards: Shards, points: Array, center: Array) -> int:
-    """Take as few nodes as agree with the next number of them on a few points."""
-    q = effects_per_unit(shards.model)
+def _enough_nodes(asked: Asked, points: Array, center: Array) -> tuple[int, float]:
+    """Take as few nodes as agree with the next number of them on a few points.
+
+    Returns
+    -------
+    nodes : int
+    compile_seconds : float
+        This is where the code of all later turns is compiled.
+    """
+    q = effects_per_unit(asked.model)
     if not q:
-        return 0
+        return 0, 0.0
     steps = ladder(q)
-    values = _likelihoods(shards, points, center, steps[0], "nodes").log_likelihood
+    fewest = _likelihoods(asked, points, center, steps[0], "nodes")
+    values = fewest.log_likelihood
     for fewer, more in itertools.pairwise(steps):
-        better = _likelihoods(shards, points, center, more, "nodes").log_likelihood
+        better = _likelihoods(asked, points, center, more, "nodes").log_likelihood
         if np.std(better - values) < _INTEGRATION:
-            return fewer
+            return fewer, fewest.compile_seconds
         values = better
-    return steps[-1]
+    return steps[-1], fewest.compile_seconds
 
 
 def _integration_error(
-    shards: Shards,
+    asked: Asked,
     points: Array,
     values: Array,
     center: Array,
@@ -376,7 +402,7 @@ def _integration_error(
     sd: Array,
 ) -> Array:
     """First-order change of the mean, in sds, if points had the next number of nodes."""
-    q = effects_per_unit(shards.model)
+    q = effects_per_unit(asked.model)
     if not q:
         return np.zeros_like(sd)
     steps = ladder(q)
@@ -384,7 +410,7 @@ def _integration_error(
     other = steps[position + 1] if steps[position] == nodes else steps[position]
     weights = weighed.weights[-len(points) :]
     chosen = np.argsort(-weights, kind="stable")[:_PROBE]
-    compared = _likelihoods(shards, points[chosen], center, other, "nodes").log_likelihood
+    compared = _likelihoods(asked, points[chosen], center, other, "nodes").log_likelihood
     change = compared - values[chosen]
     share = weights[chosen] / weights[chosen].sum()
     away = (points[chosen] - share @ points[chosen]) / sd

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import dask.dataframe as dd
 import numpy as np
 import xarray as xr
 
+from .climb import Summit, climb, expanded
 from .cluster import assign as sharding
 from .cluster import mapreduce
-from .cluster.sizes import Size, padded_sizes, size_of
+from .cluster.mapreduce import Travel
+from .cluster.sizes import Sharded, padded_sizes, size_of
 from .config import Options, default
-from .correct import Correction, Shards, correct, equal_weight_draws, usable
+from .correct import Asked, Correction, correct, equal_weight_draws, usable
 from .gaussian import inverse
 from .pilot import Pilot, fly
 from .plan import Plan, make_plan, warn_before_sampling
@@ -26,11 +29,11 @@ from .results import (
     shards_dataset,
     to_datatree,
 )
-from .rounds import Combined, Job, Travel, anchored, one_shot
-from .shard.marginal import obstacle
-from .shard.model import constrain
-from .shard.sample import Settings
+from .rounds import Combined, Job, anchored, one_shot
+from .shard.constrain import constrain
+from .shard.sample import Settings, prior_points
 from .shard.target import Data
+from .shard.units import obstacle
 from .verdict import Verdict, judge, warn_if_bad
 
 
@@ -61,28 +64,47 @@ class LazyFit:
 
     def compute(self) -> xr.DataTree:
         """Run the fit."""
-        began = time.perf_counter()
-        plan = self.plan()
+        clock = Clock()
+        mapreduce.check_resources(self.options.resources)
+        with clock("plan"):
+            plan = self.plan()
         warn_before_sampling(plan)
-        shards = persist(self.frame, plan)
-        pilot = fly_pilot(plan, shards, self.progress)
-        combined = combine(plan, shards, pilot, self.progress)
-        corrected = correction(plan, shards, combined, self.progress)
-        if pilot is not None and corrected is not None and not usable(corrected):
-            # Few short rounds are mostly enough for a proposal; here they were not.
-            combined = combine(plan, shards, pilot, self.progress, before=combined)
+        with clock("shard"):
+            shards = persist(self.frame, plan)
+        with clock("search"):
+            guess = locate(plan, shards, self.progress)
+        with clock("rounds"):
+            combined = combine(plan, shards, guess, self.progress)
+        with clock("correction"):
             corrected = correction(plan, shards, combined, self.progress)
-        verdict = verdict_on(plan, combined, pilot, corrected)
+        if guess is not None and corrected is not None and not usable(corrected):
+            # What is quick was not good enough for a proposal: sample, and for longer.
+            with clock("rounds"):
+                combined = combine(plan, shards, guess, self.progress, before=combined)
+            with clock("correction"):
+                corrected = correction(plan, shards, combined, self.progress)
+        verdict = verdict_on(plan, combined, guess, corrected)
         warn_if_bad(verdict)
-        return result(plan, combined, corrected, verdict, time.perf_counter() - began)
+        return result(plan, combined, corrected, verdict, clock)
 
 
-class Sharded(NamedTuple):
-    """The shards, where they lie, and their sizes."""
+class Clock:
+    """Wall time of each phase of a fit, in seconds."""
 
-    parts: list[Any]
-    sizes: list[Size]
-    padded: list[Size]
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Time a phase; one that comes again is added."""
+        began = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
+
+    def total(self) -> float:
+        """Seconds since the clock was made."""
+        return time.perf_counter() - self._began
 
 
 def persist(frame: dd.DataFrame, plan: Plan) -> Sharded:
@@ -92,67 +114,83 @@ def persist(frame: dd.DataFrame, plan: Plan) -> Sharded:
     return Sharded(parts, sizes, padded_sizes(sizes))
 
 
-def fly_pilot(plan: Plan, shards: Sharded, progress: bool | None) -> Pilot | None:
-    """Find roughly where the posterior is, for anchored rounds to begin from."""
-    options = plan.options
-    if plan.n_shards == 1 or options.method != "anchored":
+Guess = Summit | Pilot
+
+
+def locate(plan: Plan, shards: Sharded, progress: bool | None) -> Guess | None:
+    """Find where the posterior is: by climbing, or by a pilot where nothing can be climbed."""
+    options, model = plan.options, plan.model
+    if plan.n_shards == 1 or options.method in ("consensus", "parametric"):
         return None
+    because = obstacle(model)
+    if not because:
+        summit = climb(
+            _job(plan),
+            shards,
+            _travel(plan, progress),
+            prior_points(model, _example(plan), options.seed, default("searches")),
+            most=default("climb-steps"),
+        )
+        if summit is not None:
+            return summit
+        because = "no mode was found"
+    if options.method == "laplace":
+        raise ValueError(f"method='laplace', but {because}; use method='anchored'")
     return fly(
-        plan.model,
-        shards.parts,
-        shards.sizes,
-        shards.padded,
+        model,
+        shards,
         Settings(default("pilot-warmup"), default("pilot-samples"), options.target_accept_prob),
+        _travel(plan, progress),
         seed=options.seed,
         n_chains=default("pilot-chains"),
-        progress=progress,
     )
 
 
 def combine(
     plan: Plan,
     shards: Sharded,
-    pilot: Pilot | None,
+    guess: Guess | None,
     progress: bool | None,
     before: Combined | None = None,
 ) -> Combined:
-    """Sample every shard and combine the draws, in unconstrained space.
+    """Combine the shards, in unconstrained space.
 
-    Rounds that a correction follows are few and short; `before` is their combination, where it
-    was not good enough and longer rounds go on from it.
+    A mode that was climbed needs no draws for a correction to follow. Rounds that a correction
+    follows are few and short; `before` is a combination that was not good enough for it, and
+    longer rounds go on from there.
     """
-    options, parts, sizes = plan.options, shards.parts, shards.sizes
-    job = Job(
-        model=plan.model,
-        num_chains=options.num_chains,
-        diagonal=options.weights == "diagonal",
-        seed=options.seed,
-    )
-    travel = _travel(plan, progress)
+    options, travel = plan.options, _travel(plan, progress)
     settings = Settings(options.num_warmup, options.num_samples, options.target_accept_prob)
-    if pilot is None:
+    if guess is None:
         parametric = options.method == "parametric"
-        return one_shot(job, parts, sizes, settings, travel, parametric=parametric)
+        return one_shot(_job(plan), shards, settings, travel, parametric=parametric)
+    corrected = not why_uncorrected(plan)
+    enough = options.method == "laplace" or (options.method == "auto" and corrected)
+    if isinstance(guess, Summit) and enough and before is None:
+        return expanded(_job(plan), guess, (options.num_chains, options.num_samples))
 
-    short = before is None and not why_uncorrected(plan)
+    short = before is None and corrected
     few = max(default("round-samples"), 4 * plan.model.dim)
     settings = settings._replace(
         num_warmup=default("round-warmup"),
         num_samples=min(options.num_samples, few) if short else options.num_samples,
         adapt_mass=False,
     )
-    if before is None:
-        guess = pilot.mean, pilot.precision
+    if before is not None:
+        mean, precision = before.mean, inverse(before.covariance) / plan.n_shards
+    elif isinstance(guess, Summit):
+        mean, precision = guess.mean, inverse(guess.covariance) / plan.n_shards
     else:
-        guess = before.mean, inverse(before.covariance) / plan.n_shards
+        mean, precision = guess.mean, guess.precision
     return anchored(
-        job,
-        parts,
-        sizes,
+        _job(plan),
+        shards,
         settings,
         travel,
-        *guess,
+        mean,
+        precision,
         most=options.rounds or default("rounds-corrected" if short else "rounds"),
+        informed=isinstance(guess, Summit) or before is not None,
         before=() if before is None else before.rounds,
     )
 
@@ -176,7 +214,7 @@ def correction(
             raise ValueError(f"correct=True, but {because}; use correct='auto' to go on without")
         return None
     return correct(
-        Shards(plan.model, shards.parts, shards.padded, _travel(plan, progress)),
+        Asked(plan.model, shards, _travel(plan, progress)),
         _example(plan),
         combined.mean,
         combined.covariance,
@@ -191,14 +229,14 @@ def correction(
 
 
 def verdict_on(
-    plan: Plan, combined: Combined, pilot: Pilot | None, corrected: Correction | None
+    plan: Plan, combined: Combined, guess: Guess | None, corrected: Correction | None
 ) -> Verdict:
     """Judge what the diagnostics of all stages say together."""
     return judge(
         plan.model.coordinate_names(),
         combined,
         corrected,
-        pilot,
+        modes=1 if guess is None else guess.modes,
         n_draws=combined.draws.shape[0] * combined.draws.shape[1],
         uncorrected_because=why_uncorrected(plan),
         coupled=plan.model.coupled,
@@ -210,7 +248,7 @@ def result(
     combined: Combined,
     corrected: Correction | None,
     verdict: Verdict,
-    seconds: float,
+    clock: Clock,
 ) -> xr.DataTree:
     """Constrain the draws and label everything."""
     options, model = plan.options, plan.model
@@ -235,7 +273,8 @@ def result(
             **asdict(options),
             "n_shards": plan.n_shards,
             "by": [str(key) for key in plan.bindings.layout.by],
-            "sampling_time": seconds,
+            "sampling_time": clock.total(),
+            "profile": clock.seconds | {"compile": _compiling(combined, corrected)},
             "verdict": verdict.text,
             "verdict_good": int(verdict.good),
             "accuracy": accuracy,
@@ -250,6 +289,12 @@ def _posterior(plan: Plan, draws: np.ndarray) -> xr.Dataset:
     return posterior_dataset(plan.model, values, labels)
 
 
+def _compiling(combined: Combined, corrected: Correction | None) -> float:
+    """Seconds of the phases in which the slowest shard of a pass compiled, or waited for it."""
+    passes = [max(report.compile_seconds for report in one.reports) for one in combined.rounds]
+    return float(sum(passes)) + (corrected.compile_seconds if corrected is not None else 0.0)
+
+
 def _example(plan: Plan) -> Data:
     """Small data of real rows, all of it real."""
     example = plan.example
@@ -257,5 +302,17 @@ def _example(plan: Plan) -> Data:
     return Data(example.arguments, np.ones(example.rows, bool), groups)
 
 
+def _job(plan: Plan) -> Job:
+    options = plan.options
+    return Job(plan.model, options.num_chains, options.weights == "diagonal", options.seed)
+
+
 def _travel(plan: Plan, progress: bool | None) -> Travel:
-    return Travel(plan.options.split_every, default("retries"), progress)
+    options = plan.options
+    return Travel(
+        options.split_every,
+        default("retries"),
+        progress,
+        options.resources,
+        options.shards_per_task,
+    )

@@ -205,13 +205,16 @@ def as_matrix(precision: Array) -> Array:
     return np.diag(precision) if precision.ndim == 1 else precision
 
 
-def matched(draws: Array, mean: Array, covariance: Array) -> Array:
+def matched(
+    draws: Array, mean: Array, covariance: Array, of: tuple[Array, Array] | None = None
+) -> Array:
     """Map ``(..., d)`` draws affinely so that their mean and covariance are as given.
 
     Draws keep their shape; of all maps that do it, this one, by Cholesky factors, moves them
-    little where the moments are nearly right.
+    little where the moments are nearly right. With `of` it is that mean and covariance which are
+    mapped to the given ones.
     """
-    own_mean, own_covariance = moments(draws)
+    own_mean, own_covariance = moments(draws) if of is None else of
     own, wanted = np.linalg.cholesky(own_covariance), np.linalg.cholesky(covariance)
     flat = (draws - own_mean).reshape(-1, draws.shape[-1])
     moved = scipy.linalg.solve_triangular(own, flat.T, lower=True)

@@ -8,7 +8,7 @@ combination of Gaussians would show.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -16,14 +16,13 @@ import scipy.stats
 from . import gaussian
 from .cluster import mapreduce
 from .cluster.arrays import Shard, pad
-from .cluster.sizes import Size
-from .shard.marginal import log_likelihoods, obstacle
+from .cluster.mapreduce import Travel
+from .cluster.sizes import Sharded, Size
+from .shard.marginal import log_likelihoods
 from .shard.model import ShardModel
 from .shard.sample import Draws, Settings, sample_shard
 from .shard.target import Data, log_prior, tempered
-
-if TYPE_CHECKING:
-    from dask.delayed import Delayed
+from .shard.units import obstacle
 
 PILOT_ROUND = 1_000_000  # names the pilot's randomness, apart from any round's
 _FAR = 1e-6  # probability beyond which a chain is elsewhere
@@ -54,42 +53,39 @@ class Pilot(NamedTuple):
 
 def fly(
     model: ShardModel,
-    shards: Sequence[Delayed],
-    sizes: Sequence[Size],
-    padded: Sequence[Size],
+    shards: Sharded,
     settings: Settings,
+    travel: Travel,
     *,
     seed: int,
     n_chains: int,
-    progress: bool | None,
 ) -> Pilot:
     """Run the pilot on a shard of median size.
 
     Parameters
     ----------
     model : ShardModel
-    shards : sequence of Delayed
-        Persisted.
-    sizes, padded : sequence of Size
-        Of the shards, and of the shapes they are padded to.
+    shards : Sharded
     settings : Settings
+    travel : Travel
     seed : int
     n_chains : int
         Chains from random points, each a task.
-    progress : bool or None
     """
-    order = np.argsort([size.rows for size in sizes], kind="stable")
-    k = int(order[(len(order) - 1) // 2])
+    k = shards.median()
+    one, padded = shards.parts[k], shards.padded[k]
     shared = mapreduce.broadcast(model)
     chains = mapreduce.compute(
         [
-            mapreduce.call(_chain, shards[k], shared, padded[k], settings, (seed, PILOT_ROUND, i))
+            mapreduce.call(_chain, one, shared, padded, settings, (seed, PILOT_ROUND, i))
             for i in range(n_chains)
         ],
-        mapreduce.Progress("pilot", n_chains, progress, lambda _: "", unit="chain"),
+        mapreduce.Progress("pilot", n_chains, travel.progress, unit="chain"),
+        travel,
     )
     means = np.stack([chain.u.mean(axis=(0, 1)) for chain in chains])
-    heights = mapreduce.compute([mapreduce.call(_heights, shards[k], shared, padded[k], means)])[0]
+    asked = mapreduce.call(_heights, one, shared, padded, means)
+    heights = mapreduce.compute([asked], travel=travel)[0]
     return agree(chains, heights)
 
 

@@ -131,6 +131,7 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
         "lost": "largest share of groups whose mode was not found",
         "coupling": "largest relative size of a shard's Hessian between groups",
         "seconds": "wall time (s)",
+        "compile_seconds": "what of it the slowest shards spent compiling (s)",
     }
     per_coordinate = {
         "error": "Monte Carlo error of the mean (posterior sds)",

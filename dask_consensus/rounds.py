@@ -18,11 +18,13 @@ import scipy.linalg
 from . import gaussian
 from .cluster import mapreduce
 from .cluster.arrays import Shard, pad
-from .cluster.sizes import Size, padded_sizes
-from .shard.marginal import modes_at, obstacle
+from .cluster.mapreduce import Travel
+from .cluster.sizes import Sharded, Size
+from .shard.marginal import modes_at
 from .shard.model import ShardModel
 from .shard.sample import Coordinates, Draws, Settings, Start, sample_shard, unwhitened
 from .shard.target import Data, PriorFactor, tempered
+from .shard.units import obstacle
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -38,14 +40,6 @@ class Job(NamedTuple):
     num_chains: int
     diagonal: bool
     seed: int
-
-
-class Travel(NamedTuple):
-    """How maps over shards run: contributions added at once, retries, whether to show progress."""
-
-    split_every: int
-    retries: int
-    progress: bool | None
 
 
 class Turn(NamedTuple):
@@ -161,8 +155,7 @@ class Combined(NamedTuple):
 
 def one_shot(
     job: Job,
-    shards: Sequence[Delayed],
-    sizes: Sequence[Size],
+    shards: Sharded,
     settings: Settings,
     travel: Travel,
     *,
@@ -173,9 +166,7 @@ def one_shot(
     Parameters
     ----------
     job : Job
-    shards : sequence of Delayed
-        Persisted.
-    sizes : sequence of Size
+    shards : Sharded
     settings : Settings
     travel : Travel
     parametric : bool
@@ -185,13 +176,13 @@ def one_shot(
     d = job.model.dim
     began = time.perf_counter()
     turn = Turn(0, settings, np.zeros(d), np.zeros((d, d)), unwhitened(d), warm=False)
-    total, reports, _ = _map_reduce(job, turn, shards, sizes, [None] * len(shards), travel)
+    total, reports, _ = _map_reduce(job, turn, shards, [None] * len(shards.parts), travel)
     mean, covariance = gaussian.covariance_of(total)
-    if len(shards) == 1:
+    if len(shards.parts) == 1:
         draws = total.draws
         mean, covariance = gaussian.moments(draws)
     elif parametric:
-        rng = np.random.default_rng([job.seed, len(shards)])
+        rng = np.random.default_rng([job.seed, len(shards.parts)])
         draws = gaussian.gaussian_draws(mean, covariance, total.draws.shape[:2], rng)
     else:
         draws = gaussian.consensus_draws(total)
@@ -203,14 +194,14 @@ def one_shot(
 
 def anchored(
     job: Job,
-    shards: Sequence[Delayed],
-    sizes: Sequence[Size],
+    shards: Sharded,
     settings: Settings,
     travel: Travel,
     mean: np.ndarray,
     site_precision: np.ndarray,
     *,
     most: int,
+    informed: bool,
     before: Sequence[Round] = (),
 ) -> Combined:
     """Sample every shard under an anchor, combine, anchor again where the combination is.
@@ -218,9 +209,7 @@ def anchored(
     Parameters
     ----------
     job : Job
-    shards : sequence of Delayed
-        Persisted.
-    sizes : sequence of Size
+    shards : Sharded
     settings : Settings
     travel : Travel
     mean : (d,) array
@@ -228,11 +217,14 @@ def anchored(
         The first anchor: a guess of the posterior's mean, and of one shard's precision.
     most : int
         Rounds to run at most; fewer where the combination moves less than its Monte Carlo error.
+    informed : bool
+        Whether the guess knows all shards, so that the first anchor may be as strong as later ones.
     before : sequence of Round
         Rounds that led to the guess, to be counted on from.
     """
-    n = len(shards)
-    anchor_mean, anchor_precision, strength = mean, site_precision, 1.0
+    n = len(shards.parts)
+    strength = _strength(n, settings.num_samples * job.num_chains) if informed else 1.0
+    anchor_mean, anchor_precision = mean, strength * site_precision
     states: Sequence[Delayed | None] = [None] * n
     rounds: list[Round] = []
     history: list[tuple[np.ndarray, np.ndarray]] = []
@@ -241,12 +233,12 @@ def anchored(
         began = time.perf_counter()
         coordinates = whitened(anchor_mean, anchor_precision + site_precision)
         turn = Turn(number, settings, anchor_mean, anchor_precision, coordinates, warm=True)
-        total, reports, states = _map_reduce(job, turn, shards, sizes, states, travel)
+        total, reports, states = _map_reduce(job, turn, shards, states, travel)
 
         anchor = np.diag(anchor_precision) if job.diagonal else anchor_precision
         history.append(gaussian.subtract_anchors(total, n, anchor, anchor_mean))
-        # The first anchor knows one shard only; later ones know the answer, and are averaged.
-        used = history[min(1, index) :]
+        # An anchor that knows one shard only is forgotten; those that know the answer average.
+        used = history[0 if informed else min(1, index) :]
         precision, shift = (np.mean([pair[i] for pair in used], axis=0) for i in range(2))
         precision = gaussian.floored(precision, total.precision, _FLOOR / (1 + strength))
         mean = gaussian.solve(precision, shift)
@@ -260,7 +252,7 @@ def anchored(
         rounds.append(Round(reports, mean, covariance, *anchor_of, movement, noise, seconds))
         if rounds[:-1] and movement < noise:
             break
-        strength = min(n - 1.0, _BIAS * float(np.sqrt(n * _mean_ess(reports))))
+        strength = _strength(n, _mean_ess(reports))
         site_precision = full / n
         anchor_mean, anchor_precision = mean, strength * site_precision
 
@@ -274,6 +266,11 @@ def whitened(mean: np.ndarray, precision: np.ndarray) -> Coordinates:
     scale = scipy.linalg.solve_triangular(factor, np.eye(len(mean)), lower=True).T
     # L' upper triangular has the same L L'; the sampler solves with a lower one.
     return Coordinates(mean, np.linalg.cholesky(scale @ scale.T))
+
+
+def _strength(n: int, ess: float) -> float:
+    """Trade bias, about 1 / (1 + c), for noise, about sqrt((1 + c) / ess)."""
+    return min(n - 1.0, _BIAS * float(np.sqrt(n * ess)))
 
 
 def _mean_ess(reports: Sequence[Report]) -> float:
@@ -296,51 +293,34 @@ def _movement(before: Round, mean: np.ndarray, covariance: np.ndarray) -> float:
 
 
 def _map_reduce(
-    job: Job,
-    turn: Turn,
-    shards: Sequence[Delayed],
-    sizes: Sequence[Size],
-    states: Sequence[Delayed | None],
-    travel: Travel,
+    job: Job, turn: Turn, shards: Sharded, states: Sequence[Delayed | None], travel: Travel
 ) -> mapreduce.Mapped:
     """One round: sample every shard, add up the sites."""
-    shared, this = mapreduce.broadcast(job), mapreduce.broadcast(turn)
-    weights = shard_weights(sizes)
-    alone = len(shards) == 1
-    mapped = [
-        mapreduce.call(sample_site, shard, shared, this, k, weights[k], padded, alone, state)
-        for k, (shard, padded, state) in enumerate(
-            zip(shards, padded_sizes(sizes), states, strict=True)
-        )
-    ]
-    title = f"round {turn.number}" if turn.number else "sampling"
-    with mapreduce.Progress(title, len(shards), travel.progress, _divergences) as line:
-        return mapreduce.map_reduce(
-            mapped,
-            gaussian.add,
-            split_every=travel.split_every,
-            progress=line,
-            retries=travel.retries,
-        )
-
-
-def shard_weights(sizes: Sequence[Size]) -> list[float]:
-    """Give each shard its power of the prior: its share of the rows."""
-    total = sum(size.rows for size in sizes)
-    return [size.rows / total for size in sizes]
+    n = len(shards.parts)
+    return mapreduce.map_reduce(
+        mapreduce.each(sample_site),
+        shards.parts,
+        list(zip(range(n), shards.weights, shards.padded, states, strict=True)),
+        [mapreduce.broadcast((job, turn))],
+        gaussian.add,
+        travel=travel,
+        title=f"round {turn.number}" if turn.number else "sampling",
+        note=_divergences,
+        states=True,
+    )
 
 
 def sample_site(
     shard: Shard,
-    job: Job,
-    turn: Turn,
     k: int,
     weight: float,
     padded: Size,
-    alone: bool,
     state: tuple[Start, ...] | None,
+    asked: tuple[Job, Turn],
 ) -> tuple[gaussian.Site, Report, tuple[Start, ...]]:
     """Sample shard `k` in a round, and turn its draws into a site; runs on a worker."""
+    job, turn = asked
+    alone = weight == 1
     data = Data(*pad(shard, *padded))
     settings = turn.settings
     try:

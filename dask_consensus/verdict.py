@@ -15,7 +15,6 @@ from .correct import usable
 
 if TYPE_CHECKING:
     from .correct import Correction
-    from .pilot import Pilot
     from .rounds import Combined, Report, Round
 
 
@@ -48,8 +47,8 @@ def judge(
     names: Sequence[str],
     combined: Combined,
     correction: Correction | None,
-    pilot: Pilot | None,
     *,
+    modes: int,
     n_draws: int,
     uncorrected_because: str,
     coupled: Sequence[str],
@@ -62,7 +61,8 @@ def judge(
         Of the d coordinates of u.
     combined : Combined
     correction : Correction or None
-    pilot : Pilot or None
+    modes : int
+        Separate places of comparable density that were found.
     n_draws : int
         Draws of one shard in a round, all chains together.
     uncorrected_because : str
@@ -78,11 +78,11 @@ def judge(
             f"groups depend on each other through {', '.join(coupled)}, so the shards' product is "
             "another model: remove that dependence, or use n_shards=1"
         )
-    if pilot is not None and pilot.modes > 1:
+    if modes > 1:
         reasons.append(
-            f"the pilot's chains found {pilot.modes} separate modes of comparable density: the "
-            "posterior has more than one, and only one is described; identify the model (order "
-            "the components, say)"
+            f"searches from several points found {modes} separate modes of comparable density: "
+            "the posterior has more than one, and only one is described; identify the model "
+            "(order the components, say)"
         )
     if alone:
         error = 1 / np.sqrt(np.maximum(last.reports[0].ess, 1.0))
@@ -210,7 +210,7 @@ def _sampling_reasons(reports: Sequence[Report], names: Sequence[str], n_draws: 
     reasons = []
     r_hat = np.array([report.r_hat for report in reports])
     ess = np.array([report.ess for report in reports])
-    if np.nanmax(r_hat) > default("r-hat"):
+    if (r_hat > default("r-hat")).any():
         k, worst = divmod(int(np.nanargmax(r_hat)), r_hat.shape[1])
         reasons.append(
             f"shard {k} has r_hat {r_hat[k, worst]:.2f} on {names[worst]}: its chains have not "
@@ -263,6 +263,9 @@ def _approximate_error(combined: Combined) -> np.ndarray:
     """
     last = combined.rounds[-1]
     sd = np.sqrt(np.diag(combined.covariance))
+    if np.isnan(last.reports[0].ess).all():
+        # Not sampled but expanded about the mode: what the skew moved is the size of what is left.
+        return np.maximum(np.abs(combined.mean - last.mean) / sd, 0.01)
     offsets = np.zeros(len(sd))
     skew = _common_skew(last.reports)
     for report in last.reports:

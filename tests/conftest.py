@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import hypothesis
 import pytest
+
+# Tests count compilations, and leave nothing behind on the machine.
+os.environ["DASK_CONSENSUS_CACHE"] = ""
 
 # Examples are few and the same in every run; how long they take depends on the machine.
 hypothesis.settings.register_profile(

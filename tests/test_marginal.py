@@ -1,5 +1,7 @@
 """Local effects integrated out, against closed forms, SciPy's quadrature and NumPyro itself."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +13,12 @@ import scipy.special
 import scipy.stats
 from numpyro.infer.util import log_likelihood
 
-from dask_consensus.shard.marginal import log_likelihoods, modes_at, obstacle
+from dask_consensus.shard.marginal import log_likelihoods, modes_at
 from dask_consensus.shard.model import ShardModel
 from dask_consensus.shard.quadrature import ladder, rule
 from dask_consensus.shard.reading import Reading, read_model
 from dask_consensus.shard.target import Data
+from dask_consensus.shard.units import obstacle
 
 
 def read(model, values, *, groups=(), levels=()):
@@ -126,7 +129,9 @@ def test_sparse_binary_groups_need_nodes_not_laplace():
         }
     errors = [np.abs(found[n].log_likelihood - expected).max() for n in ladder(1)]
     assert errors[0] > 0.05  # Laplace's method
-    assert errors[2] < 1e-3
+    # Each rung takes at least nine tenths of the error away; 11 nodes leave 0.001 here.
+    assert errors[2] < 2e-3
+    assert all(more < fewer / 10 for fewer, more in itertools.pairwise(errors[1:]))
     assert errors[-1] < 1e-6
 
 

@@ -8,7 +8,8 @@ scheduler runs one graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -40,21 +41,85 @@ def call(function: Callable[..., Any], *arguments: Any) -> Delayed:
     return delayed(function, pure=False, traverse=False)(*arguments)
 
 
-def compute(tasks: Sequence[Delayed], progress: Progress | None = None) -> list[Any]:
-    """Bring the results of tasks to the client, all of them."""
+def compute(
+    tasks: Sequence[Delayed], progress: Progress | None = None, travel: Travel | None = None
+) -> list[Any]:
+    """Bring the results of tasks to the client, all of them.
+
+    With `progress` they are told as they come; with `travel` they run where and as often as it
+    says.
+    """
     if progress is None:
+        resources = None if travel is None else travel.resources
+        if resources:
+            client = current_client()
+            assert client is not None
+            return list(client.gather(client.compute(list(tasks), resources=dict(resources))))
         return list(dask.compute(*tasks))
-    reports = [call(_report_only, task) for task in tasks]
+    batches = [call(_report_only, task) for task in tasks]
+    travel = (travel or Travel())._replace(split_every=len(tasks) + 1)
     with progress:
-        return map_reduce(reports, _nothing, split_every=len(tasks) + 1, progress=progress).reports
+        return _run(batches, [1] * len(tasks), _nothing, travel, progress, states=False).reports
 
 
-def _report_only(result: Any) -> tuple[None, Any, None]:
-    return None, result, None
+def _report_only(result: Any) -> tuple[None, list[Any], list[Any]]:
+    return None, [result], []
 
 
 def _nothing(_: list[None]) -> None:
     return None
+
+
+class Travel(NamedTuple):
+    """How maps over shards run.
+
+    Attributes
+    ----------
+    split_every : int
+        Contributions added by one task of the reduction tree.
+    retries : int
+        Times that a failed task is run again, under a distributed client.
+    progress : bool or None
+        Whether to show progress; None where there is a terminal or a notebook.
+    resources : mapping or None
+        What a worker must have to run mapped tasks, as in ``{"GPU": 1}``; reductions run anywhere.
+    shards_per_task : int
+        Shards that one task takes.
+    """
+
+    split_every: int = 8
+    retries: int = 0
+    progress: bool | None = None
+    resources: Mapping[str, float] | None = None
+    shards_per_task: int = 1
+
+
+def check_resources(resources: Mapping[str, float] | None) -> None:
+    """Refuse resources that no worker has: tasks would wait for ever.
+
+    Raises
+    ------
+    ValueError
+        Without a distributed client, or if no worker has all of them.
+    """
+    if not resources:
+        return
+    client = current_client()
+    asked = ", ".join(f"{name}={amount:g}" for name, amount in resources.items())
+    if client is None:
+        raise ValueError(
+            f"resources ({asked}) are those of workers: create a distributed.Client first, or "
+            "leave resources out"
+        )
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    offers = [worker.get("resources") or {} for worker in workers]
+    if not any(all(o.get(n, 0) >= amount for n, amount in resources.items()) for o in offers):
+        offered = sorted({f"{name}={amount:g}" for o in offers for name, amount in o.items()})
+        raise ValueError(
+            f"no worker has the resources {asked}; the {len(offers)} workers offer "
+            f"{', '.join(offered) or 'none'}. Start workers with --resources "
+            f"'{next(iter(resources))}=1', or leave resources out"
+        )
 
 
 class Mapped(NamedTuple):
@@ -67,7 +132,7 @@ class Mapped(NamedTuple):
     reports : list
         In the order of shards.
     states : list of Delayed
-        Likewise; they lie where they were made.
+        Likewise; they lie where they were made. Empty where they were not kept.
     """
 
     total: Any
@@ -76,32 +141,86 @@ class Mapped(NamedTuple):
 
 
 def map_reduce(
-    mapped: Sequence[Delayed],
+    function: Callable[..., list[tuple[Any, Any, Any]]],
+    shards: Sequence[Delayed],
+    own: Sequence[tuple[Any, ...]],
+    shared: Sequence[Delayed],
     add: Callable[[list[Any]], Any],
     *,
-    split_every: int,
-    progress: Progress,
-    retries: int = 0,
+    travel: Travel,
+    title: str,
+    note: Callable[[list[Any]], str] = lambda _: "",
+    states: bool = False,
 ) -> Mapped:
-    """Run mapped tasks, each giving ``(contribution, report, state)``; add contributions in a tree.
+    """Run ``function(shards, own, *shared)`` on a few shards a task; add contributions in a tree.
 
     Parameters
     ----------
-    mapped : sequence of Delayed
-        One task for each shard, in the order of shards.
+    function : callable
+        Takes a list of shards and the list of what is their own; returns ``(contribution, report,
+        state)`` for each. See :func:`each` for functions of a single shard.
+    shards : sequence of Delayed
+    own : sequence of tuple
+        What else each shard is given, tasks among it or not.
+    shared : sequence of Delayed
+        What all are given.
     add : callable
         Adds a list of contributions.
-    split_every : int
-        Contributions added by one task.
-    progress : Progress
-        Told of every report as it comes.
-    retries : int
-        Times that a failed task is run again, under a distributed client.
+    travel : Travel
+    title, note
+        Of the progress line, which is told of every report as it comes.
+    states : bool
+        Whether states are kept for the next map.
     """
+    size = travel.shards_per_task
+    batches = [
+        call(_batch, function, add, list(shards[i : i + size]), list(own[i : i + size]), *shared)
+        for i in range(0, len(shards), size)
+    ]
+    sizes = [min(size, len(shards) - i) for i in range(0, len(shards), size)]
+    with Progress(title, len(shards), travel.progress, note) as progress:
+        return _run(batches, sizes, add, travel, progress, states=states)
+
+
+def each(
+    function: Callable[..., tuple[Any, Any, Any]],
+) -> Callable[..., list[tuple[Any, Any, Any]]]:
+    """Make ``function(shard, *own, *shared)`` one of several shards, one after another."""
+    return partial(_each, function)
+
+
+def _each(
+    function: Callable[..., Any], shards: list[Any], own: list[tuple[Any, ...]], *shared: Any
+) -> list[Any]:
+    return [function(shard, *mine, *shared) for shard, mine in zip(shards, own, strict=True)]
+
+
+def _batch(
+    function: Callable[..., list[tuple[Any, Any, Any]]],
+    add: Callable[[list[Any]], Any],
+    shards: list[Any],
+    own: list[tuple[Any, ...]],
+    *shared: Any,
+) -> tuple[Any, list[Any], list[Any]]:
+    """One task: contributions of its shards added up; runs on a worker."""
+    contributions, reports, states = zip(*function(shards, own, *shared), strict=True)
+    total = contributions[0] if len(contributions) == 1 else add(list(contributions))
+    return total, list(reports), list(states)
+
+
+def _run(
+    batches: Sequence[Delayed],
+    sizes: Sequence[int],
+    add: Callable[[list[Any]], Any],
+    travel: Travel,
+    progress: Progress,
+    *,
+    states: bool,
+) -> Mapped:
     client = current_client()
     if client is None:
-        return _run_locally(mapped, add, split_every, progress)
-    return _run_distributed(client, mapped, add, split_every, progress, retries)
+        return _run_locally(batches, sizes, add, travel, progress, states=states)
+    return _run_distributed(client, batches, sizes, add, travel, progress, states=states)
 
 
 def tree(parts: list[Any], call: Callable[[list[Any]], Any], split_every: int) -> Any:
@@ -112,10 +231,16 @@ def tree(parts: list[Any], call: Callable[[list[Any]], Any], split_every: int) -
 
 
 def _run_locally(
-    mapped: Sequence[Delayed], add: Callable[[list[Any]], Any], split_every: int, progress: Progress
+    batches: Sequence[Delayed],
+    sizes: Sequence[int],
+    add: Callable[[list[Any]], Any],
+    travel: Travel,
+    progress: Progress,
+    *,
+    states: bool,
 ) -> Mapped:
-    contributions, reports, states = ([call(itemgetter(i), t) for t in mapped] for i in range(3))
-    total = tree(contributions, lambda parts: call(add, parts), split_every)
+    contributions, reports = ([call(itemgetter(i), batch) for batch in batches] for i in range(2))
+    total = tree(contributions, lambda parts: call(add, parts), travel.split_every)
     keys = {report.key for report in reports}
 
     def done(key: Any, result: Any, *_: Any) -> None:
@@ -123,38 +248,59 @@ def _run_locally(
             progress.tell(result)
 
     # The reports are roots of the graph: no optimisation renames them.
+    kept = [call(itemgetter(2), batch) for batch in batches] if states else []
     with Callback(posttask=done):
-        total, reports, states = dask.compute(total, reports, states)
-    return Mapped(total, reports, [broadcast(state) for state in states])
+        total, reports, kept = dask.compute(total, reports, kept)
+    return Mapped(total, _flat(reports), [broadcast(state) for state in _flat(kept)])
 
 
 def _run_distributed(
     client: Any,
-    mapped: Sequence[Delayed],
+    batches: Sequence[Delayed],
+    sizes: Sequence[int],
     add: Callable[[list[Any]], Any],
-    split_every: int,
+    travel: Travel,
     progress: Progress,
-    retries: int,
+    *,
+    states: bool,
 ) -> Mapped:
     from distributed import as_completed
 
-    def submit(function: Callable[..., Any], argument: Any) -> Any:
-        return client.submit(function, argument, pure=False, retries=retries)
+    def submit(function: Callable[..., Any], *arguments: Any) -> Any:
+        return client.submit(function, *arguments, pure=False, retries=travel.retries)
 
-    triples = client.compute(list(mapped), retries=retries)
-    contributions, reports, states = (
-        [submit(itemgetter(i), triple) for triple in triples] for i in range(3)
+    # The shards are in memory already, so that resources restrict the mapped tasks alone.
+    resources = dict(travel.resources) if travel.resources else None
+    triples = client.compute(list(batches), retries=travel.retries, resources=resources)
+    contributions, reports = (
+        [submit(itemgetter(i), triple) for triple in triples] for i in range(2)
     )
-    total = tree(contributions, lambda parts: submit(add, parts), split_every)
+    kept = [
+        submit(_state, triple, i)
+        for triple, size in zip(triples, sizes, strict=True)
+        for i in (range(size) if states else ())
+    ]
+    total = tree(contributions, lambda parts: submit(add, parts), travel.split_every)
     # Only the root is held: a contribution is forgotten as soon as it has been added.
     del triples, contributions
     position = {future.key: number for number, future in enumerate(reports)}
-    gathered: list[Any] = [None] * len(reports)
-    for future, report in as_completed(reports, with_results=True):
-        gathered[position[future.key]] = report
-        progress.tell(report)
-    kept = [Delayed(future.key, {future.key: future}) for future in states]
-    return Mapped(total.result(), gathered, kept)
+    gathered: list[list[Any]] = [[]] * len(reports)
+    for future, several in as_completed(reports, with_results=True):
+        gathered[position[future.key]] = several
+        progress.tell(several)
+    return Mapped(
+        total.result(),
+        _flat(gathered),
+        [Delayed(future.key, {future.key: future}) for future in kept],
+    )
+
+
+def _state(triple: tuple[Any, list[Any], list[Any]], i: int) -> Any:
+    return triple[2][i]
+
+
+def _flat(lists: Sequence[Sequence[Any]]) -> list[Any]:
+    return [entry for several in lists for entry in several]
 
 
 class Progress:
@@ -178,7 +324,7 @@ class Progress:
         title: str,
         total: int,
         show: bool | None,
-        note: Callable[[list[Any]], str],
+        note: Callable[[list[Any]], str] = lambda _: "",
         unit: str = "shard",
     ) -> None:
         self._reports: list[Any] = []
@@ -193,8 +339,8 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def tell(self, report: Any) -> None:
-        """Count one more shard."""
-        self._reports.append(report)
+    def tell(self, reports: Sequence[Any]) -> None:
+        """Count the shards of one more task."""
+        self._reports += reports
         self._bar.set_postfix_str(self._note(self._reports), refresh=False)
-        self._bar.update()
+        self._bar.update(len(reports))

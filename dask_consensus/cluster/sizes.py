@@ -1,13 +1,16 @@
-"""Which padded shape each shard gets."""
+"""The shards, where they lie, how large they are, and which padded shape each gets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from .arrays import Shard
+
+if TYPE_CHECKING:
+    from dask.delayed import Delayed
 
 _ONE_SHAPE = 1.25  # shards up to this many times the median share one padded shape
 _FEW = 16  # and so do those with up to this many rows or groups more
@@ -18,6 +21,34 @@ class Size(NamedTuple):
 
     rows: int
     groups: tuple[int, ...]
+
+
+class Sharded(NamedTuple):
+    """Shards that lie in memory, on the cluster or here.
+
+    Attributes
+    ----------
+    parts : sequence of Delayed
+    sizes : sequence of Size
+        What each holds.
+    padded : sequence of Size
+        The shape each is padded to.
+    """
+
+    parts: Sequence[Delayed]
+    sizes: Sequence[Size]
+    padded: Sequence[Size]
+
+    @property
+    def weights(self) -> list[float]:
+        """Give each shard its power of the prior: its share of the rows."""
+        total = sum(size.rows for size in self.sizes)
+        return [size.rows / total for size in self.sizes]
+
+    def median(self) -> int:
+        """Find a shard of median size; return its number."""
+        order = np.argsort([size.rows for size in self.sizes], kind="stable")
+        return int(order[(len(order) - 1) // 2])
 
 
 def size_of(shard: Shard) -> Size:

@@ -1,10 +1,20 @@
-"""Compiled code: one of each a process, whatever thread asks first."""
+"""Compiled code: one of each a process, whatever thread asks first, and kept on disk for the next.
+
+JAX's compilation cache is set to a folder of this machine's own kind of processor under
+``~/.cache/dask_consensus``, or under ``$DASK_CONSENSUS_CACHE``; empty, that turns it off. A cache
+that JAX has been given already is left alone.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
+import platform
 import threading
+import time
 from collections.abc import Callable, Hashable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -16,7 +26,10 @@ from .model import TRACE_LOCK
 _COMPILED: dict[Hashable, Callable[..., Any]] = {}
 _LOCKS: dict[Hashable, threading.Lock] = {}
 _GUARD = threading.Lock()
+_SPENT = threading.local()
 _KEEP = 32  # compiled functions kept a process
+_BLOCK = 256  # points evaluated by one call
+_WORTH_KEEPING = 0.2  # seconds of compilation from which code is kept on disk
 
 
 def compiled(signature: Hashable, build: Callable[[], Callable[..., Any]], *arguments: Any) -> Any:
@@ -25,19 +38,82 @@ def compiled(signature: Hashable, build: Callable[[], Callable[..., Any]], *argu
     Threads that need the same code wait for one to compile it. Python code of the model runs
     under the tracing lock; XLA compiles outside of it.
     """
+    began = time.perf_counter()
     with _GUARD:
         lock = _LOCKS.setdefault(signature, threading.Lock())
     with lock:
         if signature not in _COMPILED:
+            _keep_on_disk()
             with TRACE_LOCK:
                 lowered = jax.jit(build()).lower(*arguments)
-            code = lowered.compile()
+            fresh = lowered.compile()
             with _GUARD:
                 while len(_COMPILED) >= _KEEP:
                     oldest = next(iter(_COMPILED))
                     del _COMPILED[oldest]
-                _COMPILED[signature] = code
-        return _COMPILED[signature]
+                _COMPILED[signature] = fresh
+        code = _COMPILED[signature]
+    _SPENT.seconds = seconds_compiling() + time.perf_counter() - began
+    return code
+
+
+def seconds_compiling() -> float:
+    """Wall time that this thread has spent compiling so far, or waiting for another that did."""
+    return getattr(_SPENT, "seconds", 0.0)
+
+
+def _keep_on_disk() -> None:
+    """Give JAX a compilation cache, unless it has one."""
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+        return
+    folder = os.environ.get("DASK_CONSENSUS_CACHE", "~/.cache/dask_consensus")
+    if folder:
+        path = os.path.join(os.path.expanduser(folder), _processor())
+        # Where nothing can be written JAX warns at every compilation.
+        with contextlib.suppress(OSError):
+            os.makedirs(path, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", path)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
+
+
+@lru_cache(maxsize=1)
+def _processor() -> str:
+    """Name this kind of processor: code compiled for another may not run here."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            kind = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        kind = platform.processor()
+    return f"{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
+
+
+def in_blocks(
+    name: tuple[Hashable, ...],
+    build: Callable[[], Callable[[Any, jax.Array], Any]],
+    fixed: Any,
+    points: np.ndarray,
+) -> Any:
+    """Apply ``build()(fixed, points)`` to any number of points, by code compiled once.
+
+    Parameters
+    ----------
+    name : tuple
+        Names the code, but for shapes.
+    build : callable
+    fixed
+        Pytree of NumPy arrays.
+    points : (G, d) array
+
+    Returns
+    -------
+    pytree of float64 arrays of length G
+    """
+    padded = np.resize(points, (-(-len(points) // _BLOCK) * _BLOCK, points.shape[1]))
+    given = on_device(fixed)
+    blocks = [on_device(padded[i : i + _BLOCK]) for i in range(0, len(padded), _BLOCK)]
+    run = compiled((*name, shapes_of((given, blocks[0]))), build, given, blocks[0])
+    found = jax.device_get([run(given, block) for block in blocks])
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(points)], *found)
 
 
 def shapes_of(tree: Any) -> Hashable:

@@ -24,15 +24,23 @@ from jax import lax
 
 from . import newton
 from .compiling import compiled, on_device, precision, shapes_of
-from .model import ROWS, ShardModel
+from .model import ShardModel
 from .quadrature import Nodes, most_nodes, rule
 from .target import Data, Terms, terms_of
+from .units import (
+    Reference,
+    effects_per_unit,
+    nothing_subtracted,
+    others,
+    unit_density,
+    unit_level,
+    unpack,
+)
 
-MOST_EFFECTS = 16  # local effects a unit beyond which the integral is not attempted
 _NEWTON_STEPS = 40  # at the center, from far away
-_ALMOST_ZERO = 0.0137  # to begin from: at 0 itself densities written with |x| have no gradient
+ALMOST_ZERO = 0.0137  # to begin from: at 0 itself densities written with |x| have no gradient
 _FEW_STEPS = 6  # at a point, from modes moved along with it
-_NEAR = 0.1  # squared decrement from which one more step arrives
+_NEAR = 0.03  # squared decrement from which one more step arrives
 _CHUNK = 64  # units summed in working precision before double precision takes over
 _BLOCK = 64  # points evaluated by one call; one number, so that one compilation serves all
 _AT_ONCE = 8_000_000  # rows times points held in memory at a time
@@ -76,28 +84,9 @@ class _Center(NamedTuple):
     u: jax.Array  # (d,)
     effects: jax.Array  # (U, q) modes
     slope: jax.Array  # (U, q, d) their derivative in u
-    rows: jax.Array  # (R,) log density of rows there
-    groups: tuple[jax.Array, ...]
+    less: Reference  # log densities of rows and groups there
     coupling: jax.Array
     variances: jax.Array  # (U, q)
-
-
-def obstacle(model: ShardModel) -> str:
-    """Say why the local effects of a model cannot be integrated out; empty if they can."""
-    levels = {site.level for site in model.local}
-    if model.coupled:
-        return f"groups depend on each other ({', '.join(model.coupled)})"
-    if len(levels) > 1:
-        names = ", ".join(site.name for site in model.local)
-        return f"local sites on several levels ({names}) would need nested integrals"
-    if effects_per_unit(model) > MOST_EFFECTS:
-        return f"{effects_per_unit(model)} local effects a group are more than {MOST_EFFECTS}"
-    return ""
-
-
-def effects_per_unit(model: ShardModel) -> int:
-    """Count the local effects of one unit, q."""
-    return sum(_width(site) for site in model.local)
 
 
 def log_likelihoods(
@@ -154,8 +143,8 @@ def _log_likelihoods(
             for i in range(0, len(padded), block)
         ]
     sums = np.concatenate([found_[0] for found_ in found]).astype(np.float64).sum(axis=1)
-    real = int(np.sum(data.mask(_unit_level(model)))) if q else 0
-    there = [found[0][2], origin.rows, *origin.groups]
+    real = int(np.sum(data.mask(unit_level(model)))) if q else 0
+    there = [found[0][2], origin.less.rows, *origin.less.groups]
     total = sum(float(np.sum(np.asarray(part, np.float64))) for part in there)
     return Values(
         log_likelihood=sums[: len(points)],
@@ -171,83 +160,13 @@ def modes_at(model: ShardModel, data: Data, u: np.ndarray) -> Modes:
     with precision(model.x64):
         arrays, point = on_device((data, u))
         origin = _center(model, arrays, point)
-        found = Modes(_unpack(model, origin.effects), _unpack(model, origin.variances))
+        found = Modes(unpack(model, origin.effects), unpack(model, origin.variances))
         return jax.device_get(found)
 
 
 def _center(model: ShardModel, arrays: Data, point: jax.Array) -> _Center:
     signature = ("center", model.token, shapes_of((arrays, point)))
     return compiled(signature, lambda: _find_center(model), arrays, point)(arrays, point)
-
-
-# Units and their effects
-
-
-def _unit_level(model: ShardModel) -> int:
-    level = model.local[0].level
-    assert level is not None
-    return level
-
-
-def _width(site: Any) -> int:
-    shape = [size for axis, size in enumerate(site.unconstrained) if axis != site.axis]
-    return int(np.prod(shape, dtype=int))
-
-
-def _unpack(model: ShardModel, effects: jax.Array) -> dict[str, jax.Array]:
-    """Split effects ``(U, q)`` into the local sites, each in its own shape."""
-    local = {}
-    begin = 0
-    for site in model.local:
-        width = _width(site)
-        shape = [size for axis, size in enumerate(site.unconstrained) if axis != site.axis]
-        part = effects[:, begin : begin + width].reshape(len(effects), *shape)
-        local[site.name] = jnp.moveaxis(part, 0, site.axis)
-        begin += width
-    return local
-
-
-def _unit_density(
-    model: ShardModel, u: jax.Array, effects: jax.Array, data: Data, rows: Any, groups: Any
-) -> tuple[jax.Array, Terms]:
-    """Log density of each unit ``(U,)``, less that of its rows and groups at the center."""
-    terms = terms_of(model, u, _unpack(model, effects), data)
-    level = _unit_level(model)
-    away = terms.rows - rows
-    if level == ROWS:
-        density = away
-    else:
-        codes = _codes(model, data)
-        density = jax.ops.segment_sum(
-            away, codes[level], len(effects), indices_are_sorted=level == 0
-        )
-        density += terms.groups[level] - groups[level]
-        for inner in range(level + 1, len(data.groups)):
-            if inner in codes:
-                parents = jnp.zeros(len(data.groups[inner]), codes[level].dtype)
-                parents = parents.at[codes[inner]].set(codes[level])
-                density += jax.ops.segment_sum(
-                    terms.groups[inner] - groups[inner], parents, len(effects)
-                )
-    # Padding has a standard normal density, so that its Hessian is the identity.
-    padding = -0.5 * jnp.sum(effects**2, axis=1)
-    return jnp.where(data.mask(level), density, padding), terms
-
-
-def _codes(model: ShardModel, data: Data) -> dict[int, jax.Array]:
-    return {level: data.arguments[name] for name, level in model.codes.items()}
-
-
-def _others(model: ShardModel, terms: Terms, center: _Center, data: Data) -> jax.Array:
-    """Differences that belong to no unit: everything without local effects, else outer levels."""
-    if not model.local:
-        parts = [terms.rows - center.rows]
-        parts += [now - then for now, then in zip(terms.groups, center.groups, strict=True)]
-        return jnp.concatenate(parts)
-    level = _unit_level(model)
-    outer = range(len(data.groups)) if level == ROWS else range(level)
-    parts = [terms.groups[i] - center.groups[i] for i in outer]
-    return jnp.concatenate([jnp.zeros(1, center.u.dtype), *parts])
 
 
 # The center and the points
@@ -264,24 +183,21 @@ def _find_center(model: ShardModel) -> Callable[..., _Center]:
             u=u,
             effects=nothing,
             slope=jnp.zeros((0, 0, len(u)), u.dtype),
-            rows=terms.rows,
-            groups=terms.groups,
+            less=Reference(terms.rows, terms.groups),
             coupling=jnp.zeros(()),
             variances=nothing,
         )
 
     def with_effects(data: Data, u: jax.Array) -> _Center:
-        units = len(data.mask(_unit_level(model)))
-        begin = jnp.full((units, q), _ALMOST_ZERO, u.dtype)
-        no_rows = jnp.zeros(len(data.rows), u.dtype)
-        no_groups = tuple(jnp.zeros(len(mask), u.dtype) for mask in data.groups)
+        units = len(data.mask(unit_level(model)))
+        begin = jnp.full((units, q), ALMOST_ZERO, u.dtype)
+        nothing = nothing_subtracted(data, u)
 
         def density(effects: jax.Array, u: jax.Array = u) -> tuple[jax.Array, Terms]:
-            return _unit_density(model, u, effects, data, no_rows, no_groups)
+            return unit_density(model, u, effects, data, nothing)
 
-        modes = newton.ascend(density, begin, _NEWTON_STEPS, 1e-6)
+        modes, _, factor, *_ = newton.ascend(density, begin, _NEWTON_STEPS, 1e-6)
         _, terms = density(modes)
-        factor = newton.cholesky(newton.curvature(density, modes)[2])
 
         def slope_at(u: jax.Array) -> jax.Array:
             return jax.grad(lambda effects: jnp.sum(density(effects, u)[0]))(modes)
@@ -293,7 +209,7 @@ def _find_center(model: ShardModel) -> Callable[..., _Center]:
         identity = jnp.broadcast_to(jnp.eye(q, dtype=u.dtype), (units, q, q))
         columns = [newton.forward_solve(factor, identity[:, :, i]) for i in range(q)]
         variances = jnp.stack([jnp.sum(column**2, axis=1) for column in columns], axis=1)
-        return _Center(u, modes, moves, terms.rows, terms.groups, between, variances)
+        return _Center(u, modes, moves, Reference(terms.rows, terms.groups), between, variances)
 
     return with_effects if q else plain
 
@@ -308,26 +224,22 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
         def units_at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
             if not q:
                 terms = terms_of(model, u, {}, data)
-                return _others(model, terms, center, data), jnp.zeros((), int)
-            mask = data.mask(_unit_level(model))
+                return others(model, terms, center.less), jnp.zeros((), int)
+            mask = data.mask(unit_level(model))
 
             def density(effects: jax.Array) -> tuple[jax.Array, Terms]:
-                return _unit_density(model, u, effects, data, center.rows, center.groups)
+                return unit_density(model, u, effects, data, center.less)
 
             start = center.effects + center.slope @ (u - center.u)
             better = density(start)[0] >= density(center.effects)[0]
             start = jnp.where(better[:, None], start, center.effects)
             near = newton.ascend(density, start, _FEW_STEPS, _NEAR)
-            _, slope, curvature = newton.curvature(density, near)
-            factor = newton.cholesky(curvature)
-            last = newton.solve(factor, slope)
-            decrement = jnp.sum(slope * last, axis=1)
             # The last step needs no new curvature: exact for Gaussian units.
-            found = decrement < _DECREMENT
-            modes = near + jnp.where(found[:, None], last, 0.0)
-            log_integral = _integral(density, modes, factor, nodes, count)
-            others = _others(model, density(modes)[1], center, data)
-            values = jnp.concatenate([jnp.where(mask, log_integral, 0.0), others])
+            found = near.decrement < _DECREMENT
+            modes = near.effects + jnp.where(found[:, None], near.step, 0.0)
+            log_integral = integral(density, modes, near.factor, nodes, count)
+            rest = others(model, density(modes)[1], center.less)
+            values = jnp.concatenate([jnp.where(mask, log_integral, 0.0), rest])
             return values, jnp.sum(mask & ~found)
 
         # The center is one more point, so that the model's code is compiled once.
@@ -337,7 +249,7 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
     return evaluate
 
 
-def _integral(
+def integral(
     density: Callable[[jax.Array], tuple[jax.Array, Any]],
     modes: jax.Array,
     factor: jax.Array,

@@ -35,8 +35,6 @@ TRACE_LOCK = threading.RLock()
 
 ROWS = -1  # the level of what has one entry a row; groups are numbered 0, 1, ... outermost first
 
-_CONSTRAIN_AT_ONCE = 1024  # draws
-
 Arrays = Mapping[str, Any]
 
 
@@ -251,37 +249,3 @@ def named(model: ShardModel) -> ShardModel:
 @lru_cache(maxsize=32)
 def _load(pickled: bytes) -> Callable[..., Any]:
     return pickle.loads(pickled)
-
-
-def constrain(
-    model: ShardModel, u: np.ndarray, arguments: Arrays, rows: int, groups: tuple[int, ...]
-) -> dict[str, np.ndarray]:
-    """Map draws of `u` to the shared sites and to the deterministics of shared sites alone.
-
-    Parameters
-    ----------
-    model : ShardModel
-    u : (..., d) array
-    arguments : mapping
-        Any data the model accepts; nothing that is returned depends on it.
-    rows, groups
-        Its numbers of rows and groups.
-
-    Returns
-    -------
-    dict
-        Name -> array of shape ``(..., *site shape)``.
-    """
-    local = {name: np.zeros(shape) for name, shape in model.local_shapes(rows, groups).items()}
-    names = [*(site.name for site in model.shared), *model.deterministics]
-
-    def one(point: jax.Array) -> dict[str, jax.Array]:
-        values = {**model.unravel(point), **local}
-        _, trace = model.log_terms(values, arguments, groups)
-        return {name: jnp.asarray(trace[name]["value"]) for name in names}
-
-    flat = u.reshape(-1, u.shape[-1])
-    with jax.enable_x64(model.x64), TRACE_LOCK:
-        run = jax.jit(lambda points: jax.lax.map(one, points, batch_size=_CONSTRAIN_AT_ONCE))
-        values = jax.device_get(run(jnp.asarray(flat, jnp.result_type(float))))
-    return {name: value.reshape(*u.shape[:-1], *value.shape[1:]) for name, value in values.items()}

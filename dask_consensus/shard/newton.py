@@ -7,7 +7,7 @@ no unit's density depends on another's effects, so the Hessian is block-diagonal
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,29 +89,25 @@ def solve(factor: jax.Array, vectors: jax.Array) -> jax.Array:
     return back_solve(factor, forward_solve(factor, vectors))
 
 
-def climb(
-    density: Callable[[jax.Array], tuple[jax.Array, Any]], effects: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """One guarded Newton step of all units; also its squared decrement ``(U,)`` before it."""
-    values, slope, minus_hessian = curvature(density, effects)
-    step = solve(cholesky(minus_hessian), slope)
-    slack = 1e-4 + 1e-6 * jnp.abs(values)
+class Summit(NamedTuple):
+    """Where Newton's method came to, and what the density is like there.
 
-    def climbs(scale: jax.Array) -> jax.Array:
-        trial, _ = density(effects + scale[:, None] * step)
-        return trial >= values - slack  # False where it is NaN
+    Attributes
+    ----------
+    effects, slope : (U, q) arrays
+    factor : (U, q, q) array
+        Cholesky factor of minus the Hessian.
+    step : (U, q) array
+        The Newton step that has not been taken.
+    decrement : (U,) array
+        Its squared length; small near a mode.
+    """
 
-    def shorten(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        count, scale, good = state
-        scale = jnp.where(good, scale, scale / 2)
-        return count + 1, scale, good | climbs(scale)
-
-    whole = jnp.ones_like(values)
-    _, scale, good = lax.while_loop(
-        lambda s: (s[0] < _HALVINGS) & ~jnp.all(s[2]), shorten, (0, whole, climbs(whole))
-    )
-    scale = jnp.where(good, scale, 0.0)
-    return effects + scale[:, None] * step, jnp.sum(slope * step, axis=1)
+    effects: jax.Array
+    slope: jax.Array
+    factor: jax.Array
+    step: jax.Array
+    decrement: jax.Array
 
 
 def ascend(
@@ -119,16 +115,55 @@ def ascend(
     effects: jax.Array,
     most: int,
     near: float,
-) -> jax.Array:
+) -> Summit:
     """Climb until the largest squared decrement is below `near`, or `most` steps are done."""
 
-    def again(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        count, effects, _ = state
-        effects, decrement = climb(density, effects)
-        return count + 1, effects, jnp.max(decrement)
+    def look(effects: jax.Array) -> tuple[jax.Array, Summit]:
+        values, slope, minus_hessian = curvature(density, effects)
+        factor = cholesky(minus_hessian)
+        step = solve(factor, slope)
+        return values, Summit(effects, slope, factor, step, jnp.sum(slope * step, axis=1))
 
-    start = (0, effects, jnp.full((), jnp.inf, effects.dtype))
-    return lax.while_loop(lambda s: (s[0] < most) & ~(s[2] < near), again, start)[1]
+    def again(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        count, values, here = state
+        return count + 1, *look(here.effects + _guarded(density, values, here))
+
+    def far(state: tuple[Any, ...]) -> jax.Array:
+        count, _, here = state
+        return (count < most) & ~(jnp.max(here.decrement) < near)
+
+    # The model's code is traced where it is looked at: once in the loop, which begins unmoved.
+    blank = jnp.zeros((*effects.shape, effects.shape[1]), effects.dtype)
+    nowhere = Summit(
+        effects,
+        jnp.zeros_like(effects),
+        blank,
+        jnp.zeros_like(effects),
+        jnp.full(len(effects), jnp.inf, effects.dtype),
+    )
+    unknown = jnp.full(len(effects), -jnp.inf, effects.dtype)
+    return lax.while_loop(far, again, (-1, unknown, nowhere))[2]
+
+
+def _guarded(
+    density: Callable[[jax.Array], tuple[jax.Array, Any]], values: jax.Array, here: Summit
+) -> jax.Array:
+    """Halve the Newton step of each unit until it climbs; take none where it never does."""
+    slack = 1e-4 + 1e-6 * jnp.abs(values)
+
+    def climbs(scale: jax.Array) -> jax.Array:
+        trial, _ = density(here.effects + scale[:, None] * here.step)
+        return trial >= values - slack  # False where it is NaN
+
+    def shorten(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        count, scale, _ = state
+        good = climbs(scale)
+        return count + 1, jnp.where(good, scale, scale / 2), good
+
+    whole = jnp.ones_like(values)
+    start = (0, whole, jnp.isneginf(values))
+    _, scale, good = lax.while_loop(lambda s: (s[0] <= _HALVINGS) & ~jnp.all(s[2]), shorten, start)
+    return jnp.where(good, scale, 0.0)[:, None] * here.step
 
 
 def coupling(total: Callable[[jax.Array], jax.Array], effects: jax.Array) -> jax.Array:

@@ -47,9 +47,22 @@ def most_nodes(q: int) -> int:
     return ladder(q)[-1] ** q if q <= GRID_UP_TO else ladder(q)[-1]
 
 
+def gradient_ladder(q: int) -> tuple[int, ...]:
+    """Numbers of nodes to try for gradients, as in :func:`ladder`.
+
+    The first are the fewest that are exact for Gaussian effects: one node, at the mode, would miss
+    their variance. In many dimensions quasi-random points give worse gradients than these few.
+    """
+    if q <= GRID_UP_TO:
+        return {0: (1,), 1: (2, 7, 15, 41), 2: (2, 5, 9, 15), 3: (2, 5, 9)}[q]
+    return (2 * q,)
+
+
 def rule(q: int, number: int) -> Nodes:
-    """Build the rule of `number` nodes (see :func:`ladder`) in `q` dimensions."""
-    return gauss_hermite(q, number) if q <= GRID_UP_TO or number == 1 else quasi_random(q, number)
+    """Build the rule of `number` nodes (see the ladders) in `q` dimensions."""
+    if q <= GRID_UP_TO or number == 1:
+        return gauss_hermite(q, number)
+    return spherical(q) if number == 2 * q else quasi_random(q, number)
 
 
 def gauss_hermite(q: int, per_axis: int) -> Nodes:
@@ -58,6 +71,12 @@ def gauss_hermite(q: int, per_axis: int) -> Nodes:
     log_w = np.log(w / w.sum()) + x**2 / 2
     grid = np.array(list(itertools.product(range(per_axis), repeat=q)), dtype=int)
     return Nodes(x[grid], log_w[grid].sum(axis=1))
+
+
+def spherical(q: int) -> Nodes:
+    """Two points on each axis, exact to the third degree (McNamee and Stenger 1967)."""
+    points = np.sqrt(q) * np.concatenate([np.eye(q), -np.eye(q)])
+    return Nodes(points, np.full(2 * q, q / 2 - np.log(2 * q)))
 
 
 def quasi_random(q: int, number: int) -> Nodes:

@@ -14,7 +14,7 @@ from jax import lax, random
 from jax.scipy.linalg import solve_triangular
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.distributions import biject_to
-from numpyro.infer import init_to_median
+from numpyro.infer import init_to_median, init_to_sample
 from numpyro.infer.hmc import hmc
 
 from .compiling import compiled, on_device, precision, shapes_of
@@ -23,6 +23,7 @@ from .target import Data, PriorFactor, log_density, terms_of
 
 _SHARED = "_shared"  # NumPyro's mass matrices are addressed by site name; ours has one for u
 _DENSE_UP_TO = 256  # dimensions of u for which a dense mass matrix is adapted
+_PRIOR = 2_000_000  # names the randomness of points of the prior, apart from any round's
 _INITIAL_POINTS = 100  # NumPyro gives up after as many
 
 
@@ -286,17 +287,53 @@ def _prior_medians(
     Of chains started uniformly on (-2, 2), NumPyro's default, several in a hundred never leave
     where they began if the data lie far off; prior draws are of the right size.
     """
+    u, local = _prior_point(model, data, init_to_median, key)
+    return {
+        _SHARED: solve_triangular(coordinates.scale, u - coordinates.center, lower=True)
+    } | local
+
+
+def _prior_point(
+    model: ShardModel, data: Data, strategy: Callable[[], Any], key: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Take every site from its prior by one of NumPyro's strategies; shared and local sites."""
     seeded = numpyro.handlers.seed(model.function, key)
-    placed = numpyro.handlers.substitute(seeded, substitute_fn=init_to_median())
+    placed = numpyro.handlers.substitute(seeded, substitute_fn=strategy())
     keywords = model.keywords(data.arguments, data.sizes[1])
     trace = numpyro.handlers.trace(placed).get_trace(**keywords)
     values = {
         site.name: biject_to(trace[site.name]["fn"].support).inv(trace[site.name]["value"])
         for site in model.latents
     }
-    u = jnp.concatenate([jnp.ravel(values.pop(site.name)) for site in model.shared])
-    white = solve_triangular(coordinates.scale, u - coordinates.center, lower=True)
-    return {_SHARED: white, **values}
+    return jnp.concatenate([jnp.ravel(values.pop(site.name)) for site in model.shared]), values
+
+
+def prior_points(model: ShardModel, data: Data, seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Take points of u from the prior, to begin a search from.
+
+    Parameters
+    ----------
+    model : ShardModel
+    data : Data
+        Any data the model accepts.
+    seed, n : int
+
+    Returns
+    -------
+    medians, draws : (n, d) arrays
+        Medians of a few draws each, close together, and single draws, far apart.
+    """
+    keys = random.split(key_of(seed, _PRIOR), n)
+
+    def points(keys: jax.Array) -> list[jax.Array]:
+        return [
+            jax.vmap(lambda key, how=how: _prior_point(model, data, how, key)[0])(keys)
+            for how in (init_to_median, init_to_sample)
+        ]
+
+    with precision(model.x64), TRACE_LOCK:
+        medians, draws = (np.asarray(p, np.float64) for p in jax.jit(points)(keys))
+    return medians, draws
 
 
 def _starting_point(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .model import ROWS, TRACE_LOCK, Latent, ShardModel
+from .compiling import in_blocks, precision
+from .model import ROWS, Latent, ShardModel
 
 
 class Data(NamedTuple):
@@ -166,21 +168,21 @@ def log_prior(model: ShardModel, data: Data, points: np.ndarray) -> np.ndarray:
     """
     try:
         return _log_prior(model, data, points, x64=True)
-    except (
-        TypeError,
-        ValueError,
-    ):  # a model may hold constants of one precision that cannot meet the other
+    except (TypeError, ValueError):
+        # A model may hold constants of one precision that cannot meet the other.
         return _log_prior(model, data, points, x64=model.x64)
 
 
 def _log_prior(model: ShardModel, data: Data, points: np.ndarray, *, x64: bool) -> np.ndarray:
     rows, groups = data.sizes
-    with jax.enable_x64(x64), TRACE_LOCK:
-        shapes = model.local_shapes(rows, groups)
-        local = {name: jnp.zeros(shape) for name, shape in shapes.items()}
 
-        def one(u: jax.Array) -> jax.Array:
-            return terms_of(model, u, local, data).prior
+    def build() -> Callable[[Data, jax.Array], jax.Array]:
+        def many(data: Data, points: jax.Array) -> jax.Array:
+            shapes = model.local_shapes(rows, groups)
+            local = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+            return jax.vmap(lambda u: terms_of(model, u, local, data).prior)(points)
 
-        run = jax.jit(lambda points: jax.lax.map(one, points, batch_size=256))
-        return np.asarray(run(jnp.asarray(points, jnp.result_type(float))), np.float64)
+        return many
+
+    with precision(x64):
+        return in_blocks(("prior", model.token, rows, groups), build, data, points)

@@ -1,0 +1,49 @@
+"""Draws of ``u`` back on the scales that the model's sites are written in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .compiling import in_blocks, precision
+from .model import Arrays, ShardModel
+
+
+def constrain(
+    model: ShardModel, u: np.ndarray, arguments: Arrays, rows: int, groups: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """Map draws of `u` to the shared sites and to the deterministics of shared sites alone.
+
+    Parameters
+    ----------
+    model : ShardModel
+    u : (..., d) array
+    arguments : mapping
+        Any data the model accepts; nothing that is returned depends on it.
+    rows, groups
+        Its numbers of rows and groups.
+
+    Returns
+    -------
+    dict
+        Name -> array of shape ``(..., *site shape)``.
+    """
+    names = [*(site.name for site in model.shared), *model.deterministics]
+
+    def build() -> Callable[[Arrays, jax.Array], dict[str, jax.Array]]:
+        def one(arguments: Arrays, point: jax.Array) -> dict[str, jax.Array]:
+            shapes = model.local_shapes(rows, groups)
+            local = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+            values = {**model.unravel(point), **local}
+            _, trace = model.log_terms(values, arguments, groups)
+            return {name: jnp.asarray(trace[name]["value"]) for name in names}
+
+        return jax.vmap(one, (None, 0))
+
+    flat = u.reshape(-1, u.shape[-1])
+    with precision(model.x64):
+        values = in_blocks(("constrain", model.token, rows, groups), build, dict(arguments), flat)
+    return {name: value.reshape(*u.shape[:-1], *value.shape[1:]) for name, value in values.items()}

@@ -1,0 +1,205 @@
+"""Gradient of a shard's log marginal likelihood, by Fisher's identity.
+
+The gradient of ``log integral exp f(b, u) db`` is the mean of the gradient of ``f`` over the
+posterior of ``b`` (Louis 1982, JRSS B 44, eq. 3.1): the nodes that give the integral, weighted by
+their share of it, give its gradient, and nothing has to be differentiated through a mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from . import newton
+from .compiling import compiled, on_device, precision, shapes_of
+from .marginal import ALMOST_ZERO, integral
+from .model import ShardModel
+from .quadrature import Nodes, most_nodes, rule
+from .target import Data, terms_of
+from .units import (
+    effects_per_unit,
+    nothing_subtracted,
+    others,
+    unit_density,
+    unit_level,
+)
+
+_NEWTON_STEPS = 40
+_NEAR = 1e-4  # squared decrement at which the modes are close enough to place nodes around them
+
+
+class Score(NamedTuple):
+    """Log density of a shard at points of u, and its gradient.
+
+    Attributes
+    ----------
+    value : (n,) array
+        ``w log p(u) + log l_k(u)``.
+    gradient : (n, d) array
+    """
+
+    value: np.ndarray
+    gradient: np.ndarray
+
+
+class Expansion(NamedTuple):
+    """A shard's log density to second order about a point, and a trace of the third.
+
+    Attributes
+    ----------
+    value : float
+    gradient : (d,) array
+    precision : (d, d) array
+        Minus the Hessian.
+    bend : (d,) array
+        Third derivative, summed over the directions it is taken in twice: ``sum_j T(a_j, a_j, .)``.
+    """
+
+    value: float
+    gradient: np.ndarray
+    precision: np.ndarray
+    bend: np.ndarray
+
+
+def expansion(
+    model: ShardModel, data: Data, u: np.ndarray, axes: np.ndarray, weight: float, number: int
+) -> Expansion:
+    """Expand a shard's log density by differences of gradients.
+
+    Parameters
+    ----------
+    model : ShardModel
+    data : Data
+    u : (d,) array
+    axes : (d, d) array
+        Columns are the steps of the differences, of about a posterior sd.
+    weight : float
+    number : int
+        Nodes, one of :func:`.quadrature.gradient_ladder`.
+    """
+    points = np.concatenate([u[None], u + axes.T, u - axes.T])
+    value, gradient = score(model, data, points, weight, number)
+    here, ahead, behind = gradient[0], *np.split(gradient[1:], 2)
+    # Row j: the Hessian times step j.
+    precision = -np.linalg.solve(axes.T, (ahead - behind) / 2)
+    bend = (ahead - 2 * here + behind).sum(axis=0)
+    return Expansion(float(value[0]), here, (precision + precision.T) / 2, bend)
+
+
+def score(model: ShardModel, data: Data, points: np.ndarray, weight: float, number: int) -> Score:
+    """Evaluate a shard's log density, local effects integrated out, and its gradient.
+
+    Parameters
+    ----------
+    model : ShardModel
+        One without :func:`~dask_consensus.shard.units.obstacle`.
+    data : Data
+        The shard's padded NumPy arrays.
+    points : (n, d) array
+        Near each other: each begins from the modes of the one before.
+    weight : float
+        The power of the prior.
+    number : int
+        Nodes, one of :func:`.quadrature.gradient_ladder`.
+    """
+    try:
+        return _score(model, data, points, weight, number, x64=True)
+    except (TypeError, ValueError):
+        # A model may hold constants of one precision that cannot meet the other.
+        if model.x64:
+            raise
+        return _score(model, data, points, weight, number, x64=False)
+
+
+def _score(
+    model: ShardModel,
+    data: Data,
+    points: np.ndarray,
+    weight: float,
+    number: int,
+    *,
+    x64: bool,
+) -> Score:
+    q = effects_per_unit(model)
+    units = len(data.mask(unit_level(model))) if q else 0
+    nodes = rule(q, number) if q else Nodes(np.zeros((1, 0)), np.zeros(1))
+    count = np.int32(len(nodes.log_weights))
+    if q:
+        nodes = nodes.padded(most_nodes(q))
+    with precision(x64):
+        fixed = on_device((data, np.float64(weight), nodes, count))
+        effects = on_device(np.full((units, q), ALMOST_ZERO))
+        where = [on_device(point) for point in points]
+        signature = ("score", model.token, shapes_of((fixed, effects)))
+        run = compiled(signature, lambda: _score_at(model), *fixed, effects, where[0])
+        found = []
+        for point in where:
+            value, gradient, effects = run(*fixed, effects, point)
+            found.append((value, gradient))
+        found = jax.device_get(found)
+    value, gradient = (np.array(part, np.float64) for part in zip(*found, strict=True))
+    return Score(value, gradient)
+
+
+def _score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    """Value, gradient and modes at one point."""
+
+    def plain(
+        data: Data,
+        weight: jax.Array,
+        nodes: Nodes,
+        count: jax.Array,
+        effects: jax.Array,
+        u: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def total(u: jax.Array) -> jax.Array:
+            terms = terms_of(model, u, {}, data)
+            rest = others(model, terms, nothing_subtracted(data, u))
+            return weight * terms.prior + jnp.sum(rest)
+
+        value, gradient = jax.value_and_grad(total)(u)
+        return value, gradient, effects
+
+    def integrated(
+        data: Data,
+        weight: jax.Array,
+        nodes: Nodes,
+        count: jax.Array,
+        effects: jax.Array,
+        u: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        mask = data.mask(unit_level(model))
+        less = nothing_subtracted(data, u)
+
+        def density(effects: jax.Array, u: jax.Array = u) -> tuple[jax.Array, Any]:
+            return unit_density(model, u, effects, data, less)
+
+        there = newton.ascend(density, effects, _NEWTON_STEPS, _NEAR)
+        modes, factor = there.effects, there.factor
+        log_integral = integral(density, modes, factor, nodes, count)
+        log_volume = -jnp.sum(jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)), axis=1)
+
+        def at_node(i: jax.Array, gradient: jax.Array) -> jax.Array:
+            offset = newton.back_solve(factor, jnp.broadcast_to(nodes.points[i], modes.shape))
+            values, pull = jax.vjp(lambda u: density(modes + offset, u)[0], u)
+            share = jnp.exp(nodes.log_weights[i] + values + log_volume - log_integral)
+            # A node of no density has no share, whatever its gradient.
+            share = jnp.where(mask & (share > 0), share, 0.0)
+            return gradient + pull(share)[0]
+
+        def rest(u: jax.Array) -> jax.Array:
+            terms = density(modes, u)[1]
+            return weight * terms.prior + jnp.sum(others(model, terms, less))
+
+        value, gradient = jax.value_and_grad(rest)(u)
+        gradient = lax.fori_loop(0, count, at_node, gradient)
+        # Where modes were lost the next point begins afresh.
+        begin = jnp.where(jnp.isfinite(modes), modes, ALMOST_ZERO)
+        return value + jnp.sum(jnp.where(mask, log_integral, 0.0)), gradient, begin
+
+    return integrated if effects_per_unit(model) else plain
