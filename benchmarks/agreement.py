@@ -4,8 +4,9 @@ Fits every case of ``cases.py`` with several seeds by four methods:
 
 - ``numpyro``: NumPyro's own ``consensus`` on constrained draws, the same ones as one-shot's;
 - ``one-shot``: ``method="consensus", correct=False``, combined in unconstrained space;
-- ``anchored``: ``correct=False``;
-- ``corrected``: the package's defaults;
+- ``anchored``: ``method="anchored", correct=False``;
+- ``corrected``: the package's defaults, Newton's method on all shards and the correction;
+- ``anchored, corrected``: ``method="anchored"``, the same correction after rounds of NUTS;
 
 and holds means and sds of the shared parameters against the references that ``reference.py``
 wrote. Results are appended to a JSON file, so that a run can be interrupted and resumed; what is
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,7 +46,8 @@ from dask_consensus.shard.constrain import constrain
 OUT = Path(__file__).parent / "results" / "agreement.json"
 OPTIONS: dict[str, dict[str, Any]] = {
     "one-shot": {"method": "consensus", "correct": False},
-    "anchored": {"correct": False},
+    "anchored": {"method": "anchored", "correct": False},
+    "anchored, corrected": {"method": "anchored"},
     "corrected": {},
 }
 METHODS = ("numpyro", *OPTIONS)
@@ -70,6 +73,13 @@ class Sites(Callback):
     def draws(self) -> list[np.ndarray]:
         """Unconstrained draws of every shard, ``(chains, draws, d)``."""
         return [gaussian.solve(site.precision, site.draws) for site in self.found]
+
+
+@cache
+def commit() -> str:
+    """Name the code that is measured."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 @cache
@@ -99,7 +109,7 @@ def run(case: Case, n_shards: int, seed: int, methods: Sequence[str]) -> Iterato
         if method not in methods and not both:
             continue
         lazy, sites = lazy_fit(case, n_shards, seed, method), Sites()
-        named = {"case": case.name, "shards": n_shards, "seed": seed}
+        named = {"case": case.name, "shards": n_shards, "seed": seed, "commit": commit()}
         began, spent = time.perf_counter(), time.process_time()
         try:
             with warnings.catch_warnings(), sites:

@@ -118,7 +118,7 @@ def climb(
     medians, draws = starts
     middle = -(-len(draws) // 3)
     searches = [
-        mapreduce.call(_search, one, model, padded, start, _spread(draws))
+        mapreduce.placed(travel, _search, one, model, padded, start, _spread(draws))
         for start in (*medians[:middle], *draws[middle:])
     ]
     line = mapreduce.Progress("searching", len(searches), travel.progress, unit="start")
@@ -127,8 +127,8 @@ def climb(
     )
     if not peaks:
         return None
-    rung = mapreduce.call(_enough_nodes, one, model, padded, peaks[0], n)
-    number = mapreduce.compute([rung], travel=travel)[0]
+    rung = mapreduce.placed(travel, _enough_nodes, one, model, padded, peaks[0], n)
+    number = mapreduce.compute([rung])[0]
     found: list[tuple[Peak, Summit]] = []
     for peak in peaks[: 1 + _RIVALS]:
         steps = _Steps(job, shards, travel, number)

@@ -77,15 +77,15 @@ def fly(
     shared = mapreduce.broadcast(model)
     chains = mapreduce.compute(
         [
-            mapreduce.call(_chain, one, shared, padded, settings, (seed, PILOT_ROUND, i))
+            mapreduce.placed(travel, _chain, one, shared, padded, settings, (seed, PILOT_ROUND, i))
             for i in range(n_chains)
         ],
         mapreduce.Progress("pilot", n_chains, travel.progress, unit="chain"),
         travel,
     )
     means = np.stack([chain.u.mean(axis=(0, 1)) for chain in chains])
-    asked = mapreduce.call(_heights, one, shared, padded, means)
-    heights = mapreduce.compute([asked], travel=travel)[0]
+    asked = mapreduce.placed(travel, _heights, one, shared, padded, means)
+    heights = mapreduce.compute([asked])[0]
     return agree(chains, heights)
 
 

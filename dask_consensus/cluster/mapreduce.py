@@ -8,6 +8,7 @@ scheduler runs one graph.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
@@ -41,25 +42,22 @@ def call(function: Callable[..., Any], *arguments: Any) -> Delayed:
     return delayed(function, pure=False, traverse=False)(*arguments)
 
 
+def placed(travel: Travel, function: Callable[..., Any], *arguments: Any) -> Delayed:
+    """Make a task of a call that needs what mapped tasks need, such as a GPU."""
+    with _where(travel):
+        return call(function, *arguments)
+
+
 def compute(
     tasks: Sequence[Delayed], progress: Progress | None = None, travel: Travel | None = None
 ) -> list[Any]:
-    """Bring the results of tasks to the client, all of them.
-
-    With `progress` they are told as they come; with `travel` they run where and as often as it
-    says.
-    """
+    """Bring the results of tasks to the client, all of them; tell `progress` as they come."""
     if progress is None:
-        resources = None if travel is None else travel.resources
-        if resources:
-            client = current_client()
-            assert client is not None
-            return list(client.gather(client.compute(list(tasks), resources=dict(resources))))
         return list(dask.compute(*tasks))
     batches = [call(_report_only, task) for task in tasks]
     travel = (travel or Travel())._replace(split_every=len(tasks) + 1)
     with progress:
-        return _run(batches, [1] * len(tasks), _nothing, travel, progress, states=False).reports
+        return _run(batches, [0] * len(tasks), _nothing, travel, progress).reports
 
 
 def _report_only(result: Any) -> tuple[None, list[Any], list[Any]]:
@@ -173,13 +171,17 @@ def map_reduce(
         Whether states are kept for the next map.
     """
     size = travel.shards_per_task
-    batches = [
-        call(_batch, function, add, list(shards[i : i + size]), list(own[i : i + size]), *shared)
-        for i in range(0, len(shards), size)
-    ]
-    sizes = [min(size, len(shards) - i) for i in range(0, len(shards), size)]
+    starts = range(0, len(shards), size)
+    with _where(travel):
+        batches = [
+            call(
+                _batch, function, add, list(shards[i : i + size]), list(own[i : i + size]), *shared
+            )
+            for i in starts
+        ]
+    sizes = [min(size, len(shards) - i) if states else 0 for i in starts]
     with Progress(title, len(shards), travel.progress, note) as progress:
-        return _run(batches, sizes, add, travel, progress, states=states)
+        return _run(batches, sizes, add, travel, progress)
 
 
 def each(
@@ -208,19 +210,40 @@ def _batch(
     return total, list(reports), list(states)
 
 
+class _Graph(NamedTuple):
+    """Everything that a map is asked for, as tasks."""
+
+    total: Delayed
+    reports: list[Delayed]
+    states: list[Delayed]
+
+
 def _run(
     batches: Sequence[Delayed],
     sizes: Sequence[int],
     add: Callable[[list[Any]], Any],
     travel: Travel,
     progress: Progress,
-    *,
-    states: bool,
 ) -> Mapped:
-    client = current_client()
+    """Run batches of shards; `sizes` says how many states each leaves behind."""
+    contributions, reports = ([call(itemgetter(i), batch) for batch in batches] for i in range(2))
+    states = [
+        call(_state, batch, i)
+        for batch, size in zip(batches, sizes, strict=True)
+        for i in range(size)
+    ]
+    total = tree(contributions, lambda parts: call(add, parts), travel.split_every)
+    graph, client = _Graph(total, reports, states), current_client()
     if client is None:
-        return _run_locally(batches, sizes, add, travel, progress, states=states)
-    return _run_distributed(client, batches, sizes, add, travel, progress, states=states)
+        return _run_locally(graph, progress)
+    return _run_distributed(client, graph, travel.retries, progress)
+
+
+def _where(travel: Travel | None) -> contextlib.AbstractContextManager[Any]:
+    """Tasks made here run where the resources are; the shards they take are in memory already."""
+    if travel is None or not travel.resources:
+        return contextlib.nullcontext()
+    return dask.annotate(resources=dict(travel.resources))
 
 
 def tree(parts: list[Any], call: Callable[[list[Any]], Any], split_every: int) -> Any:
@@ -230,59 +253,25 @@ def tree(parts: list[Any], call: Callable[[list[Any]], Any], split_every: int) -
     return parts[0]
 
 
-def _run_locally(
-    batches: Sequence[Delayed],
-    sizes: Sequence[int],
-    add: Callable[[list[Any]], Any],
-    travel: Travel,
-    progress: Progress,
-    *,
-    states: bool,
-) -> Mapped:
-    contributions, reports = ([call(itemgetter(i), batch) for batch in batches] for i in range(2))
-    total = tree(contributions, lambda parts: call(add, parts), travel.split_every)
-    keys = {report.key for report in reports}
+def _run_locally(graph: _Graph, progress: Progress) -> Mapped:
+    keys = {report.key for report in graph.reports}
 
     def done(key: Any, result: Any, *_: Any) -> None:
         if key in keys:
             progress.tell(result)
 
     # The reports are roots of the graph: no optimisation renames them.
-    kept = [call(itemgetter(2), batch) for batch in batches] if states else []
     with Callback(posttask=done):
-        total, reports, kept = dask.compute(total, reports, kept)
-    return Mapped(total, _flat(reports), [broadcast(state) for state in _flat(kept)])
+        total, reports, kept = dask.compute(*graph)
+    return Mapped(total, _flat(reports), [broadcast(state) for state in kept])
 
 
-def _run_distributed(
-    client: Any,
-    batches: Sequence[Delayed],
-    sizes: Sequence[int],
-    add: Callable[[list[Any]], Any],
-    travel: Travel,
-    progress: Progress,
-    *,
-    states: bool,
-) -> Mapped:
+def _run_distributed(client: Any, graph: _Graph, retries: int, progress: Progress) -> Mapped:
     from distributed import as_completed
 
-    def submit(function: Callable[..., Any], *arguments: Any) -> Any:
-        return client.submit(function, *arguments, pure=False, retries=travel.retries)
-
-    # The shards are in memory already, so that resources restrict the mapped tasks alone.
-    resources = dict(travel.resources) if travel.resources else None
-    triples = client.compute(list(batches), retries=travel.retries, resources=resources)
-    contributions, reports = (
-        [submit(itemgetter(i), triple) for triple in triples] for i in range(2)
-    )
-    kept = [
-        submit(_state, triple, i)
-        for triple, size in zip(triples, sizes, strict=True)
-        for i in (range(size) if states else ())
-    ]
-    total = tree(contributions, lambda parts: submit(add, parts), travel.split_every)
-    # Only the root is held: a contribution is forgotten as soon as it has been added.
-    del triples, contributions
+    # One graph, so that contributions are added, and forgotten, as soon as they are there.
+    total, *futures = client.compute([graph.total, *graph.reports, *graph.states], retries=retries)
+    reports, kept = futures[: len(graph.reports)], futures[len(graph.reports) :]
     position = {future.key: number for number, future in enumerate(reports)}
     gathered: list[list[Any]] = [[]] * len(reports)
     for future, several in as_completed(reports, with_results=True):

@@ -1,0 +1,109 @@
+"""What the benchmarks of cost share: the machine, processes of their own, memory, result files."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from distributed import LocalCluster
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+LIBRARIES = ("numpy", "jax", "numpyro", "dask", "distributed")
+MIB = 2**20
+
+
+def facts() -> dict[str, Any]:
+    """Where and with what a result was made, and how busy the machine was."""
+    return {
+        "processor": _field("/proc/cpuinfo", "model name") or platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "commit": commit(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def commit() -> str:
+    """Commit of this repository, marked where files differ from it; empty outside of git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    found = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip()
+
+
+def peak_mib() -> float:
+    """Most memory this program has held at once.
+
+    Not ``ru_maxrss``, which a program inherits from the one that started it.
+    """
+    return float(_field("/proc/self/status", "VmHWM").split()[0]) / 1024
+
+
+def _field(path: str, name: str) -> str:
+    """Read the first ``name: value`` of a file of the Linux kernel."""
+    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
+    values = [line.partition(":")[2].strip() for line in lines if line.startswith(name)]
+    return values[0] if values else ""
+
+
+class Count(SchedulerPlugin):
+    """Counts tasks as the scheduler sees them finish."""
+
+    name = "count"
+
+    def __init__(self) -> None:
+        self.tasks = 0
+
+    def transition(self, key: Any, start: str, finish: str, *_: Any, **__: Any) -> None:
+        self.tasks += start == "processing" and finish == "memory"
+
+
+def local_cluster(folder: str | Path, workers: int, threads: int = 1) -> AbstractContextManager:
+    """Worker processes that nothing outside this machine can reach."""
+    return LocalCluster(
+        n_workers=workers,
+        threads_per_worker=threads,
+        host="127.0.0.1",
+        dashboard_address=None,
+        local_directory=str(folder),
+        silence_logs="ERROR",
+    )
+
+
+def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function where no earlier work counts towards the peak of memory."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """Read what has been run."""
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def save(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write all results, whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text("[\n" + ",\n".join(json.dumps(one) for one in results) + "\n]\n")
+    part.replace(path)
+
+
+def print_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table."""
+    print("| " + " | ".join(head) + " |")
+    print("|" + "---|" * len(head))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
