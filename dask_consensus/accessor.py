@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import dask.dataframe as dd
 from dask.dataframe.extensions import register_dataframe_accessor
@@ -43,7 +43,7 @@ class ConsensusAccessor:
         correct: Correct = "auto",
         split_every: int | None = None,
         resources: Mapping[str, float] | None = None,
-        shards_per_task: int = 1,
+        shards_per_task: int | Literal["auto"] = 1,
     ) -> Plan:
         """Say what `fit` would do, without sampling anything.
 
@@ -89,7 +89,7 @@ class ConsensusAccessor:
         correct: Correct = "auto",
         split_every: int | None = None,
         resources: Mapping[str, float] | None = None,
-        shards_per_task: int = 1,
+        shards_per_task: int | Literal["auto"] = 1,
         progress: bool | None = None,
         compute: bool = True,
     ) -> xr.DataTree | LazyFit:
@@ -142,8 +142,10 @@ class ConsensusAccessor:
         resources : mapping, optional
             What a worker must have to work on shards, such as ``{"GPU": 1}``; reading, shuffling
             and reducing run anywhere. Needs a distributed client.
-        shards_per_task : int
-            Shards that one task takes: more make fewer tasks for the scheduler.
+        shards_per_task : int or "auto"
+            Shards that one task takes. On a GPU those of one shape are sampled at once, and "auto"
+            takes as many as its memory holds; on a CPU they follow one another, and more than one
+            only makes fewer tasks for the scheduler.
         progress : bool, optional
             Show a line with shards done and divergences; by default only in a terminal or
             notebook.

@@ -24,13 +24,14 @@ from .cluster import mapreduce
 from .cluster.arrays import Shard, pad
 from .cluster.mapreduce import Travel
 from .cluster.sizes import Sharded, Size
-from .rounds import Combined, Job, Report, Round
+from .rounds import Combined, Round
 from .shard.compiling import seconds_compiling
 from .shard.model import ShardModel
 from .shard.quadrature import gradient_ladder
 from .shard.score import Expansion, expansion, score
 from .shard.target import Data
 from .shard.units import effects_per_unit
+from .sites import Job, Report
 
 Array = npt.NDArray[np.float64]
 

@@ -53,7 +53,7 @@ class Options:
     correct: Correct
     split_every: int
     resources: Mapping[str, float] | None
-    shards_per_task: int
+    shards_per_task: int | Literal["auto"]
 
     @classmethod
     def filled(cls, **given: Any) -> Options:
@@ -89,6 +89,8 @@ class Options:
             ("seed", 0),
         ):
             value = getattr(self, name)
+            if name == "shards_per_task" and value == "auto":
+                continue
             if name not in ("n_shards", "rounds") or value is not None:
                 _check_whole(name, value, least)
         if self.seed >= 2**32:

@@ -29,11 +29,13 @@ from .results import (
     shards_dataset,
     to_datatree,
 )
-from .rounds import Combined, Job, anchored, one_shot
+from .rounds import Combined, anchored, one_shot
+from .shard import device
 from .shard.constrain import constrain
 from .shard.sample import Settings, prior_points
 from .shard.target import Data
 from .shard.units import obstacle
+from .sites import Job
 from .verdict import Verdict, judge, warn_if_bad
 
 
@@ -71,18 +73,19 @@ class LazyFit:
         warn_before_sampling(plan)
         with clock("shard"):
             shards = persist(self.frame, plan)
+            travel = way(plan, shards, self.progress)
         with clock("search"):
-            guess = locate(plan, shards, self.progress)
+            guess = locate(plan, shards, travel)
         with clock("rounds"):
-            combined = combine(plan, shards, guess, self.progress)
+            combined = combine(plan, shards, guess, travel)
         with clock("correction"):
-            corrected = correction(plan, shards, combined, self.progress)
+            corrected = correction(plan, shards, combined, travel)
         if guess is not None and corrected is not None and not usable(corrected):
             # What is quick was not good enough for a proposal: sample, and for longer.
             with clock("rounds"):
-                combined = combine(plan, shards, guess, self.progress, before=combined)
+                combined = combine(plan, shards, guess, travel, before=combined)
             with clock("correction"):
-                corrected = correction(plan, shards, combined, self.progress)
+                corrected = correction(plan, shards, combined, travel)
         verdict = verdict_on(plan, combined, guess, corrected)
         warn_if_bad(verdict)
         return result(plan, combined, corrected, verdict, clock)
@@ -114,10 +117,28 @@ def persist(frame: dd.DataFrame, plan: Plan) -> Sharded:
     return Sharded(parts, sizes, padded_sizes(sizes))
 
 
+def way(plan: Plan, shards: Sharded, progress: bool | None) -> Travel:
+    """Say where and how tasks on shards run."""
+    options = plan.options
+    travel = Travel(options.split_every, default("retries"), progress, options.resources)
+    if options.shards_per_task != "auto":
+        together = int(options.shards_per_task)
+    else:
+        asked = mapreduce.placed(travel, device.memory)
+        available = mapreduce.compute([asked])[0]
+        columns = len(plan.bindings.layout.columns)
+        largest = max(shards.padded)
+        together = device.shards_that_fit(plan.model, *largest, columns, available)
+        # Every worker that may take part should have work.
+        workers = mapreduce.workers_with(options.resources)
+        together = min(together, -(-plan.n_shards // workers))
+    return travel._replace(shards_per_task=together)
+
+
 Guess = Summit | Pilot
 
 
-def locate(plan: Plan, shards: Sharded, progress: bool | None) -> Guess | None:
+def locate(plan: Plan, shards: Sharded, travel: Travel) -> Guess | None:
     """Find where the posterior is: by climbing, or by a pilot where nothing can be climbed."""
     options, model = plan.options, plan.model
     if plan.n_shards == 1 or options.method in ("consensus", "parametric"):
@@ -127,7 +148,7 @@ def locate(plan: Plan, shards: Sharded, progress: bool | None) -> Guess | None:
         summit = climb(
             _job(plan),
             shards,
-            _travel(plan, progress),
+            travel,
             prior_points(model, _example(plan), options.seed, default("searches")),
             most=default("climb-steps"),
         )
@@ -140,7 +161,7 @@ def locate(plan: Plan, shards: Sharded, progress: bool | None) -> Guess | None:
         model,
         shards,
         Settings(default("pilot-warmup"), default("pilot-samples"), options.target_accept_prob),
-        _travel(plan, progress),
+        travel,
         seed=options.seed,
         n_chains=default("pilot-chains"),
     )
@@ -150,7 +171,7 @@ def combine(
     plan: Plan,
     shards: Sharded,
     guess: Guess | None,
-    progress: bool | None,
+    travel: Travel,
     before: Combined | None = None,
 ) -> Combined:
     """Combine the shards, in unconstrained space.
@@ -159,7 +180,7 @@ def combine(
     follows are few and short; `before` is a combination that was not good enough for it, and
     longer rounds go on from there.
     """
-    options, travel = plan.options, _travel(plan, progress)
+    options = plan.options
     settings = Settings(options.num_warmup, options.num_samples, options.target_accept_prob)
     if guess is None:
         parametric = options.method == "parametric"
@@ -205,7 +226,7 @@ def why_uncorrected(plan: Plan) -> str:
 
 
 def correction(
-    plan: Plan, shards: Sharded, combined: Combined, progress: bool | None
+    plan: Plan, shards: Sharded, combined: Combined, travel: Travel
 ) -> Correction | None:
     """Weight the combination by the full posterior, wherever the model allows it."""
     because = why_uncorrected(plan)
@@ -214,7 +235,7 @@ def correction(
             raise ValueError(f"correct=True, but {because}; use correct='auto' to go on without")
         return None
     return correct(
-        Asked(plan.model, shards, _travel(plan, progress)),
+        Asked(plan.model, shards, travel),
         _example(plan),
         combined.mean,
         combined.covariance,
@@ -305,14 +326,3 @@ def _example(plan: Plan) -> Data:
 def _job(plan: Plan) -> Job:
     options = plan.options
     return Job(plan.model, options.num_chains, options.weights == "diagonal", options.seed)
-
-
-def _travel(plan: Plan, progress: bool | None) -> Travel:
-    options = plan.options
-    return Travel(
-        options.split_every,
-        default("retries"),
-        progress,
-        options.resources,
-        options.shards_per_task,
-    )

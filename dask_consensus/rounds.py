@@ -17,90 +17,16 @@ import scipy.linalg
 
 from . import gaussian
 from .cluster import mapreduce
-from .cluster.arrays import Shard, pad
 from .cluster.mapreduce import Travel
-from .cluster.sizes import Sharded, Size
-from .shard.marginal import modes_at
-from .shard.model import ShardModel
-from .shard.sample import Coordinates, Draws, Settings, Start, sample_shard, unwhitened
-from .shard.target import Data, PriorFactor, tempered
-from .shard.units import obstacle
+from .cluster.sizes import Sharded
+from .shard.sample import Coordinates, Settings, unwhitened
+from .sites import Job, Report, Turn, sample_sites
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
 
 _FLOOR = 0.1  # least precision of the combination, relative to what an exact one would have
 _BIAS = 0.05  # anchors grow with the square root of the draws: c = _BIAS sqrt(K ess)
-
-
-class Job(NamedTuple):
-    """What all shards and rounds of a fit share; travels to each worker once."""
-
-    model: ShardModel
-    num_chains: int
-    diagonal: bool
-    seed: int
-
-
-class Turn(NamedTuple):
-    """What all shards of one round share.
-
-    Attributes
-    ----------
-    number : int
-    settings : Settings
-    anchor_mean : (d,) array
-    anchor_precision : (d, d) array
-        Zero for one-shot consensus.
-    coordinates : Coordinates
-    warm : bool
-        Start from the anchor and the last round, not at random.
-    """
-
-    number: int
-    settings: Settings
-    anchor_mean: np.ndarray
-    anchor_precision: np.ndarray
-    coordinates: Coordinates
-    warm: bool
-
-
-class Report(NamedTuple):
-    """What one shard tells the client of one round.
-
-    Attributes
-    ----------
-    rows : int
-    groups : tuple of int
-        Groups at each level.
-    weight : float
-        Power of the prior.
-    mean : (d,) array
-    precision : (d, d) or (d,) array
-        Moments of the unconstrained draws, in natural form, the anchor's included; NaN for a
-        shard alone, of which none is needed.
-    skew : (d,) array
-        Skewness of each coordinate.
-    ess, r_hat : (d,) arrays
-    divergences : int
-    steps, step_size, accept_prob : float
-    seconds, compile_seconds : float
-    """
-
-    rows: int
-    groups: tuple[int, ...]
-    weight: float
-    mean: np.ndarray
-    precision: np.ndarray
-    skew: np.ndarray
-    ess: np.ndarray
-    r_hat: np.ndarray
-    divergences: int
-    steps: float
-    step_size: float
-    accept_prob: float
-    seconds: float
-    compile_seconds: float
 
 
 class Round(NamedTuple):
@@ -298,7 +224,7 @@ def _map_reduce(
     """One round: sample every shard, add up the sites."""
     n = len(shards.parts)
     return mapreduce.map_reduce(
-        mapreduce.each(sample_site),
+        sample_sites,
         shards.parts,
         list(zip(range(n), shards.weights, shards.padded, states, strict=True)),
         [mapreduce.broadcast((job, turn))],
@@ -307,83 +233,6 @@ def _map_reduce(
         title=f"round {turn.number}" if turn.number else "sampling",
         note=_divergences,
         states=True,
-    )
-
-
-def sample_site(
-    shard: Shard,
-    k: int,
-    weight: float,
-    padded: Size,
-    state: tuple[Start, ...] | None,
-    asked: tuple[Job, Turn],
-) -> tuple[gaussian.Site, Report, tuple[Start, ...]]:
-    """Sample shard `k` in a round, and turn its draws into a site; runs on a worker."""
-    job, turn = asked
-    alone = weight == 1
-    data = Data(*pad(shard, *padded))
-    settings = turn.settings
-    try:
-        if turn.warm and state is None:
-            state = _starts(job, turn, data)
-            # Without modes nothing is known of the local sites' scales: they must be learned.
-            settings = settings if state else settings._replace(adapt_mass=True)
-        draws, ends = sample_shard(
-            job.model,
-            data,
-            PriorFactor(weight, turn.anchor_mean, turn.anchor_precision)
-            if turn.warm
-            else tempered(weight, job.model.dim),
-            settings,
-            (job.seed, turn.number, k),
-            coordinates=turn.coordinates,
-            starts=state,
-            num_chains=job.num_chains,
-        )
-        site = _site(draws, job.diagonal, alone)
-    except ValueError as error:
-        raise ValueError(f"shard {k} ({shard.rows} rows): {error}") from error
-    precision = np.full_like(site.precision, np.nan) if alone else site.precision
-    return site, _report(shard, weight, draws, precision), ends
-
-
-def _starts(job: Job, turn: Turn, data: Data) -> tuple[Start, ...] | None:
-    """Begin every chain at the anchor, its local sites at their modes there."""
-    if obstacle(job.model):
-        return None
-    modes = modes_at(job.model, data, turn.anchor_mean)
-    start = Start(turn.anchor_mean, modes.local, modes.variances, 0.5)
-    return (start,) * job.num_chains
-
-
-def _site(draws: Draws, diagonal: bool, alone: bool) -> gaussian.Site:
-    if alone:
-        # Nothing to combine with: any precision gives the draws back, so none is estimated.
-        ones = np.ones(draws.u.shape[-1])
-        return gaussian.Site(ones, draws.u.mean(axis=(0, 1)), draws.u)
-    n_draws = draws.u.shape[0] * draws.u.shape[1]
-    return gaussian.site_of(draws.u, gaussian.effective_draws(draws.ess, n_draws), diagonal)
-
-
-def _report(shard: Shard, weight: float, draws: Draws, precision: np.ndarray) -> Report:
-    flat = draws.u.reshape(-1, draws.u.shape[-1])
-    away = flat - flat.mean(axis=0)
-    spread = np.maximum(away.std(axis=0), np.finfo(float).tiny)
-    return Report(
-        rows=shard.rows,
-        groups=shard.groups,
-        weight=weight,
-        mean=flat.mean(axis=0),
-        precision=precision,
-        skew=((away / spread) ** 3).mean(axis=0),
-        ess=draws.ess,
-        r_hat=draws.r_hat,
-        divergences=draws.divergences,
-        steps=draws.steps,
-        step_size=draws.step_size,
-        accept_prob=draws.accept_prob,
-        seconds=draws.seconds,
-        compile_seconds=draws.compile_seconds,
     )
 
 

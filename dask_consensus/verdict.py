@@ -15,7 +15,8 @@ from .correct import usable
 
 if TYPE_CHECKING:
     from .correct import Correction
-    from .rounds import Combined, Report, Round
+    from .rounds import Combined, Round
+    from .sites import Report
 
 
 _FEW_SHARDS = 4  # fewer cannot tell which of them is the stranger
@@ -90,7 +91,8 @@ def judge(
     elif correction is not None:
         error = np.hypot(correction.error, correction.integration_error)
         if not usable(correction):
-            error = np.maximum(error, _approximate_error(combined))
+            # The weights show that the combination is far off, and not how far.
+            error = np.full_like(error, np.inf)
         reasons += _correction_reasons(correction, names, error)
     else:
         error = _approximate_error(combined)

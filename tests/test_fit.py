@@ -297,6 +297,27 @@ def test_compiled_once(sizes, expected):
         assert len(found) == expected
 
 
+KERNELS = {"integrated", "with_effects", "evaluate", "many"}
+
+
+def test_climbing_and_correcting_compile_each_kernel_once():
+    def model(county, y, n_county):
+        tau = numpyro.sample("tau", dist.HalfNormal(1.375))
+        with numpyro.plate("county", n_county):
+            alpha = numpyro.sample("alpha", dist.Normal(0, tau))
+        normal_rows(alpha[county], 1.0, y)
+
+    rows = from_pandas(frame(((30, 33, 28, 31, 32, 29),)))
+    options = {"by": "county", "n_shards": 6, "progress": False}
+    with compilations("") as found, dask.config.set(scheduler="threads", num_workers=4):
+        rows.consensus.fit(model, **options)
+        counts = {name: sum(name in one for one in found) for name in KERNELS}
+        assert counts == dict.fromkeys(KERNELS, 1)
+        # Nor does another fit of the same model compile them again.
+        rows.consensus.fit(model, **options, seed=1)
+        assert {name: sum(name in one for one in found) for name in KERNELS} == counts
+
+
 def scaled(smoking, y, n_smoking):
     normal_rows(numpyro.sample("mu", dist.Normal(0, 1 / n_smoking**4)), 1.0, y)
 

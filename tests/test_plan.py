@@ -151,7 +151,7 @@ def test_nothing_is_sampled(table, monkeypatch):
         raise AssertionError("sampled")
 
     monkeypatch.setattr("dask_consensus.shard.sample.sample_shard", sample)
-    monkeypatch.setattr("dask_consensus.rounds.sample_shard", sample)
+    monkeypatch.setattr("dask_consensus.sites.sample_shards", sample)
     of_zoo("intercepts", table, n_shards=2)
 
 

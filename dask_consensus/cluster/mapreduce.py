@@ -109,15 +109,28 @@ def check_resources(resources: Mapping[str, float] | None) -> None:
             f"resources ({asked}) are those of workers: create a distributed.Client first, or "
             "leave resources out"
         )
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    offers = [worker.get("resources") or {} for worker in workers]
-    if not any(all(o.get(n, 0) >= amount for n, amount in resources.items()) for o in offers):
+    if not workers_with(resources):
+        offers = _offers(client)
         offered = sorted({f"{name}={amount:g}" for o in offers for name, amount in o.items()})
         raise ValueError(
             f"no worker has the resources {asked}; the {len(offers)} workers offer "
             f"{', '.join(offered) or 'none'}. Start workers with --resources "
             f"'{next(iter(resources))}=1', or leave resources out"
         )
+
+
+def workers_with(resources: Mapping[str, float] | None) -> int:
+    """Count the workers that mapped tasks may run on; 1 without a distributed client."""
+    client = current_client()
+    if client is None:
+        return 1
+    asked = (resources or {}).items()
+    return sum(all(o.get(n, 0) >= amount for n, amount in asked) for o in _offers(client))
+
+
+def _offers(client: Any) -> list[Mapping[str, float]]:
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return [worker.get("resources") or {} for worker in workers]
 
 
 class Mapped(NamedTuple):

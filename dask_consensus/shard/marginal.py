@@ -24,6 +24,7 @@ from jax import lax
 
 from . import newton
 from .compiling import compiled, on_device, precision, shapes_of
+from .device import accelerated
 from .model import ShardModel
 from .quadrature import Nodes, most_nodes, rule
 from .target import Data, Terms, terms_of
@@ -44,6 +45,7 @@ _NEAR = 0.03  # squared decrement from which one more step arrives
 _CHUNK = 64  # units summed in working precision before double precision takes over
 _BLOCK = 64  # points evaluated by one call; one number, so that one compilation serves all
 _AT_ONCE = 8_000_000  # rows times points held in memory at a time
+_FILLS = 4_000_000  # rows times points that fill a GPU
 _DECREMENT = 0.5  # squared Newton decrement beyond which a unit's mode was not found
 
 
@@ -243,10 +245,18 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
             return values, jnp.sum(mask & ~found)
 
         # The center is one more point, so that the model's code is compiled once.
-        values, lost = lax.map(units_at, jnp.concatenate([center.u[None], points]))
+        at_once = _points_at_once(len(data.rows))
+        values, lost = lax.map(
+            units_at, jnp.concatenate([center.u[None], points]), batch_size=at_once
+        )
         return _chunks(values[1:] - values[0]), lost[1:], values[0]
 
     return evaluate
+
+
+def _points_at_once(rows: int) -> int | None:
+    """Evaluate points in step only where the rows alone would not fill a GPU."""
+    return max(1, min(_BLOCK, _FILLS // max(rows, 1))) if accelerated() else None
 
 
 def integral(
