@@ -113,7 +113,7 @@ def test_shards_a_task_are_a_number_or_auto(together):
 
 @pytest.mark.distributed
 def test_only_workers_with_the_resource_work_on_shards():
-    from distributed import Client, Nanny, Scheduler, SpecCluster, get_worker
+    from distributed import Client, Nanny, Scheduler, SpecCluster
 
     rows = from_pandas(frame(((12, 12, 12, 12),)), npartitions=4)
     nanny = {"nthreads": 1, "dashboard": False}
@@ -131,7 +131,8 @@ def test_only_workers_with_the_resource_work_on_shards():
             fit(rows, ZOO["intercepts"].model, **small, resources={"TPU": 1})
         fit(rows, ZOO["intercepts"].model, **small, resources={"GPU": 1})
         compiled = client.run(_compiled_kernels)
-        names = client.run(lambda: get_worker().name)
+        known = client.scheduler_info()["workers"]
+        names = {address: worker["id"] for address, worker in known.items()}
     assert {names[address]: count > 0 for address, count in compiled.items()} == {
         "with": True,
         "without": False,
