@@ -1,0 +1,49 @@
+"""Preload for GPU workers: says how much of the GPU JAX may take, before JAX starts.
+
+JAX takes three quarters of a GPU's memory the moment it first computes, so that two workers on
+one GPU, or a worker beside cuDF, fail. Give every worker this module::
+
+    dask worker tcp://... --resources GPU=1 --preload dask_consensus.cluster.preload
+
+Memory is then taken as it is needed, up to ``$DASK_CONSENSUS_GPU_MEMORY`` of it (0.9 if unset).
+What JAX's own variables say already is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Any
+
+
+def dask_setup(worker: Any) -> None:
+    """Set JAX's memory variables in a worker's process; Dask calls this as the worker starts.
+
+    Raises
+    ------
+    ValueError
+        If ``$DASK_CONSENSUS_GPU_MEMORY`` is no number between 0 and 1.
+
+    Warns
+    -----
+    UserWarning
+        If the process has imported JAX already.
+    """
+    share = os.environ.get("DASK_CONSENSUS_GPU_MEMORY", "0.9")
+    try:
+        valid = 0 < float(share) <= 1
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError(f"DASK_CONSENSUS_GPU_MEMORY must lie between 0 and 1, got {share!r}")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", share)
+    if "jax" in sys.modules:
+        warnings.warn(
+            f"worker {getattr(worker, 'name', '')} had imported jax before "
+            "dask_consensus.cluster.preload ran: if it has computed, its share of the GPU's memory "
+            "is set already",
+            UserWarning,
+            stacklevel=2,
+        )
