@@ -43,7 +43,6 @@ import dask_consensus  # noqa: F401  registers ddf.consensus
 from dask_consensus.cluster import mapreduce
 from dask_consensus.cluster.arrays import pad
 from dask_consensus.fit import LazyFit, persist
-from dask_consensus.rounds import shard_weights
 from dask_consensus.shard import compiling
 from dask_consensus.shard import sample as shard_sample
 
@@ -508,7 +507,7 @@ def loop_by_hand(loop: Loop, seed: int, name: str) -> Row:
     """``MCMC.run`` for each shard, one after another, and NumPyro's consensus."""
     lazy = loop_fit(loop, seed)
     sharded = persist(lazy.frame, lazy.plan())
-    shards, powers = mapreduce.compute(sharded.parts), shard_weights(sharded.sizes)
+    shards, powers = mapreduce.compute(sharded.parts), sharded.weights
     settings: Row = {"num_warmup": loop.num_warmup, "num_samples": loop.num_samples}
     settings["progress_bar"] = False
     clock = Clock()

@@ -248,7 +248,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "consensus": ddf.consensus.fit(
                 model, **sharded, **sampling, method="consensus", correct=False
             ),
-            "anchored": ddf.consensus.fit(model, **sharded, **sampling, correct=False),
+            "anchored": ddf.consensus.fit(
+                model, **sharded, **sampling, method="anchored", correct=False
+            ),
         }
     trees["corrected"] = ddf.consensus.fit(model, **sharded, **sampling)
     print(table(trees), "\n")

@@ -141,7 +141,7 @@ Guess = Summit | Pilot
 def locate(plan: Plan, shards: Sharded, travel: Travel) -> Guess | None:
     """Find where the posterior is: by climbing, or by a pilot where nothing can be climbed."""
     options, model = plan.options, plan.model
-    if plan.n_shards == 1 or options.method in ("consensus", "parametric"):
+    if plan.n_shards == 1 or plan.method in ("consensus", "parametric"):
         return None
     because = obstacle(model)
     if not because:
@@ -185,9 +185,8 @@ def combine(
     if guess is None:
         parametric = options.method == "parametric"
         return one_shot(_job(plan), shards, settings, travel, parametric=parametric)
-    corrected = not why_uncorrected(plan)
-    enough = options.method == "laplace" or (options.method == "auto" and corrected)
-    if isinstance(guess, Summit) and enough and before is None:
+    corrected = not plan.uncorrected_because
+    if isinstance(guess, Summit) and plan.method == "laplace" and before is None:
         return expanded(_job(plan), guess, (options.num_chains, options.num_samples))
 
     short = before is None and corrected
@@ -216,20 +215,11 @@ def combine(
     )
 
 
-def why_uncorrected(plan: Plan) -> str:
-    """Say why no correction follows; empty if one does."""
-    if plan.n_shards == 1:
-        return "one shard needs none"
-    if plan.options.correct is False:
-        return "correct=False"
-    return obstacle(plan.model)
-
-
 def correction(
     plan: Plan, shards: Sharded, combined: Combined, travel: Travel
 ) -> Correction | None:
     """Weight the combination by the full posterior, wherever the model allows it."""
-    because = why_uncorrected(plan)
+    because = plan.uncorrected_because
     if because:
         if plan.options.correct is True and plan.n_shards > 1:
             raise ValueError(f"correct=True, but {because}; use correct='auto' to go on without")
@@ -259,7 +249,7 @@ def verdict_on(
         corrected,
         modes=1 if guess is None else guess.modes,
         n_draws=combined.draws.shape[0] * combined.draws.shape[1],
-        uncorrected_because=why_uncorrected(plan),
+        uncorrected_because=plan.uncorrected_because,
         coupled=plan.model.coupled,
     )
 

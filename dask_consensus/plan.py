@@ -17,10 +17,11 @@ from .bindings import Bindings, bind
 from .cluster import assign as sharding
 from .cluster.arrays import Layout, encode
 from .cluster.sizes import Size, padded_sizes
-from .config import Options
+from .config import Method, Options
 from .shard.examples import Example, examples
 from .shard.model import ROWS, ShardModel, Term, double_precision
 from .shard.reading import Reading, read_model
+from .shard.units import effects_per_unit, obstacle
 from .tables import Table
 
 _SAMPLE = 64  # rows of a partition on which the model is traced
@@ -57,6 +58,22 @@ class Plan:
     def n_shards(self) -> int:
         """Number of shards."""
         return self.assignment.n_shards
+
+    @property
+    def uncorrected_because(self) -> str:
+        """Why no correction follows; empty if one does."""
+        if self.n_shards == 1:
+            return "one shard needs none"
+        if self.options.correct is False:
+            return "correct=False"
+        return obstacle(self.model)
+
+    @property
+    def method(self) -> Method:
+        """The method that "auto" stands for here, or the one that was asked for."""
+        if self.options.method != "auto":
+            return self.options.method
+        return "anchored" if self.uncorrected_because else "laplace"
 
     def tables(self) -> list[Table]:
         """Lay the plan out in tables."""
@@ -103,22 +120,35 @@ class Plan:
             "rows": "rows dealt out, rows being exchangeable",
         }[self.assignment.kind]
         method, tempering = "NUTS on everything", "none"
+        sampling = (
+            f"{options.num_warmup} warm-up + {options.num_samples} draws, "
+            f"{chains} chain{'s' if chains != 1 else ''} a shard"
+        )
         if self.n_shards > 1:
-            method = f"{options.method}, {options.weights} weights"
+            method = f"{self.method}, {options.weights} weights"
+            if self.method == "laplace":
+                method = "laplace, Newton steps on all shards, local effects integrated out"
+                sampling = "none of the shards"
             weights = _range(self.assignment.rows / self.assignment.rows.sum(), "{:.3g}")
             tempering = f"priors, Jacobian included, to the power w = rows / all rows, {weights}"
         return [
             ["method", method],
             ["sharding", how],
             ["tempering", tempering],
-            [
-                "sampling",
-                f"{options.num_warmup} warm-up + {options.num_samples} draws, "
-                f"{chains} chain{'s' if chains != 1 else ''} a shard",
-            ],
+            ["sampling", sampling],
+            ["correction", self._correction()],
             ["shared dimensions", str(self.model.dim)],
             ["precision", "float64" if self.model.x64 else "float32"],
         ]
+
+    def _correction(self) -> str:
+        because = self.uncorrected_because
+        if because:
+            return f"none, because {because}" if self.n_shards > 1 else "none needed"
+        q = effects_per_unit(self.model)
+        return "points weighted by the full posterior" + (
+            f", {q} effect{'s' if q > 1 else ''} a group integrated out" if q else ""
+        )
 
     def _arguments(self) -> list[list[str]]:
         kinds = {"group": "group codes, local to a shard", "value": "values"}

@@ -35,6 +35,7 @@ fit
   sharding           rows shuffled by group, groups kept whole
   tempering          priors, Jacobian included, to the power w = rows / all rows, 0.5
   sampling           300 warm-up + 500 draws, 2 chains a shard
+  correction         none, because correct=False
   shared dimensions  3
   precision          float32
 
