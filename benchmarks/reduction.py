@@ -9,6 +9,7 @@ Every site is made on a worker from its number alone, 0.4 MB of it, 4 GB in all,
 
     python benchmarks/reduction.py
     python benchmarks/reduction.py --sites 500 --ways tree-threads flat
+    python benchmarks/reduction.py --shards-per-task 4
     python benchmarks/reduction.py --table
 
 Every way runs in a process of its own, so that peaks of memory are its own. The results must agree
@@ -55,6 +56,7 @@ class Size(NamedTuple):
     dim: int
     draws: int
     split_every: int
+    shards_per_task: int
     workers: int
 
 
@@ -70,18 +72,26 @@ def make_site(number: int, dim: int, draws: int) -> gaussian.Site:
 
 
 def map_site(number: int, dim: int, draws: int) -> tuple[gaussian.Site, int, None]:
-    """What a task of a round gives: a contribution, a report, a state."""
+    """What a map gives for a shard: a contribution, a report, a state."""
     return make_site(number, dim, draws), number, None
 
 
 def tree(size: Size) -> gaussian.Site:
     """Add all sites by the package's tree, on whatever scheduler is there."""
-    tasks = [mapreduce.call(map_site, i, size.dim, size.draws) for i in range(size.sites)]
-    with mapreduce.Progress("sites", size.sites, False, lambda _: "") as progress:
-        done = mapreduce.map_reduce(
-            tasks, gaussian.add, split_every=size.split_every, progress=progress
-        )
-    assert done.reports == list(range(size.sites))
+    numbers = list(range(size.sites))  # in place of shards
+    travel = mapreduce.Travel(
+        size.split_every, progress=False, shards_per_task=size.shards_per_task
+    )
+    done = mapreduce.map_reduce(
+        mapreduce.each(map_site),
+        numbers,
+        [()] * size.sites,
+        [size.dim, size.draws],
+        gaussian.add,
+        travel=travel,
+        title="sites",
+    )
+    assert done.reports == numbers
     return done.total
 
 
@@ -145,14 +155,14 @@ def measure(way: str, size: Size) -> tuple[gaussian.Site, dict[str, Any]]:
         start = peak_mib()
         total, took = on_threads(size) if way == "tree-threads" else on_cluster(way, size, folder)
     site = sizeof(total)
-    at_once = min(size.split_every, size.sites) if way != "flat" else 2
+    at_once = 2 if way == "flat" else max(size.split_every, size.shards_per_task)
     return total, {
         **size._asdict(),
         "way": way,
         **took,
         "start_mib": start,
         "site_mib": site / MIB,
-        "node_mib": at_once * site / MIB,
+        "node_mib": min(at_once, size.sites) * site / MIB,
         "all_mib": size.sites * site / MIB,
         "machine": machine,
     }
@@ -179,8 +189,8 @@ def run(ways: Sequence[str], size: Size) -> list[dict[str, Any]]:
 
 
 HEAD = (
-    "sites", "way", "seconds", "tasks", "moved, MiB", "inputs of one task, MiB",
-    "worker, peak MiB", "client, peak MiB", "difference", "load before",
+    "sites", "way", "sites a task", "seconds", "tasks", "moved, MiB",
+    "added by one task, MiB", "worker, peak MiB", "client, peak MiB", "difference", "load before",
 )  # fmt: skip
 
 
@@ -191,6 +201,7 @@ def row(one: Mapping[str, Any]) -> Sequence[str]:
     return (
         f"{one['sites']:,} x {one['site_mib']:.2f} MiB",
         one["way"],
+        "1" if one["way"] == "flat" else number("shards_per_task"),
         number("seconds", ".1f"),
         number("tasks"),
         number("moved_mib"),
@@ -208,13 +219,14 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=50)
     parser.add_argument("--draws", type=int, default=1_000)
     parser.add_argument("--split-every", type=int, default=8)
+    parser.add_argument("--shards-per-task", type=int, default=1, help="sites that a task makes")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--out", type=Path, default=OUT, help="JSON, default %(default)s")
     parser.add_argument("--table", action="store_true", help="only print what is in the file")
     args = parser.parse_args()
     if not args.table:
-        size = Size(args.sites, args.dim, args.draws, args.split_every, args.workers)
+        size = Size(**{name: getattr(args, name) for name in Size._fields})
         new = run(args.ways, size)
         ran = {(*size, one["way"]) for one in new}
         kept = [
