@@ -201,8 +201,9 @@ def subposteriors(tree: xr.DataTree, reference: xr.DataTree | None = None) -> Fi
 def rounds(tree: xr.DataTree, reference: xr.DataTree | None = None) -> Figure:
     """Draw how the combination moved from round to round, one panel a parameter.
 
-    A last panel holds the movement of each round against the Monte Carlo error that it is judged
-    by: rounds end where the movement falls below it.
+    A last panel holds the movement of each round. Rounds of sampling are judged against their
+    Monte Carlo error, drawn beside it, and end where the movement falls below; steps of Newton's
+    method have none.
 
     Parameters
     ----------
@@ -238,8 +239,10 @@ def rounds(tree: xr.DataTree, reference: xr.DataTree | None = None) -> Figure:
         ax.locator_params(axis="y", nbins=4)
     movement, noise = steps["movement"].values, steps["noise"].values
     final.plot(number, movement, "o-", color=COMBINED, ms=5, lw=1.5, label="movement")
-    final.plot(number, noise, "s--", color=INK, ms=3, lw=1.5, label="Monte Carlo error")
-    # A single round has not moved, and a method without draws has no Monte Carlo error.
+    # Steps of Newton's method draw nothing, so they have no Monte Carlo error.
+    if not np.isnan(noise).all():
+        final.plot(number, noise, "s--", color=INK, ms=3, lw=1.5, label="Monte Carlo error")
+    # A single round of sampling has not moved.
     if np.nanmax(np.append(movement, noise), initial=0.0) > 0:
         final.set_yscale("log")
     _bare(final, "movement, in posterior sds")

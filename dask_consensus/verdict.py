@@ -240,7 +240,7 @@ def _approximation_reasons(last: Round, names: Sequence[str], error: np.ndarray)
     if error[worst] > default("approximate-error"):
         reasons.append(
             f"the estimated error of {names[worst]} is {error[worst]:.2g} posterior sds: shards "
-            "are skewed or drew too little; use correct='auto', method='anchored', fewer shards, "
+            "are skewed or drew too little; use correct='auto' where it can be had, fewer shards, "
             "or more draws"
         )
     if last.movement > 3 * last.noise:

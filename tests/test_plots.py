@@ -194,6 +194,28 @@ def test_any_number_of_rounds_with_or_without_a_monte_carlo_error(n_rounds, nois
     save(figure, tmp_path)
 
 
+def test_rounds_without_a_monte_carlo_error_do_not_mention_it(tmp_path):
+    one = tree()
+    one["rounds"]["noise"].values[:] = np.nan
+    figure = plots.rounds(one)
+    assert legend(figure) == ["combination", "movement"]
+    final = panels(figure)[-1]
+    (line,) = final.get_lines()
+    np.testing.assert_array_equal(line.get_ydata(), one["rounds"]["movement"].values)
+    assert final.get_yscale() == "log"
+    save(figure, tmp_path)
+
+
+def test_a_monte_carlo_error_of_later_rounds_alone_is_drawn(tmp_path):
+    one = tree()  # Newton's steps, then rounds of sampling that go on from there
+    one["rounds"]["noise"].values[:2] = np.nan
+    figure = plots.rounds(one)
+    assert legend(figure) == ["combination", "movement", "Monte Carlo error"]
+    drawn = lines(panels(figure)[-1])["Monte Carlo error"].get_ydata()
+    np.testing.assert_array_equal(np.isfinite(drawn), [False, False, True, True])
+    save(figure, tmp_path)
+
+
 # --- a reference beside them ---
 
 
