@@ -248,6 +248,7 @@ def verdict_on(
         combined,
         corrected,
         modes=1 if guess is None else guess.modes,
+        summit=guess if isinstance(guess, Summit) else None,
         n_draws=combined.draws.shape[0] * combined.draws.shape[1],
         uncorrected_because=plan.uncorrected_because,
         coupled=plan.model.coupled,

@@ -14,6 +14,7 @@ from .config import default
 from .correct import usable
 
 if TYPE_CHECKING:
+    from .climb import Summit
     from .correct import Correction
     from .rounds import Combined, Round
     from .sites import Report
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _FEW_SHARDS = 4  # fewer cannot tell which of them is the stranger
 _MANY_SHARDS = 10  # enough for their spread to be known
+_LEAST = 0.01  # no uncorrected mean is known better, in sds
 _APART = 3.0  # times further than the next shard
 
 
@@ -50,6 +52,7 @@ def judge(
     correction: Correction | None,
     *,
     modes: int,
+    summit: Summit | None,
     n_draws: int,
     uncorrected_because: str,
     coupled: Sequence[str],
@@ -64,6 +67,8 @@ def judge(
     correction : Correction or None
     modes : int
         Separate places of comparable density that were found.
+    summit : Summit or None
+        Where climbing came to.
     n_draws : int
         Draws of one shard in a round, all chains together.
     uncorrected_because : str
@@ -95,7 +100,7 @@ def judge(
             error = np.full_like(error, np.inf)
         reasons += _correction_reasons(correction, names, error)
     else:
-        error = _approximate_error(combined)
+        error = _approximate_error(combined, summit)
         if coupled:
             error = np.full_like(error, np.inf)
         reasons += _sampling_reasons(last.reports, names, n_draws)
@@ -254,10 +259,13 @@ def _approximation_reasons(last: Round, names: Sequence[str], error: np.ndarray)
 # Estimates
 
 
-def _approximate_error(combined: Combined) -> np.ndarray:
+def _approximate_error(combined: Combined, summit: Summit | None) -> np.ndarray:
     """Error of an uncorrected combination: Monte Carlo noise, and what the shards' skew moves.
 
-    A shard is expanded about its own mean, a distance x from the combined one. The third
+    Where the mode was climbed, the mean that follows from it to first order is at hand to be
+    compared with; the size of that first order is the size of what may be left of it.
+
+    Elsewhere a shard is expanded about its own mean, a distance x from the combined one. The third
     derivative there, skewness / s^3 for sd s, makes its gradient at the combined mean wrong by
     half of skewness / s^3 (s^2 + x^2): the mean of a skewed density is not its mode, and a
     quadratic taken far away is not the one needed. Summed as the sites are summed, these offsets
@@ -265,9 +273,8 @@ def _approximate_error(combined: Combined) -> np.ndarray:
     """
     last = combined.rounds[-1]
     sd = np.sqrt(np.diag(combined.covariance))
-    if np.isnan(last.reports[0].ess).all():
-        # Not sampled but expanded about the mode: what the skew moved is the size of what is left.
-        return np.maximum(np.abs(combined.mean - last.mean) / sd, 0.01)
+    if summit is not None:
+        return np.maximum(np.hypot((combined.mean - summit.mean) / sd, summit.shift), _LEAST)
     offsets = np.zeros(len(sd))
     skew = _common_skew(last.reports)
     for report in last.reports:
