@@ -286,6 +286,46 @@ def print_tables(results: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
+SUMMARY = (
+    "case", "shards", "corrected: difference (worst)", "sd ratios", "k-hat", "s (with compiling)",
+    "full NUTS, s", "anchored", "one-shot", "NumPyro",
+)  # fmt: skip
+
+
+def print_summary(results: Sequence[Mapping[str, Any]]) -> None:
+    """Print one row for each case that must succeed: the largest difference by each method."""
+    good = [one for one in results if not CASES[one["case"]].fails]
+    rows = []
+    for (name, shards), runs in groupby(_ordered(good), lambda one: (one["case"], one["shards"])):
+        runs = list(runs)
+        known = reference.read(CASES[name])
+        if known is None:
+            continue
+        by_method = {m: [one for one in runs if one["method"] == m] for m in METHODS}
+        ours = row(by_method["corrected"], known)
+        full = full_nuts(by_method["corrected"], known)
+        seconds = [one["seconds"] for one in by_method["corrected"]]
+        rows.append(
+            (
+                name, str(shards), ours[3], ours[5], ours[6],
+                f"{min(seconds):.0f} ({max(seconds):.0f})",
+                full[0][-1] if full else "-",
+                *(_difference(by_method[m], known) for m in ("anchored", "one-shot", "numpyro")),
+            )
+        )  # fmt: skip
+    _print_rows(SUMMARY, rows)
+    print("\nDifferences: largest of any mean of a shared parameter, in posterior sds, median over")
+    print(
+        "seeds (worst); full NUTS: CPU seconds of one warmed-up chain to as many effective draws."
+    )
+
+
+def _difference(runs: Sequence[Mapping[str, Any]], known: Mapping[str, Any]) -> str:
+    done = [distance(one, known).difference for one in runs if "failed" not in one]
+    failed = f", {len(runs) - len(done)} of {len(runs)} failed" if len(done) < len(runs) else ""
+    return f"{np.median(done):.2g} ({max(done):.2g}){failed}" if done else failed[2:] or "-"
+
+
 def _ordered(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     order = list(CASES)
     return sorted(
@@ -470,7 +510,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="JSON, default %(default)s")
     parser.add_argument("--again", action="store_true", help="run what is in the file, too")
     parser.add_argument("--table", action="store_true", help="only print what is in the file")
+    parser.add_argument("--summary", action="store_true", help="likewise, a row for each case")
     args = parser.parse_args()
+    if args.summary:
+        print_summary(load(args.out))
+        return
     if not args.table:
         fill(args)
     print_tables(load(args.out))

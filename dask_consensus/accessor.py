@@ -130,7 +130,8 @@ class ConsensusAccessor:
         rounds : int, optional
             Most anchored rounds. Configured default 2 where a correction follows, else 5.
         weights : {"full", "diagonal"}
-            Weigh shards by their precision matrices, or by the precision of each coordinate alone.
+            Weigh draws of shards by their precision matrices, or by the precision of each
+            coordinate alone; "laplace" has no draws to weigh.
         seed : int
             Equal seeds give equal draws, on any scheduler and any number of workers.
         correct : {"auto", True, False}

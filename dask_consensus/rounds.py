@@ -1,4 +1,4 @@
-"""The rounds over shards: pilot, map, reduce, next anchor, when to stop.
+"""The rounds over shards: map, reduce, next anchor, when to stop.
 
 One-shot consensus is a single round under the tempered prior alone. *Anchored* rounds hold every
 shard near the answer by a Gaussian anchor, which is taken out again exactly, in natural

@@ -1,0 +1,150 @@
+"""The verdict on diagnostics made by hand: what is flagged, by what name, and what is not."""
+
+import numpy as np
+import pytest
+
+from dask_consensus.climb import Summit
+from dask_consensus.correct import Correction
+from dask_consensus.rounds import Combined, Round
+from dask_consensus.sites import Report
+from dask_consensus.verdict import judge, strange_shard
+
+NAMES = ["mu", "tau"]
+
+
+def reports(n=12, seed=0, **one):
+    """Shards that agree but for chance; `one` replaces fields of shard 3."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for k in range(n):
+        report = Report(
+            rows=100,
+            groups=(),
+            weight=1 / n,
+            mean=rng.normal(size=2) * np.sqrt(n),
+            precision=np.eye(2) / n,
+            skew=np.zeros(2),
+            ess=np.full(2, 900.0),
+            r_hat=np.ones(2),
+            divergences=0,
+            steps=7.0,
+            step_size=0.5,
+            accept_prob=0.8,
+            seconds=1.0,
+            compile_seconds=0.0,
+        )
+        found.append(report._replace(**one) if k == 3 else report)
+    return found
+
+
+def combined(some, mean=(0.0, 0.0), movement=0.01):
+    mean = np.array(mean)
+    last = Round(some, mean, np.eye(2), mean, np.zeros((2, 2)), 0.0, movement, 0.05, 1.0)
+    return Combined(np.zeros((1, 1000, 2)), mean, np.eye(2), [last])
+
+
+def correction(**changed):
+    good = {
+        "points": np.zeros((3000, 2)),
+        "weights": np.full(3000, 1 / 3000),
+        "turn": np.zeros(3000, int),
+        "mean": np.zeros(2),
+        "covariance": np.eye(2),
+        "k_hat": 0.1,
+        "ess": 2500.0,
+        "error": np.full(2, 0.02),
+        "sd_error": np.full(2, 0.01),
+        "integration_error": np.zeros(2),
+        "nodes": 1,
+        "log_evidence": 0.0,
+        "log_evidence_error": 0.01,
+        "lost": 0.0,
+        "coupling": 0.0,
+        "beyond": np.full(2, -5.0),
+        "seconds": 1.0,
+        "compile_seconds": 0.0,
+    }
+    return Correction(**(good | changed))
+
+
+def verdict(one, corrected=None, *, modes=1, summit=None, because="correct=False", coupled=()):
+    return judge(
+        NAMES, one, corrected, modes=modes, summit=summit, n_draws=1000,
+        uncorrected_because=because, coupled=coupled,
+    )  # fmt: skip
+
+
+def test_good_diagnostics_are_good():
+    found = verdict(combined(reports()), correction())
+    assert found.good
+    np.testing.assert_allclose(found.error, 0.02)
+    assert found.text.startswith("Good: this is the full model's posterior")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"k_hat": 0.75}, "k-hat 0.75"),
+        ({"ess": 300.0}, "only 300 points of 3,000 are effective"),
+        ({"sd_error": np.array([0.01, 0.2])}, "the sd of tau is known to 20% only"),
+        ({"integration_error": np.array([0.3, 0.0])}, "0.3 posterior sds on mu"),
+        ({"beyond": np.array([0.0, 3.0])}, "mass far out on tau"),
+        ({"coupling": 0.5}, "effects couple groups"),
+        ({"lost": 0.2}, "the mode of 20.0% of the groups was not found"),
+    ],
+)
+def test_each_trouble_of_a_correction_is_named(changed, reason):
+    found = verdict(combined(reports()), correction(**changed))
+    assert not found.good
+    assert len(found.reasons) == 1
+    assert reason in found.text
+
+
+def test_unusable_weights_leave_the_error_unknown():
+    found = verdict(combined(reports()), correction(k_hat=3.0, ess=2.0))
+    assert not found.good
+    assert np.isinf(found.error).all()
+    assert "may be off by an unknown amount" in found.text
+    assert "the posterior given is the uncorrected one" in found.text
+
+
+def test_uncorrected_means_are_held_against_the_mode_that_was_climbed():
+    summit = Summit(np.array([0.3, 0.0]), np.eye(2), np.array([0.0, 0.04]), 1, [])
+    found = verdict(combined(reports(), mean=(0.0, 0.03)), summit=summit)
+    np.testing.assert_allclose(found.error, [0.3, 0.05])
+    assert "the estimated error of mu is 0.3 posterior sds" in found.text
+
+
+@pytest.mark.parametrize(
+    ("one", "reason"),
+    [
+        ({"r_hat": np.array([1.0, 1.4])}, "shard 3 has r_hat 1.40 on tau"),
+        ({"ess": np.array([20.0, 900.0])}, "shard 3 has 20 effective draws of mu"),
+        ({"divergences": 400}, "400 divergences"),
+    ],
+)
+def test_each_trouble_of_sampling_is_named(one, reason):
+    summit = Summit(np.zeros(2), np.eye(2), np.zeros(2), 1, [])
+    found = verdict(combined(reports(**one)), summit=summit)
+    assert not found.good
+    assert reason in found.text
+
+
+def test_modes_and_coupling_are_named():
+    assert "2 separate modes" in verdict(combined(reports()), correction(), modes=2).text
+    found = verdict(combined(reports()), coupled=("obs",))
+    assert "groups depend on each other through obs" in found.text
+    assert np.isinf(found.error).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_shards_that_differ_by_chance_are_not_strange(seed):
+    assert strange_shard(combined(reports(n=8, seed=seed))) is None
+    assert strange_shard(combined(reports(n=40, seed=seed))) is None
+
+
+@pytest.mark.parametrize("n", [5, 12, 40])
+def test_a_shard_far_from_all_others_is_named_with_its_coordinate(n):
+    far = reports(n, mean=np.array([0.0, 12.0 * np.sqrt(n)]))
+    assert strange_shard(combined(far)) == (3, 1)
+    assert "shard 3 disagrees with the others, most on tau" in verdict(combined(far)).text
