@@ -148,9 +148,10 @@ def record(tree: xr.DataTree) -> dict[str, Any]:
     }
     if corrected:
         made = tree["correction"]
-        mean, sd = weighted(made["points"].values, made["weights"].values)
-        found["unconstrained"] = _table(mean, sd, made.coordinate.values)
-        for name in ("k_hat", "ess", "nodes", "seconds"):
+        found["unconstrained"] = _table(
+            made["mean"].values, made["sd"].values, made.coordinate.values
+        )
+        for name in ("k_hat", "ess", "nodes", "seconds", "emulator_error"):
             found[f"correction_{name}"] = float(made[name])
         found["correction_points"] = made.sizes["point"]
     return found
@@ -177,12 +178,6 @@ def moments(draws: Mapping[str, np.ndarray]) -> Moments:
     return _table(flat.mean(axis=0), flat.std(axis=0, ddof=1), names)
 
 
-def weighted(points: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd of weighted points."""
-    mean = weights @ points
-    return mean, np.sqrt(weights @ (points - mean) ** 2 / (1 - (weights**2).sum()))
-
-
 def _table(means: np.ndarray, sds: np.ndarray, names: Sequence[str]) -> Moments:
     return {
         str(name): {"mean": float(mean), "sd": float(sd)}
@@ -206,10 +201,13 @@ class Distance(NamedTuple):
     ratios : (float, float)
         Smallest and largest ratio of sds, likewise.
     true, estimated : float
-        Largest difference of unconstrained means beyond the reference's Monte Carlo error, and
-        the largest that the verdict estimated, in posterior sds.
+        Largest difference of unconstrained means, and the largest that the verdict estimated, in
+        posterior sds.
+    known : float
+        Monte Carlo error of the reference where that difference is, in posterior sds.
     within : (int, int)
-        Parameters whose error is within twice their own estimate, and all of them.
+        Parameters whose difference is within twice their own estimate and the reference's error
+        together, and all of them.
     """
 
     difference: float
@@ -217,12 +215,16 @@ class Distance(NamedTuple):
     ratios: tuple[float, float]
     true: float
     estimated: float
+    known: float
     within: tuple[int, int]
 
     @property
     def covered(self) -> bool:
-        """Whether the largest error is within twice the largest estimate."""
-        return self.true <= 2 * self.estimated
+        """Whether the largest difference is within twice the largest estimate.
+
+        The reference errs too, independently: the two errors are added in squares.
+        """
+        return self.true <= 2 * float(np.hypot(self.estimated, self.known))
 
 
 def distance(one: Mapping[str, Any], known: Mapping[str, Any]) -> Distance:
@@ -237,29 +239,32 @@ def distance(one: Mapping[str, Any], known: Mapping[str, Any]) -> Distance:
             ratios.append(found["sd"] / row["sd"])
     values = np.array(list(away.values()))
     worst = int(np.nanargmax(np.where(np.isfinite(values), values, np.inf)))
-    true, estimated = beyond(one, known)
+    true, estimated, mcse = errors(one, known)
     return Distance(
         difference=float(values[worst]),
         where=list(away)[worst],
         ratios=(float(np.min(ratios)), float(np.max(ratios))),
         true=float(true.max(initial=0.0)),
+        known=float(mcse[true.argmax()]) if len(true) else 0.0,
         estimated=float(estimated.max(initial=0.0)),
-        within=(int((true <= 2 * estimated).sum()), len(true)),
+        within=(int((true <= 2 * np.hypot(estimated, mcse)).sum()), len(true)),
     )
 
 
-def beyond(one: Mapping[str, Any], known: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Errors of unconstrained means beyond the reference's own, and the verdict's estimates."""
+def errors(
+    one: Mapping[str, Any], known: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Differences of unconstrained means, the verdict's estimates, the reference's own errors."""
     if "error" not in one:
-        return np.zeros(0), np.zeros(0)
+        return np.zeros(0), np.zeros(0), np.zeros(0)
     rows = known["unconstrained"]
     true = [
-        max(0.0, abs(one["unconstrained"][name]["mean"] - row["mean"]) - row["mcse"]) / row["sd"]
-        for name, row in rows.items()
+        abs(one["unconstrained"][n]["mean"] - row["mean"]) / row["sd"] for n, row in rows.items()
     ]
     # An error of unknown size is null in JSON.
     estimated = [np.inf if one["error"][name] is None else one["error"][name] for name in rows]
-    return np.array(true), np.array(estimated)
+    mcse = [row["mcse"] / row["sd"] for row in rows.values()]
+    return np.array(true), np.array(estimated), np.array(mcse)
 
 
 # Tables
@@ -407,9 +412,10 @@ def coverage(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         some = [d for one, d in judged if keep(one)]
         if some:
             within, parameters = np.sum([d.within for d in some], axis=0)
+            covered = sum(d.covered for d in some)
             yield (
-                f"The verdict's estimated error covered the true error within twice the estimate "
-                f"in {sum(d.covered for d in some)} of {len(some)} runs ({name}; parameter by "
+                "The difference from the reference was within twice the verdict's estimate and the "
+                f"reference's error in {covered} of {len(some)} runs ({name}; parameter by "
                 f"parameter {within} of {parameters})."
             )
 

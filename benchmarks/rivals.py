@@ -244,15 +244,15 @@ def ours(name: str, rows: int, seed: int) -> Row:
 def accuracy(tree: Any) -> Row:
     """Effective draws of a corrected fit, and where its time went.
 
-    Effective is the smaller of the weights' effective number and what the Monte Carlo error of
-    the worst mean amounts to.
+    Effective are as many independent draws as would know the worst mean and the worst sd as well:
+    the variance of a mean of n normal draws is 1 / n, of the log of their sd 1 / (2 n).
     """
     profile = tree.attrs.get("profile")
     row: Row = {"profile": json.loads(profile) if isinstance(profile, str) else profile}
     if "correction" in tree.children:
         made = tree["correction"]
-        worst = float(1 / np.square(made["error"].values).max())
-        row |= {"weights_ess": float(made["ess"]), "ess": min(float(made["ess"]), worst)}
+        worst = max((made["error"].values ** 2).max(), 2 * (made["sd_error"].values ** 2).max())
+        row |= {"ess": float(1 / worst)}
     row["steps"] = float(tree["shards"]["steps"].isel(round=-1).mean())
     return row
 

@@ -2,9 +2,10 @@
 
 The combination of shards is a proposal; the target is known, ``log p(u) + sum_k log l_k(u)``.
 Points are drawn once, every shard returns its log likelihood of each, the sums are weighted by
-importance. Where the weights are poor the weighted points make the next proposal, and all points
-so far count, weighted by the mixture of all proposals (Veach and Guibas 1995; Cornuet, Marin,
-Mira and Robert 2012).
+importance. Where a polynomial fits the log density at these points, it carries the answer between
+them. Otherwise, or where the weights are poor, the weighted points make the next proposal, and
+all points so far count, weighted by the mixture of all proposals (Veach and Guibas 1995; Cornuet,
+Marin, Mira and Robert 2012).
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
-import scipy.special
 
 from . import gaussian
 from .cluster import mapreduce
 from .cluster.arrays import Shard, pad
 from .cluster.mapreduce import Travel
 from .cluster.sizes import Sharded, Size
+from .emulator import Emulator
+from .emulator import fit as emulate
 from .proposals import Proposal, mixture_of, resample, single, split
 from .shard.compiling import seconds_compiling
 from .shard.marginal import log_likelihoods
@@ -33,9 +35,9 @@ from .shard.quadrature import ladder
 from .shard.target import Data, log_prior
 from .shard.units import effects_per_unit
 from .weights import (
+    Estimate,
     Weighed,
     log_mixture,
-    sd_error_of,
     shrunk_moments,
     tempered_weights,
     weigh,
@@ -44,8 +46,10 @@ from .weights import (
 
 Array = npt.NDArray[np.float64]
 
+_POINTS_A_DIMENSION = 10  # of the first turn, at least
 _PROBE = 32  # points on which node counts are compared
 _INTEGRATION = 0.02  # sd, over points, of the log weight's integration error that is accepted
+_MISSED = 0.1  # weight, in largest weights seen, that an emulator may miss in the tails
 _SHAPED_UP_TO = 8  # dimensions in which a mixture can follow a shape that one t does not have
 _USABLE_K_HAT = 1.0  # above it not even the mean of the weights exists
 _PROBED = (2.0, 4.0, 8.0, 16.0, 32.0)  # distances, in sds, at which tails are probed
@@ -57,27 +61,22 @@ _LATER_WIDER = 1.15  # of the later ones, in units of the weighted points'
 
 
 class Correction(NamedTuple):
-    """Weighted points of the full posterior, and how good they are.
+    """Expectations under the full posterior, and the points they rest on.
 
     Attributes
     ----------
     points : (G, d) array
-        In unconstrained space.
+        Where the posterior was evaluated, in unconstrained space.
     weights : (G,) array
-        Pareto-smoothed, adding up to 1.
+        Pareto-smoothed importance weights, adding up to 1.
     turn : (G,) int array
         The proposal each point was drawn from.
-    mean : (d,) array
-    covariance : (d, d) array
-        Of the weighted points.
     k_hat : float
         Shape of the weights' tail (Vehtari et al. 2024); below 0.7 they may be used.
-    ess : float
-        Effective number of points, 1 / sum of squared weights.
-    error : (d,) array
-        Monte Carlo error of the mean, in posterior sds.
-    sd_error : (d,) array
-        Relative Monte Carlo error of the sd.
+    estimate : Estimate
+        By the weights alone, or by an emulator and what it misses at the points.
+    emulator_error : float
+        Sd, over the posterior, of the emulated log density's error; NaN without an emulator.
     integration_error : (d,) array
         Change of the mean with the next number of nodes, in posterior sds.
     nodes : int
@@ -97,12 +96,9 @@ class Correction(NamedTuple):
     points: Array
     weights: Array
     turn: npt.NDArray[np.int64]
-    mean: Array
-    covariance: Array
     k_hat: float
-    ess: float
-    error: Array
-    sd_error: Array
+    estimate: Estimate
+    emulator_error: float
     integration_error: Array
     nodes: int
     log_evidence: float
@@ -135,6 +131,7 @@ def correct(
     enough: float,
     k_hat: float,
     sd_error: float,
+    tolerance: float,
 ) -> Correction:
     """Weight points of a proposal by the full posterior, and adapt it until they are enough.
 
@@ -148,12 +145,15 @@ def correct(
         Of the combination, the first proposal.
     seed : int
     first, later : int
-        Points of the first turn and of each later one; rounded up to powers of two.
+        Points of the first turn (more in many dimensions) and of each later one; rounded up to
+        powers of two.
     turns : int
         Most turns.
     enough, k_hat, sd_error : float
-        Stop when so many points are effective, the weights' tail has at most this shape, and every
-        sd at most this relative Monte Carlo error.
+        Stop when means are known as well as from so many independent draws, the weights' tail has
+        at most this shape, and every sd at most this relative Monte Carlo error.
+    tolerance : float
+        Largest error of an emulator, as the sd of its log density's error.
     """
     began = time.perf_counter()
     model = asked.model
@@ -163,13 +163,13 @@ def correct(
     proposals: list[Proposal] = []
     batches: list[Array] = []
     likelihoods: list[Array] = []
-    nodes = 0
     lost: list[Array] = []
+    nodes = 0
     coupling = compile_seconds = 0.0
     long_tailed = False
-    weighed: Weighed | None = None
     for turn in range(turns):
-        points = _working(model, proposal.draw(first if turn == 0 else later, (seed, turn)))
+        number = max(first, _POINTS_A_DIMENSION * d) if turn == 0 else later
+        points = _working(model, proposal.draw(number, (seed, turn)))
         if turn == 0:
             nodes, compile_seconds = _enough_nodes(asked, points[:_PROBE], center)
         answer = _likelihoods(asked, points, center, nodes, f"correction, turn {turn + 1}")
@@ -180,52 +180,54 @@ def correct(
         coupling = max(coupling, answer.coupling)
         compile_seconds += answer.compile_seconds
 
-        everything = np.concatenate(batches)
+        everything, counts = np.concatenate(batches), [len(batch) for batch in batches]
         log_target = log_prior(model, example, everything) + np.concatenate(likelihoods)
-        weighed = weigh(log_target, everything, proposals, [len(batch) for batch in batches])
-        precise = sd_error_of(everything, weighed.weights).max() < sd_error
-        # A long tail, once found, is worth a turn that follows it.
-        adapted = turn > 0 and (turn > 1 or not long_tailed)
-        if adapted and weighed.ess >= enough and weighed.k_hat < k_hat and precise:
-            break
+        weighed = weigh(log_target, everything, proposals, counts)
+        estimate, emulator_error, probes = weighed.estimate(everything), np.nan, None
+        emulator = emulate(everything, log_target, weighed.weights, mean, covariance)
+        if emulator is not None and emulator.error < tolerance:
+            emulated = emulator.estimate(everything, log_target, proposals, counts, (seed, turn, 1))
+            probes = _probe(asked, example, emulated.mean, emulated.covariance, center, nodes)
+            # What holds at the points has to hold in the tails as well.
+            if _missed(probes, emulator, proposals, counts, weighed.raw) < _MISSED:
+                estimate, emulator_error = emulated, emulator.error
         tempered = tempered_weights(weighed.raw, 10.0 * d)
         moments = shrunk_moments(everything, tempered, covariance)
+        if turn == 0:
+            probes = probes or _probe(asked, example, *moments, center, nodes)
+            long_tailed = bool(np.max(_reach(probes)) > 1)
+        # A long tail, once found, is worth a turn that follows it.
+        adapted = turn > int(long_tailed) or np.isfinite(emulator_error)
+        precise = estimate.ess >= enough and estimate.sd_error.max() < sd_error
+        if adapted and precise and weighed.k_hat < k_hat:
+            break
         if turn == 0 or d > _SHAPED_UP_TO:
-            reach = _reach(_probe(asked, example, *moments, center, nodes))
-            long_tailed = bool(np.max(reach) > 1)
-            proposal = split(moments[0], _LATER_WIDER * moments[1], *reach)
+            probes = probes or _probe(asked, example, *moments, center, nodes)
+            proposal = split(moments[0], _LATER_WIDER * moments[1], *_reach(probes))
         else:
             # One t was not enough: follow the points' own shape, and its tails twice.
             rng = np.random.default_rng([seed, turn])
             flatter = tempered_weights(weighed.raw / 2, 10.0 * d)
             proposal = mixture_of(everything, (tempered + flatter) / 2, *moments, rng)
-    assert weighed is not None
 
-    own_mean, own_covariance = weighted_moments(everything, weighed.weights)
-    sd = np.sqrt(np.diag(own_covariance))
-    away = (everything - own_mean) / sd
-    error = np.sqrt((weighed.weights[:, None] ** 2 * away**2).sum(axis=0))
+    sd = np.sqrt(np.diag(estimate.covariance))
     wrong = _integration_error(asked, batches[-1], likelihoods[-1], center, nodes, weighed, sd)
-    probes = _probe(asked, example, own_mean, own_covariance, center, nodes)
-    log_mean = scipy.special.logsumexp(weighed.raw) - np.log(len(weighed.raw))
-    relative = np.exp(weighed.raw - log_mean)
+    if probes is None or not np.isfinite(emulator_error):
+        probes = _probe(asked, example, estimate.mean, estimate.covariance, center, nodes)
     return Correction(
         points=everything,
         weights=weighed.weights,
-        turn=np.repeat(np.arange(len(batches)), [len(batch) for batch in batches]),
-        mean=own_mean,
-        covariance=own_covariance,
+        turn=np.repeat(np.arange(len(batches)), counts),
         k_hat=weighed.k_hat,
-        ess=weighed.ess,
-        error=error,
-        sd_error=sd_error_of(everything, weighed.weights),
+        estimate=estimate,
+        emulator_error=emulator_error,
         integration_error=wrong,
         nodes=nodes,
-        log_evidence=float(log_mean + answer.at_center),
-        log_evidence_error=float(relative.std() / np.sqrt(len(relative))),
+        log_evidence=estimate.log_total + answer.at_center,
+        log_evidence_error=estimate.log_total_error,
         lost=float(weighed.weights @ np.concatenate(lost)),
         coupling=coupling,
-        beyond=_beyond(probes, proposals, [len(batch) for batch in batches], weighed.raw),
+        beyond=_beyond(probes, proposals, counts, weighed.raw),
         seconds=time.perf_counter() - began,
         compile_seconds=compile_seconds,
     )
@@ -233,25 +235,27 @@ def correct(
 
 def usable(correction: Correction) -> bool:
     """Tell whether the weighted points describe the posterior at all, if not precisely."""
-    return correction.k_hat < _USABLE_K_HAT and correction.ess > 5.0 * len(correction.mean)
+    estimate = correction.estimate
+    return correction.k_hat < _USABLE_K_HAT and estimate.ess > 5.0 * len(estimate.mean)
 
 
 def equal_weight_draws(
-    correction: Correction, shape: tuple[int, int], rng: np.random.Generator
+    estimate: Estimate, shape: tuple[int, int], rng: np.random.Generator
 ) -> Array:
-    """Draws of equal weight, ``shape + (d,)``, that agree with the weighted points.
+    """Draws of equal weight, ``shape + (d,)``, that agree with an estimate.
 
     Systematic resampling along the first principal axis (Kitagawa 1996) leaves a remainder that
     shrinks with the number of draws; an affine map takes it out of mean and covariance, but for
     the outermost hundredth of each coordinate: a far point that happened to be chosen, or not,
     must not stretch all the others.
     """
-    points, weights = correction.points, correction.weights
+    points, weights = estimate.population
     number = shape[0] * shape[1]
-    axis = scipy.linalg.eigh(correction.covariance)[1][:, -1]
+    axis = scipy.linalg.eigh(estimate.covariance)[1][:, -1]
     draws = points[rng.permutation(resample(points, weights, axis, number, rng))]
     low, high = (_quantile(points, weights, q) for q in (_TAIL, 1 - _TAIL))
-    wanted = weighted_moments(np.clip(points, low, high), weights)
+    everywhere, measure = estimate.measure
+    wanted = weighted_moments(np.clip(everywhere, low, high), measure)
     # Fewer distinct points than dimensions have no covariance to match.
     with contextlib.suppress(np.linalg.LinAlgError):
         own = gaussian.moments(np.clip(draws, low, high))
@@ -312,6 +316,23 @@ def _reach(probes: _Probes) -> tuple[Array, Array]:
     scale = np.abs(_STEPS)[:, None] / np.sqrt(2 * below)
     scale = np.where(scale < _WORTH_SPLITTING, 1.0, np.minimum(scale, _LONGEST))
     return scale[: len(_PROBED)].max(axis=0), scale[-len(_PROBED) :].max(axis=0)
+
+
+def _missed(
+    probes: _Probes,
+    emulator: Emulator,
+    proposals: Sequence[Proposal],
+    counts: Sequence[int],
+    seen: Array,
+) -> float:
+    """Largest weight at a probe that an emulator misses or makes up, in largest weights seen."""
+    flat = probes.points.reshape(-1, probes.points.shape[-1])
+    scale = log_mixture(flat, proposals, counts) + seen.max()
+    true, emulated = (
+        np.exp(np.minimum(height - scale, 700.0))
+        for height in (probes.height.ravel(), emulator.log_density(flat))
+    )
+    return float(np.abs(true - emulated).max())
 
 
 def _beyond(

@@ -236,6 +236,7 @@ def correction(
         enough=max(default("correction-ess"), 20.0 * plan.model.dim),
         k_hat=default("correction-k-hat"),
         sd_error=default("correction-sd-error"),
+        tolerance=default("correction-emulator"),
     )
 
 
@@ -275,7 +276,7 @@ def result(
         rng = np.random.default_rng([options.seed, 1])
         shape = (options.num_chains, options.num_samples)
         groups["uncorrected"] = groups["posterior"]
-        groups["posterior"] = _posterior(plan, equal_weight_draws(corrected, shape, rng))
+        groups["posterior"] = _posterior(plan, equal_weight_draws(corrected.estimate, shape, rng))
     # JSON has no infinity: an error of unknown size is null.
     sizes = [float(size) if np.isfinite(size) else None for size in verdict.error]
     accuracy = dict(zip(model.coordinate_names(), sizes, strict=True))

@@ -413,10 +413,7 @@ def _unconstrained(tree: xr.DataTree, names: Sequence[str]) -> Moments:
         )
     if "uncorrected" in tree.children:
         correction = _group(tree, "correction")
-        mean, covariance = _weighted_moments(
-            correction["points"].values, correction["weights"].values
-        )
-        return mean, np.sqrt(covariance.diagonal())
+        return correction["mean"].values, correction["sd"].values
     last = _group(tree, "rounds").isel(round=-1)
     return last["mean"].values, last["sd"].values
 

@@ -124,7 +124,7 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
     """Weighted points of the full posterior, and how good they are."""
     scalars = {
         "k_hat": "Pareto shape of the weights' tail",
-        "ess": "effective number of points",
+        "emulator_error": "error of the interpolated log density (sd); NaN without interpolation",
         "nodes": "quadrature nodes an axis (grid) or in all; 0 without local effects",
         "log_evidence": "log of the marginal likelihood",
         "log_evidence_error": "its Monte Carlo error",
@@ -134,16 +134,25 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
         "compile_seconds": "what of it the slowest shards spent compiling (s)",
     }
     per_coordinate = {
-        "error": "Monte Carlo error of the mean (posterior sds)",
         "beyond": "log of how much larger a weight would be far out than any seen",
-        "sd_error": "relative Monte Carlo error of the sd",
         "integration_error": "change of the mean with the next number of nodes (posterior sds)",
     }
+    of_estimate = {
+        "mean": "mean of the full posterior",
+        "error": "Monte Carlo error of the mean (posterior sds)",
+        "sd_error": "relative Monte Carlo error of the sd",
+    }
+    estimate = correction.estimate
     variables: dict[str, Any] = {
         name: ((), getattr(correction, name), {"long_name": text}) for name, text in scalars.items()
     }
+    variables["ess"] = ((), estimate.ess, {"long_name": "independent draws as good for the means"})
     for name, text in per_coordinate.items():
         variables[name] = ("coordinate", getattr(correction, name), {"long_name": text})
+    for name, text in of_estimate.items():
+        variables[name] = ("coordinate", getattr(estimate, name), {"long_name": text})
+    sd = np.sqrt(np.diag(estimate.covariance))
+    variables["sd"] = ("coordinate", sd, {"long_name": "sd of the full posterior"})
     dims = ("point", "coordinate")
     variables["points"] = (dims, correction.points, {"long_name": "unconstrained points"})
     variables["weights"] = ("point", correction.weights, {"long_name": "smoothed weights"})

@@ -94,7 +94,7 @@ def judge(
         error = 1 / np.sqrt(np.maximum(last.reports[0].ess, 1.0))
         reasons += _sampling_reasons(last.reports, names, n_draws)
     elif correction is not None:
-        error = np.hypot(correction.error, correction.integration_error)
+        error = np.hypot(correction.estimate.error, correction.integration_error)
         if not usable(correction):
             # The weights show that the combination is far off, and not how far.
             error = np.full_like(error, np.inf)
@@ -144,9 +144,12 @@ def _text(
         how = "One shard holds all rows: this is plain NUTS on the full model"
     elif correction is not None:
         how = (
-            f"The combination was weighted by the full posterior at {len(correction.weights):,} "
-            f"points (k-hat {correction.k_hat:.2f}, {correction.ess:,.0f} effective)"
+            f"The full posterior was evaluated at {len(correction.weights):,} points around the "
+            f"combination (k-hat {correction.k_hat:.2f}"
         )
+        if np.isfinite(correction.emulator_error):
+            how += f"; its log, interpolated, errs by {correction.emulator_error:.1g} there"
+        how += f"), as good as {correction.estimate.ess:,.0f} independent draws"
         if not usable(correction):
             how += ", which are too poor to use: the posterior given is the uncorrected one"
     else:
@@ -176,15 +179,17 @@ def _correction_reasons(
             "combination is too far from the posterior, or lighter-tailed; use fewer shards, more "
             "draws (num_samples), or another parameterisation"
         )
-    if correction.ess < default("weight-ess"):
+    ess, sd_error = correction.estimate.ess, correction.estimate.sd_error
+    if ess < default("weight-ess"):
         reasons.append(
-            f"only {correction.ess:.0f} points of {len(correction.weights):,} are effective, fewer "
-            f"than {default('weight-ess')}: use more draws (num_samples) or fewer shards"
+            f"{len(correction.weights):,} weighted points are as good as {ess:.0f} independent "
+            f"draws, fewer than {default('weight-ess')}: use more draws (num_samples) or fewer "
+            "shards"
         )
-    worst = int(np.argmax(correction.sd_error))
-    if correction.sd_error[worst] > default("sd-error"):
+    worst = int(np.argmax(sd_error))
+    if sd_error[worst] > default("sd-error"):
         reasons.append(
-            f"the sd of {names[worst]} is known to {correction.sd_error[worst]:.0%} only: its tail "
+            f"the sd of {names[worst]} is known to {sd_error[worst]:.0%} only: its tail "
             "is long (separation, or too little data for its prior); give it a tighter prior"
         )
     worst = int(np.argmax(correction.integration_error))

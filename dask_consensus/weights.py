@@ -15,6 +15,46 @@ from .proposals import Proposal
 Array = npt.NDArray[np.float64]
 
 
+class Weighted(NamedTuple):
+    """Points ``(G, d)`` and their weights ``(G,)``."""
+
+    points: Array
+    weights: Array
+
+
+class Estimate(NamedTuple):
+    """Expectations under the posterior, and how well they are known.
+
+    Attributes
+    ----------
+    measure : Weighted
+        Averages over these points are the posterior's; weights add up to 1, some may be negative.
+    population : Weighted
+        Points that draws may be taken from, of weights >= 0; they agree with the measure but for
+        an error that is small against the spread of the draws.
+    mean : (d,) array
+    covariance : (d, d) array
+    error : (d,) array
+        Monte Carlo error of the mean, in posterior sds.
+    sd_error : (d,) array
+        Relative Monte Carlo error of the sd.
+    ess : float
+        Independent draws that would know all means as well.
+    log_total, log_total_error : float
+        Log of the integral of the unnormalised density, and its Monte Carlo error.
+    """
+
+    measure: Weighted
+    population: Weighted
+    mean: Array
+    covariance: Array
+    error: Array
+    sd_error: Array
+    ess: float
+    log_total: float
+    log_total_error: float
+
+
 class Weighed(NamedTuple):
     """Weights of points, and how good they are.
 
@@ -24,16 +64,22 @@ class Weighed(NamedTuple):
         Pareto-smoothed, adding up to 1.
     k_hat : float
         Shape of their tail.
-    ess : float
-        Effective number of points, 1 / sum of squared weights.
     raw : (G,) array
         Log weights before smoothing, with their constant.
     """
 
     weights: Array
     k_hat: float
-    ess: float
     raw: Array
+
+    def estimate(self, points: Array) -> Estimate:
+        """Take expectations by the weights alone."""
+        weighted = Weighted(points, self.weights)
+        log_total = scipy.special.logsumexp(self.raw) - np.log(len(points))
+        spread = np.exp(self.raw - log_total).std() / np.sqrt(len(points))
+        return estimate_of(weighted, weighted, (len(points),))._replace(
+            log_total=float(log_total), log_total_error=float(spread)
+        )
 
 
 def weigh(
@@ -52,7 +98,7 @@ def weigh(
     smoothed, k_hat = array_stats.psislw(finite.max() - finite)
     weights = np.exp(smoothed)
     weights /= weights.sum()
-    return Weighed(weights, float(k_hat), float(1 / (weights**2).sum()), raw)
+    return Weighed(weights, float(k_hat), raw)
 
 
 def log_mixture(points: Array, proposals: Sequence[Proposal], counts: Sequence[int]) -> Array:
@@ -90,11 +136,39 @@ def weighted_moments(points: Array, weights: Array) -> tuple[Array, Array]:
     return mean, (away * weights[:, None]).T @ away / (1 - (weights**2).sum())
 
 
-def sd_error_of(points: Array, weights: Array) -> Array:
-    """Relative Monte Carlo error of each coordinate's sd."""
-    mean, covariance = weighted_moments(points, weights)
-    squares = (points - mean) ** 2 / np.diag(covariance)
-    return np.sqrt((weights[:, None] ** 2 * (squares - 1) ** 2).sum(axis=0)) / 2
+def estimate_of(measure: Weighted, population: Weighted, sizes: Sequence[int]) -> Estimate:
+    """Moments under a measure, and their errors.
+
+    Parameters
+    ----------
+    measure, population : Weighted
+        The measure's weights are not normalised yet.
+    sizes : sequence of int
+        The measure is a sum of averages over independent sets of so many points each.
+    """
+    points, weights = measure
+    total = weights.sum()
+    # Each set's part of the total varies by itself.
+    within = [part - part.mean() for part in np.split(weights, np.cumsum(sizes)[:-1])]
+    spread = np.sqrt(sum((part**2).sum() for part in within))
+    weights = weights / total
+    mean = weights @ points
+    away = points - mean
+    covariance = (away * weights[:, None]).T @ away / (1 - (weights**2).sum())
+    scaled = away**2 / np.diag(covariance)
+    error = np.sqrt(weights**2 @ scaled)
+    sd_error = np.sqrt(weights**2 @ (scaled - 1) ** 2) / 2
+    return Estimate(
+        measure=Weighted(points, weights),
+        population=population,
+        mean=mean,
+        covariance=covariance,
+        error=error,
+        sd_error=sd_error,
+        ess=float(1 / error.max() ** 2),
+        log_total=float(np.log(total)),
+        log_total_error=float(spread / total),
+    )
 
 
 def shrunk_moments(points: Array, weights: Array, prior: Array) -> tuple[Array, Array]:

@@ -8,6 +8,7 @@ from dask_consensus.correct import Correction
 from dask_consensus.rounds import Combined, Round
 from dask_consensus.sites import Report
 from dask_consensus.verdict import judge, strange_shard
+from dask_consensus.weights import Estimate, Weighted
 
 NAMES = ["mu", "tau"]
 
@@ -44,16 +45,26 @@ def combined(some, mean=(0.0, 0.0), movement=0.01):
 
 
 def correction(**changed):
+    points = Weighted(np.zeros((3000, 2)), np.full(3000, 1 / 3000))
+    estimate = Estimate(
+        measure=points,
+        population=points,
+        mean=np.zeros(2),
+        covariance=np.eye(2),
+        error=np.full(2, 0.02),
+        sd_error=np.full(2, 0.01),
+        ess=2500.0,
+        log_total=0.0,
+        log_total_error=0.01,
+    )
+    own = {name: value for name, value in changed.items() if name in Estimate._fields}
     good = {
-        "points": np.zeros((3000, 2)),
-        "weights": np.full(3000, 1 / 3000),
+        "points": points.points,
+        "weights": points.weights,
         "turn": np.zeros(3000, int),
-        "mean": np.zeros(2),
-        "covariance": np.eye(2),
         "k_hat": 0.1,
-        "ess": 2500.0,
-        "error": np.full(2, 0.02),
-        "sd_error": np.full(2, 0.01),
+        "estimate": estimate._replace(**own),
+        "emulator_error": np.nan,
         "integration_error": np.zeros(2),
         "nodes": 1,
         "log_evidence": 0.0,
@@ -64,7 +75,8 @@ def correction(**changed):
         "seconds": 1.0,
         "compile_seconds": 0.0,
     }
-    return Correction(**(good | changed))
+    rest = {name: value for name, value in changed.items() if name not in own}
+    return Correction(**(good | rest))
 
 
 def verdict(one, corrected=None, *, modes=1, summit=None, because="correct=False", coupled=()):
@@ -85,7 +97,7 @@ def test_good_diagnostics_are_good():
     ("changed", "reason"),
     [
         ({"k_hat": 0.75}, "k-hat 0.75"),
-        ({"ess": 300.0}, "only 300 points of 3,000 are effective"),
+        ({"ess": 300.0}, "3,000 weighted points are as good as 300 independent"),
         ({"sd_error": np.array([0.01, 0.2])}, "the sd of tau is known to 20% only"),
         ({"integration_error": np.array([0.3, 0.0])}, "0.3 posterior sds on mu"),
         ({"beyond": np.array([0.0, 3.0])}, "mass far out on tau"),
