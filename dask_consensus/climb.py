@@ -364,6 +364,7 @@ def _report(seen: _Seen, weight: float, u: Array, covariance: Array) -> Report:
         mean=mean,
         precision=precision,
         skew=unknown,
+        joint_skew=unknown,
         ess=unknown,
         r_hat=unknown,
         divergences=0,

@@ -66,6 +66,7 @@ def shards_dataset(model: ShardModel, rounds: Sequence[Round]) -> xr.Dataset:
     per_coordinate = {
         "mean": "mean of the unconstrained draws",
         "skew": "skewness of the unconstrained draws",
+        "joint_skew": "mean of the standardised coordinate times the squared distance",
         "ess": "effective sample size",
         "r_hat": "split r_hat",
     }

@@ -72,6 +72,9 @@ class Report(NamedTuple):
         shard alone, of which none is needed.
     skew : (d,) array
         Skewness of each coordinate.
+    joint_skew : (d,) array
+        Mean of each standardised coordinate times the squared Mahalanobis distance: what all
+        coordinates' skew does to one.
     ess, r_hat : (d,) arrays
     divergences : int
     steps, step_size, accept_prob : float
@@ -84,6 +87,7 @@ class Report(NamedTuple):
     mean: np.ndarray
     precision: np.ndarray
     skew: np.ndarray
+    joint_skew: np.ndarray
     ess: np.ndarray
     r_hat: np.ndarray
     divergences: int
@@ -189,6 +193,7 @@ def _report(shard: Shard, weight: float, draws: Draws, precision: np.ndarray) ->
         mean=flat.mean(axis=0),
         precision=precision,
         skew=((away / spread) ** 3).mean(axis=0),
+        joint_skew=joint_skewness(away),
         ess=draws.ess,
         r_hat=draws.r_hat,
         divergences=draws.divergences,
@@ -198,3 +203,19 @@ def _report(shard: Shard, weight: float, draws: Draws, precision: np.ndarray) ->
         seconds=draws.seconds,
         compile_seconds=draws.compile_seconds,
     )
+
+
+def joint_skewness(away: np.ndarray) -> np.ndarray:
+    """Mean of each standardised coordinate times the squared Mahalanobis distance, ``(d,)``.
+
+    Parameters
+    ----------
+    away : (n, d) array
+        Centred draws.
+    """
+    covariance = away.T @ away / len(away)
+    spread = np.sqrt(np.maximum(np.diag(covariance), np.finfo(float).tiny))
+    inverse = np.linalg.pinv(covariance, hermitian=True)
+    distance = np.einsum("ni,ij,nj->n", away, inverse, away, optimize=True)
+    # A constant times centred draws adds nothing; with this one normal draws vary least.
+    return (away * (distance - away.shape[1] - 2)[:, None]).mean(axis=0) / spread

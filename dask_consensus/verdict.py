@@ -271,35 +271,41 @@ def _approximate_error(combined: Combined, summit: Summit | None) -> np.ndarray:
     compared with; the size of that first order is the size of what may be left of it.
 
     Elsewhere a shard is expanded about its own mean, a distance x from the combined one. The third
-    derivative there, skewness / s^3 for sd s, makes its gradient at the combined mean wrong by
-    half of skewness / s^3 (s^2 + x^2): the mean of a skewed density is not its mode, and a
-    quadratic taken far away is not the one needed. Summed as the sites are summed, these offsets
-    move the combination, and do not average out.
+    derivatives T there make its gradient at the combined mean wrong by half of T : C, for its
+    covariance C, as the mean of a skewed density is not its mode, and by half of T : xx, as a
+    quadratic taken far away is not the one needed. The draws tell the first, their joint skewness
+    being -C (T : C), and of the second what their coordinates' own skewness does. Summed as the
+    sites are summed, these offsets move the combination, and do not average out.
     """
     last = combined.rounds[-1]
     sd = np.sqrt(np.diag(combined.covariance))
     if summit is not None:
         return np.maximum(np.hypot((combined.mean - summit.mean) / sd, summit.shift), _LEAST)
     offsets = np.zeros(len(sd))
-    skew = _common_skew(last.reports)
+    d = len(sd)
+    skew = _common([report.skew for report in last.reports], last.reports, 6)
+    joint = _common([report.joint_skew for report in last.reports], last.reports, 2 * (d + 2))
     for report in last.reports:
         precision = gaussian.as_matrix(report.precision)
         spread = np.sqrt(np.diag(gaussian.inverse(precision)))
         away = (report.mean - combined.mean) / spread
-        offsets += precision @ (skew * spread / 2 * (1 + away**2))
+        offsets += precision @ (spread / 2 * (joint + skew * away**2))
     bias = combined.covariance @ offsets / sd
     moved = 0.0 if np.isnan(last.movement) else last.movement / 2
     return np.sqrt(bias**2 + last.noise**2 + moved**2)
 
 
-def _common_skew(reports: Sequence[Report]) -> np.ndarray:
-    """Skewness that shards have in common, less what Monte Carlo error alone would show.
+def _common(
+    statistics: Sequence[np.ndarray], reports: Sequence[Report], variance: float
+) -> np.ndarray:
+    """Part of a statistic that shards have in common, less what Monte Carlo error would show.
 
-    The skewness of e normal draws has variance 6 / e.
+    Of e normal draws the skewness has variance 6 / e, the joint skewness 2 (d + 2) / e.
     """
-    mean = np.mean([report.skew for report in reports], axis=0)
+    mean = np.mean(statistics, axis=0)
     ess = np.maximum(np.mean([report.ess for report in reports], axis=0), 1.0)
-    return np.sign(mean) * np.sqrt(np.maximum(mean**2 - 6 / (ess * len(reports)), 0.0))
+    noise = variance / (ess * len(reports))
+    return np.sign(mean) * np.sqrt(np.maximum(mean**2 - noise, 0.0))
 
 
 def strange_shard(combined: Combined) -> tuple[int, int] | None:

@@ -155,3 +155,20 @@ def test_options_keep_what_was_asked():
     )  # fmt: skip
     assert options.resources == {"GPU": 1}
     assert options.shards_per_task == "auto"
+
+
+def test_joint_skewness_is_what_all_coordinates_do_to_one():
+    rng = np.random.default_rng(0)
+    b = rng.normal(size=400_000)
+    # Uncorrelated with b and yet its function: E[a^3] = sqrt(8), E[a b^2] = sqrt(2).
+    a = (b**2 - 1) / np.sqrt(2)
+    u = np.column_stack([3.0 * a + 5.0, b])
+    found = sites.joint_skewness(u - u.mean(axis=0))
+    np.testing.assert_allclose(found, [np.sqrt(8) + np.sqrt(2), 0.0], atol=0.15)
+
+
+def test_joint_skewness_of_normal_draws_has_the_known_variance():
+    rng = np.random.default_rng(1)
+    d, n = 10, 400
+    found = [sites.joint_skewness(rng.normal(size=(n, d))) for _ in range(300)]
+    np.testing.assert_allclose(np.var(found), 2 * (d + 2) / n, rtol=0.15)

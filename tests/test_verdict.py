@@ -25,6 +25,7 @@ def reports(n=12, seed=0, **one):
             mean=rng.normal(size=2) * np.sqrt(n),
             precision=np.eye(2) / n,
             skew=np.zeros(2),
+            joint_skew=np.zeros(2),
             ess=np.full(2, 900.0),
             r_hat=np.ones(2),
             divergences=0,
