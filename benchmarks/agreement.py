@@ -36,6 +36,7 @@ import reference
 import xarray as xr
 from cases import CASES, Case, DataAbsent, chosen
 from dask.callbacks import Callback
+from machine import load, print_rows, save
 from numpyro.infer.hmc_util import consensus
 
 import dask_consensus  # noqa: F401  registers ddf.consensus
@@ -279,13 +280,13 @@ def print_tables(results: Sequence[Mapping[str, Any]]) -> None:
     """Print what the README quotes."""
     good = [one for one in results if not CASES[one["case"]].fails]
     bad = [one for one in results if CASES[one["case"]].fails]
-    _print_rows(HEAD, [line for block in _grouped(good) for line in block])
+    print_rows(HEAD, [line for block in _grouped(good) for line in block])
     print()
     for line in coverage(results):
         print(line)
     if bad:
         print("\nBuilt to fail, corrected unless it says otherwise:\n")
-        _print_rows(
+        print_rows(
             ("case", "built to fail by", "flagged", "largest difference, sds", "first reason"),
             [failure(list(runs)) for _, runs in groupby(_ordered(bad), lambda one: one["case"])],
         )
@@ -318,7 +319,7 @@ def print_summary(results: Sequence[Mapping[str, Any]]) -> None:
                 *(_difference(by_method[m], known) for m in ("anchored", "one-shot", "numpyro")),
             )
         )  # fmt: skip
-    _print_rows(SUMMARY, rows)
+    print_rows(SUMMARY, rows)
     print("\nDifferences: largest of any mean of a shared parameter, in posterior sds, median over")
     print(
         "seeds (worst); full NUTS: CPU seconds of one warmed-up chain to as many effective draws."
@@ -445,25 +446,7 @@ def failure(runs: Sequence[Mapping[str, Any]]) -> Sequence[str]:
     )
 
 
-def _print_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    print("| " + " | ".join(head) + " |")
-    print("|" + "---|" * len(head))
-    for cells in rows:
-        print("| " + " | ".join(cells) + " |")
-
-
 # The command
-
-
-def load(path: Path) -> list[dict[str, Any]]:
-    """Read the results so far."""
-    return json.loads(path.read_text()) if path.is_file() else []
-
-
-def save(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write all results, one a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("[\n" + ",\n".join(json.dumps(one) for one in results) + "\n]\n")
 
 
 def fill(args: argparse.Namespace) -> None:

@@ -162,10 +162,17 @@ def expected(
     """
     fixed, core_seconds = growth(results)
     largest = max(one["rows"] for one in results)
+    sizes = [f"{one['rows']:,}" for one in results]
     total = fixed + core_seconds * rows / cores
     yield (
         f"{rows:,} rows on {cores} cores: {hours(total)}, {core_seconds * rows / 3600:,.0f} "
         f"core-hours ({core_seconds * 1e6:,.0f} core-seconds a million rows, {fixed:,.0f} s once)."
+    )
+    apart = [(one["seconds"] - fixed) / one["rows"] * 1e6 for one in results]
+    yield (
+        f"Less the {fixed:,.0f} s that every fit takes, a million rows took "
+        f"{', '.join(f'{one:.1f}' for one in apart)} s at {', '.join(sizes)} rows: "
+        f"{(max(apart) / min(apart) - 1):.0%} apart."
     )
     if gpu_rows_per_second is None:
         yield f"{rows:,} rows on {gpus} GPUs: unmeasured."

@@ -11,19 +11,16 @@ quotes.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import resource
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
-from distributed import Client, LocalCluster
+from distributed import Client
+from machine import in_own_process, local_cluster, peak_mib
 
 from dask_consensus.cluster.arrays import Column, Layout, Shard, to_shard
 from dask_consensus.cluster.assign import assign, check, shards, survey, used
@@ -64,11 +61,6 @@ def write_visits(folder: Path, rows: int, groups: int, partitions: int, spread: 
             }
         )
         frame.to_parquet(folder / f"visits-{number:03d}.parquet", index=False)
-
-
-def peak_mib() -> float:
-    """Return the most memory this process has held (Linux counts in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def size(shard: Shard) -> tuple[int, int, tuple[str, int]]:
@@ -125,22 +117,8 @@ def plain(client: Client, frame: dd.DataFrame, n_shards: int) -> Outcome:
 
 def measure(name: str, folder: str, workers: int, n_shards: int) -> Outcome:
     """Start a cluster and make shards on it."""
-    cluster = LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        host="127.0.0.1",
-        dashboard_address=None,
-        local_directory=folder,
-        silence_logs="ERROR",
-    )
-    with cluster, Client(cluster) as client:
+    with local_cluster(folder, workers) as cluster, Client(cluster) as client:
         return MAKERS[name](client, dd.read_parquet(Path(folder) / "visits"), n_shards)
-
-
-def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function where no earlier work counts towards the peak of memory."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
 
 
 def report(name: str, result: Outcome) -> None:

@@ -27,20 +27,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import machine
 import numpy as np
 import reference
-from agreement import load, save
 from cases import CASES
+from machine import in_own_process, load, save
 from rivals import (
     ARRANGEMENTS,
     CHAINS,
@@ -61,7 +57,6 @@ from rivals import (
     hmcecs,
     ours,
 )
-from sharding import in_own_process
 
 OUT = Path(__file__).parent / "results" / "speed.json"
 SIZES = {"full": (50_000, 200_000, 1_000_000), "loop": (100_000,), "hmcecs": (400_000,)}
@@ -89,7 +84,7 @@ class Run:
         if there and (key in self._made or not self.args.again):
             return there[0]
         found = in_own_process(function, *arguments)
-        row = {**key, **found, "machine": machine()}
+        row = {**key, **found, "machine": machine.facts()}
         save(self.args.out, [*(row for row in rows if not same(row, key)), row])
         self._made.append(key)
         print(brief(row), flush=True)
@@ -99,32 +94,6 @@ class Run:
 def same(row: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
     """Whether a row is the measurement of this key."""
     return all(row.get(name) == value for name, value in key.items())
-
-
-def machine() -> Row:
-    """What a measurement ran on."""
-
-    def git(*arguments: str) -> str:
-        folder = Path(__file__).parent
-        done = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
-
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text().splitlines() if listed.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    libraries = ("jax", "jaxlib", "numpyro", "dask", "numpy")
-    changed = git("status", "--porcelain", "--", ":/dask_consensus")
-    return {
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "versions": {"python": platform.python_version()} | {x: version(x) for x in libraries},
-        "commit": git("rev-parse", "--short", "HEAD") + "+" * bool(changed),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 def brief(row: Mapping[str, Any]) -> str:
@@ -253,14 +222,15 @@ def print_tables(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def facts(row: Mapping[str, Any]) -> Row:
     """What must be equal for two measurements to be compared."""
-    return {key: row["machine"][key] for key in ("cores", "cpu", "commit", "versions")}
+    return {key: row["machine"][key] for key in ("cores", "processor", "commit", "versions")}
 
 
 def about(machines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Say where the figures come from."""
     for one in machines:
         libraries = ", ".join(f"{name} {number}" for name, number in one["versions"].items())
-        yield f"Measured on {one['cores']} cores of {one['cpu']}; {libraries}; at {one['commit']}."
+        where = f"{one['cores']} cores of {one['processor']}"
+        yield f"Measured on {where}; {libraries}; at {one['commit']}."
     if len(machines) > 1:
         yield "These are NOT of one run on one machine: do not quote ratios across them."
 
