@@ -323,11 +323,10 @@ def print_summary(results: Sequence[Mapping[str, Any]]) -> None:
             )
         )  # fmt: skip
     print_rows(SUMMARY, rows)
-    print("\nDifferences: largest of any mean of a shared parameter, in posterior sds, median over")
-    print(
-        "seeds (worst); full NUTS: CPU seconds of one warmed-up chain to 2,000 effective draws, or as"
-        "\nmany as the corrected has, if fewer."
-    )
+    print()
+    print("Differences: largest of any mean of a shared parameter, in posterior sds, median over")
+    print("seeds (worst). Full NUTS: CPU seconds of one warmed-up chain to 2,000 effective draws,")
+    print("or as many as the corrected has, if fewer.")
 
 
 def _difference(runs: Sequence[Mapping[str, Any]], known: Mapping[str, Any]) -> str:
