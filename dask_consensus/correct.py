@@ -182,6 +182,7 @@ def correct(
 
         everything, counts = np.concatenate(batches), [len(batch) for batch in batches]
         log_target = log_prior(model, example, everything) + np.concatenate(likelihoods)
+        log_target = np.where(np.isfinite(log_target), log_target, -np.inf)
         weighed = weigh(log_target, everything, proposals, counts)
         estimate, emulator_error, probes = weighed.estimate(everything), np.nan, None
         emulator = emulate(everything, log_target, weighed.weights, mean, covariance)

@@ -130,7 +130,7 @@ def fit(
     Returns
     -------
     Emulator or None
-        None in too many dimensions.
+        None in too many dimensions, or where too few points have any weight.
     """
     d = len(mean)
     if d > _DIMENSIONS:
@@ -146,18 +146,22 @@ def fit(
     # The square root of the weights: the bulk matters most, and its rim bears on it.
     pull = np.where(finite, np.sqrt(weights), 0.0)
 
+    effective = 1 / (weights**2).sum()
     found: list[Emulator] = []
     for degree in range(_DEGREE + 1):
-        if math.comb(d + degree, degree) > min(_TERMS, len(points) / _POINTS_A_TERM):
+        if math.comb(d + degree, degree) > min(_TERMS, effective / _POINTS_A_TERM):
             break
         terms = _monomials(d, degree)
-        fits, predicted = _cross_fitted(_design(white, terms), values, pull)
+        try:
+            fits, predicted = _cross_fitted(_design(white, terms), values, pull)
+        except np.linalg.LinAlgError:  # too few points have any weight
+            break
         predicted = np.clip(predicted, *bounds)
         missed = values - predicted
         error = float(np.sqrt(weights @ (missed - weights @ missed) ** 2))
         at_points = predicted - quadratic + top
         found.append(Emulator(mean, whiten, terms, fits, bounds, top, at_points, error))
-    return min(found, key=lambda emulator: emulator.error)
+    return min(found, key=lambda emulator: emulator.error, default=None)
 
 
 def _monomials(d: int, degree: int) -> list[tuple[int, ...]]:
@@ -186,7 +190,7 @@ def _cross_fitted(design: Array, values: Array, pull: Array) -> tuple[Array, Arr
     fits, predicted = [], np.empty(len(design))
     for k, fold in enumerate(folds):
         gram = grams.sum(axis=0) - grams[k]
-        gram[np.diag_indices_from(gram)] *= 1 + _RIDGE
-        fits.append(scipy.linalg.solve(gram, sides.sum(axis=0) - sides[k], assume_a="pos"))
+        gram[np.diag_indices_from(gram)] += _RIDGE * np.diag(gram).mean()
+        fits.append(np.linalg.solve(gram, sides.sum(axis=0) - sides[k]))
         predicted[fold] = design[fold] @ fits[-1]
     return np.array(fits), predicted

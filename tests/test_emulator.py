@@ -121,3 +121,10 @@ def test_too_many_dimensions_are_left_to_the_weights():
     points = single(mean, covariance).draw(512, (0,))
     weights = np.full(512, 1 / 512)
     assert fit(points, -(points**2).sum(axis=1) / 2, weights, mean, covariance) is None
+
+
+def test_a_single_heavy_point_leaves_nothing_to_fit():
+    points, values, *_ = weighted(gaussian, MEAN, COVARIANCE)
+    weights = np.zeros(len(points))
+    weights[0] = 1.0
+    assert fit(points, values, weights, MEAN, COVARIANCE) is None
