@@ -51,7 +51,8 @@ WARMUP = 400  # transitions NUTS on all rows adapts in; NumPyro's users mostly t
 CHAINS = 2
 HAND, HAND_ONCE = "MCMC.run in a loop", "the same, padded and jitted once"
 OURS, IN_TURN = "ours", "ours, a shard at a time"
-EACH_ITS_OWN, DEFAULTS = "the same, compiled for each shard", "ours, anchored and corrected"
+EACH_ITS_OWN = "the same, compiled for each shard"
+WHITENED, DEFAULTS = "ours, one anchored round", "ours by default: Newton steps, corrected"
 
 Row = dict[str, Any]
 
@@ -487,9 +488,17 @@ def loop_ours(loop: Loop, seed: int, name: str) -> Row:
     """Our one-shot consensus, with something switched off."""
     if name == EACH_ITS_OWN:
         shard_sample.compiled = forgetful
-    options: Row = {"correct": "auto"} if name == DEFAULTS else {}
-    lazy = loop_fit(loop, seed, **options)
-    scheduler = "threads" if name in (OURS, DEFAULTS) else "synchronous"
+    options: dict[str, Row] = {
+        DEFAULTS: {"correct": "auto"},
+        WHITENED: {
+            "method": "anchored",
+            "correct": False,
+            "rounds": 1,
+            "num_samples": loop.num_samples,
+        },
+    }
+    lazy = loop_fit(loop, seed, **options.get(name, {}))
+    scheduler = "threads" if name in (OURS, *options) else "synchronous"
     clock = Clock()
     with warnings.catch_warnings(), dask.config.set(scheduler=scheduler):
         warnings.simplefilter("ignore")
@@ -548,6 +557,7 @@ LOOP: dict[str, Callable[..., Row]] = {
     OURS: loop_ours,
     IN_TURN: loop_ours,
     EACH_ITS_OWN: loop_ours,
+    WHITENED: loop_ours,
     DEFAULTS: loop_ours,
 }
 
