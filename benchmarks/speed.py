@@ -400,11 +400,11 @@ def contributions(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             ratio = found[without]["seconds"] / found[with_]["seconds"]
             yield f"{what}: {times(ratio)} times as fast"
     if WHITENED in found and OURS in found:
-        steps = found[OURS]["steps"], found[WHITENED]["steps"]
+        one, other = found[OURS], found[WHITENED]
         yield (
-            f"whitening, in an anchored round, which starts warm: {steps[1]:.1f} steps a transition "
-            f"instead of {steps[0]:.1f}, {times(found[OURS]['seconds'] / found[WHITENED]['seconds'])} "
-            "times as fast with its search for the anchor"
+            f"whitening, in an anchored round, which starts warm: {other['steps']:.1f} steps a "
+            f"transition instead of {one['steps']:.1f}, {times(one['seconds'] / other['seconds'])} "
+            "times as fast with the search for its anchor"
         )
     if HAND in found and OURS in found:
         one, other = found[OURS]["constrained"], found[HAND]["constrained"]
