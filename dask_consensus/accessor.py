@@ -115,8 +115,8 @@ class ConsensusAccessor:
             local effects integrated out, which samples nothing ("laplace"); anchored rounds of
             NUTS; or one round under the tempered prior, then averages of the shards'
             draws weighted by precision (Scott et al. 2016), or draws from the product of
-            Gaussians (Neiswanger et al. 2014). "auto" is "laplace" where a correction follows,
-            which reaches the same answer soonest, else "anchored".
+            Gaussians (Neiswanger et al. 2014). "auto" is "laplace" where local
+            effects can be integrated out, which reaches the answer soonest, else "anchored".
         n_shards : int, optional
             Number of shards; rows / `rows_per_shard` if absent. 1 is plain NUTS on everything.
         rows_per_shard : int, optional

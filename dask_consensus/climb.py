@@ -151,6 +151,8 @@ def expanded(job: Job, summit: Summit, shape: tuple[int, int]) -> Combined:
     mean, covariance = summit.mean, summit.covariance
     rng = np.random.default_rng([job.seed, len(summit.rounds)])
     draws = gaussian.gaussian_draws(mean, covariance, shape, rng)
+    if shape[0] * shape[1] > len(mean):
+        draws = gaussian.matched(draws, mean, covariance)
     return Combined(draws, mean, covariance, summit.rounds)
 
 

@@ -73,7 +73,7 @@ class Plan:
         """The method that "auto" stands for here, or the one that was asked for."""
         if self.options.method != "auto":
             return self.options.method
-        return "anchored" if self.uncorrected_because else "laplace"
+        return "anchored" if self.n_shards == 1 or obstacle(self.model) else "laplace"
 
     def tables(self) -> list[Table]:
         """Lay the plan out in tables."""

@@ -111,7 +111,9 @@ def test_anchored_rounds_alone_are_close_and_keep_their_word(conjugate):
     table, mean, covariance, _ = conjugate
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        tree = fit(table, regression, n_shards=6, correct=False, num_samples=500)
+        tree = fit(
+            table, regression, n_shards=6, method="anchored", correct=False, num_samples=500
+        )
     assert "correction" not in tree.children
     assert "correct=False" in tree.attrs["verdict"]
     draws = tree["posterior"]["beta"].to_numpy().reshape(-1, 3)
