@@ -188,9 +188,10 @@ def correct(
         emulator = emulate(everything, log_target, weighed.weights, mean, covariance)
         if emulator is not None and emulator.error < tolerance:
             emulated = emulator.estimate(everything, log_target, proposals, counts, (seed, turn, 1))
-            probes = _probe(asked, example, emulated.mean, emulated.covariance, center, nodes)
+            if np.isfinite(emulated.ess):
+                probes = _probe(asked, example, emulated.mean, emulated.covariance, center, nodes)
             # What holds at the points has to hold in the tails as well.
-            if _missed(probes, emulator, proposals, counts, weighed.raw) < _MISSED:
+            if probes and _missed(probes, emulator, proposals, counts, weighed.raw) < _MISSED:
                 estimate, emulator_error = emulated, emulator.error
         tempered = tempered_weights(weighed.raw, 10.0 * d)
         moments = shrunk_moments(everything, tempered, covariance)

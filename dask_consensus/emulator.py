@@ -89,24 +89,25 @@ class Emulator(NamedTuple):
         counts: Sequence[int],
         seed: Sequence[int],
     ) -> Estimate:
-        """Average over the emulator's density, and add what it misses at the points."""
+        """Average over the emulator's density, and add what it misses at the points.
+
+        Numbers are not finite where what is missed is as large as what is emulated.
+        """
         population = proposals[-1].draw(_POPULATION, seed)
-        emulated = np.exp(
-            self.log_density(population) - self.top - proposals[-1].log_density(population)
-        )
-        mixture = log_mixture(points, proposals, counts)
-        missed = np.exp(log_target - self.top - mixture) - np.exp(
-            self.at_points - self.top - mixture
-        )
-        sizes = len(population), len(points)
-        estimate = estimate_of(
-            Weighted(
-                np.concatenate([population, points]),
-                np.concatenate([emulated / sizes[0], missed / sizes[1]]),
-            ),
-            Weighted(population, emulated / emulated.sum()),
-            sizes,
-        )
+        drawn = proposals[-1].log_density(population)
+        mixture = log_mixture(points, proposals, counts) + self.top
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            emulated = np.exp(self.log_density(population) - self.top - drawn)
+            missed = np.exp(log_target - mixture) - np.exp(self.at_points - mixture)
+            sizes = len(population), len(points)
+            estimate = estimate_of(
+                Weighted(
+                    np.concatenate([population, points]),
+                    np.concatenate([emulated / sizes[0], missed / sizes[1]]),
+                ),
+                Weighted(population, emulated / emulated.sum()),
+                sizes,
+            )
         return estimate._replace(log_total=estimate.log_total + self.top)
 
 

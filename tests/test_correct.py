@@ -78,6 +78,7 @@ def test_verdict_is_good_and_says_how_accurate(conjugate, corrected):
     _, mean, covariance, _ = conjugate
     assert corrected.attrs["verdict_good"] == 1
     assert corrected.attrs["verdict"].startswith("Good: this is the full model's posterior")
+    assert float(corrected["correction"]["emulator_error"]) < 0.01
     assert float(corrected["correction"]["k_hat"]) < 0.5
     draws = corrected["posterior"]["beta"].to_numpy().reshape(-1, 3)
     off = np.abs(draws.mean(axis=0) - mean) / np.sqrt(np.diag(covariance))
@@ -111,9 +112,7 @@ def test_anchored_rounds_alone_are_close_and_keep_their_word(conjugate):
     table, mean, covariance, _ = conjugate
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        tree = fit(
-            table, regression, n_shards=6, method="anchored", correct=False, num_samples=500
-        )
+        tree = fit(table, regression, n_shards=6, method="anchored", correct=False, num_samples=500)
     assert "correction" not in tree.children
     assert "correct=False" in tree.attrs["verdict"]
     draws = tree["posterior"]["beta"].to_numpy().reshape(-1, 3)
@@ -164,6 +163,35 @@ def test_sparse_binary_groups_agree_with_a_grid():
         assert abs(float(draws.mean()) - mean) < 0.06 * sd
         assert 0.93 < float(draws.std()) / sd < 1.07
     assert tree.attrs["verdict_good"] == 1
+
+
+def effects(g, y=None, *, n_g):
+    tau = numpyro.sample("tau", dist.HalfNormal(1.0))
+    with numpyro.plate("g", n_g):
+        a = numpyro.sample("a", dist.Normal(0.0, tau))
+    numpyro.sample("y", dist.Normal(a[g], 1.0), obs=y)
+
+
+def test_a_variance_near_zero_is_not_left_to_the_emulator():
+    """Its log has a tail of all scales, in closed form: y_g ~ N(0, tau^2 + 1)."""
+    rng = np.random.default_rng(7)
+    y = rng.normal(size=200) * np.sqrt(1 + 0.15**2)
+    table = pd.DataFrame({"g": np.arange(200), "y": y})
+    tree = fit(table, effects, by="g", n_shards=4)
+
+    log_tau = np.linspace(-14, 1, 6001)
+    variance = np.exp(2 * log_tau) + 1
+    density = -100 * np.log(variance) - (y**2).sum() / 2 / variance
+    density += scipy.stats.halfnorm.logpdf(np.exp(log_tau)) + log_tau
+    density = np.exp(density - density.max())
+    density /= density.sum()
+    mean = density @ log_tau
+    sd = np.sqrt(density @ (log_tau - mean) ** 2)
+    found = tree["correction"]
+    assert np.isnan(float(found["emulator_error"]))
+    assert abs(float(found["mean"][0]) - mean) < 0.06 * sd
+    assert 0.94 < float(found["sd"][0]) / sd < 1.06
+    assert float(found["error"][0]) < 0.06
 
 
 # What must be flagged
