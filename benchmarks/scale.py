@@ -34,6 +34,7 @@ OUT = Path(__file__).parent / "results" / "scale.json"
 SIZES = (1_000_000, 3_000_000, 10_000_000)
 ROWS_A_GROUP = 10
 ROWS_A_FILE = 250_000
+TASK_SECONDS = 1e-3  # of a scheduler a task; Dask's documentation says 0.2 to 1 ms
 FILES_AT_ONCE = 4  # whose rows are shuffled among each other
 TRUTH = {"mu_a": 1.0, "tau_a": 0.8, "mu_b": -0.5, "tau_b": 0.4, "sigma": 1.2}
 
@@ -163,10 +164,15 @@ def expected(
     fixed, core_seconds = growth(results)
     largest = max(one["rows"] for one in results)
     sizes = [f"{one['rows']:,}" for one in results]
-    total = fixed + core_seconds * rows / cores
+    most = max(results, key=lambda one: one["rows"])
+    tasks = most["tasks"] / most["rows"] * rows
+    work, scheduling = core_seconds * rows / cores, tasks * TASK_SECONDS
     yield (
-        f"{rows:,} rows on {cores} cores: {hours(total)}, {core_seconds * rows / 3600:,.0f} "
-        f"core-hours ({core_seconds * 1e6:,.0f} core-seconds a million rows, {fixed:,.0f} s once)."
+        f"{rows:,} rows on {cores} cores: {hours(fixed + max(work, scheduling))} to "
+        f"{hours(fixed + work + scheduling)}: {fixed:,.0f} s once, {hours(work)} of work "
+        f"({core_seconds * rows / 3600:,.0f} core-hours, {core_seconds * 1e6:,.0f} core-seconds a "
+        f"million rows), beside or after {hours(scheduling)} of a scheduler for {tasks:,.0f} tasks "
+        f"at {TASK_SECONDS * 1e3:.0f} ms; shards_per_task divides the tasks."
     )
     apart = [(one["seconds"] - fixed) / one["rows"] * 1e6 for one in results]
     yield (
@@ -177,7 +183,7 @@ def expected(
     if gpu_rows_per_second is None:
         yield f"{rows:,} rows on {gpus} GPUs: unmeasured."
     else:
-        total = fixed + rows / (gpus * gpu_rows_per_second)
+        total = fixed + max(rows / (gpus * gpu_rows_per_second), scheduling)
         yield (
             f"{rows:,} rows on {gpus} GPUs of {gpu_rows_per_second:,.0f} rows a second each, as "
             f"given: {hours(total)}."
@@ -189,8 +195,7 @@ def expected(
         "beyond them (shards stay of one size, so that their number grows and not their cost; as "
         "many rounds and points are needed); workers are always busy, as there are many more "
         "shards than workers; a core is as fast as here; disks and network keep up, so that the "
-        "shuffle takes as many core-seconds a row; the scheduler and the client, which are not "
-        "divided, take no more than the seconds counted once."
+        "shuffle takes as many core-seconds a row."
     )
 
 
