@@ -280,7 +280,11 @@ def full_table(groups: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[str]:
 def full_cells(own: Mapping[str, Any], other: Mapping[str, Any]) -> Sequence[str]:
     """One row of the table."""
     ratio = times(rate(own) / rate(other)) if rate(other) else "-"
-    equal = seconds_to(other, EQUAL) / own["seconds"] if own.get("ess", 0.0) >= EQUAL else np.nan
+    equal = "-"
+    if own.get("ess", 0.0) >= EQUAL:
+        # What has no draws yet needs longer than it had.
+        there = seconds_to(other, EQUAL) if other["draws"] else other["seconds"]
+        equal = "> " * (not other["draws"]) + times(there / own["seconds"])
     return (
         own["case"],
         f"{own['rows']:,}",
@@ -293,7 +297,7 @@ def full_cells(own: Mapping[str, Any], other: Mapping[str, Any]) -> Sequence[str
         f"{own.get('ess', 0.0):,.0f}",
         f"{rate(own):.3g}",
         ratio,
-        times(equal) if np.isfinite(equal) else "-",
+        equal,
         *agreement(own, other.get("unconstrained")),
         "good" if own["good"] else "not good",
     )
