@@ -632,22 +632,28 @@ def hmcecs_chain(
 
 
 def posterior_mode(x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
-    """The mode that the proxy is expanded around."""
-    zero = {"alpha": jnp.zeros(()), "beta": jnp.zeros(x.shape[1])}
-    start, unravel = ravel_pytree(zero)
+    """The mode that the proxy is expanded around, found in double precision."""
+    with jax.enable_x64(True):
+        x64, y64 = (jnp.asarray(np.asarray(one, np.float64)) for one in (x, y))
+        # Not from zero: where a logit is exactly 0, NumPyro's gradient of its density is not right.
+        near_zero = {"alpha": jnp.full((), 0.01), "beta": jnp.zeros(x.shape[1])}
+        start, unravel = ravel_pytree(near_zero)
 
-    @jax.jit
-    def slope(u: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def potential(u: jax.Array) -> jax.Array:
-            return potential_energy(logistic_matrix, (), {"x": x, "y": y}, unravel(u)) / len(x)
+        @jax.jit
+        def slope(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+            def potential(u: jax.Array) -> jax.Array:
+                data = {"x": x64, "y": y64}
+                return potential_energy(logistic_matrix, (), data, unravel(u)) / len(x64)
 
-        return jax.value_and_grad(potential)(u)
+            return jax.value_and_grad(potential)(u)
 
-    def value_and_gradient(u: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = slope(jnp.asarray(u, x.dtype), x, y)
-        return float(value), np.asarray(gradient, np.float64)
+        def value_and_gradient(u: np.ndarray) -> tuple[float, np.ndarray]:
+            value, gradient = slope(jnp.asarray(u))
+            return float(value), np.asarray(gradient)
 
-    found = scipy.optimize.minimize(
-        value_and_gradient, np.asarray(start), jac=True, method="L-BFGS-B"
-    )
-    return unravel(jnp.asarray(found.x, x.dtype))
+        found = scipy.optimize.minimize(
+            value_and_gradient, np.asarray(start), jac=True, method="L-BFGS-B"
+        )
+        assert found.success, found.message
+        mode = {name: np.asarray(value) for name, value in unravel(jnp.asarray(found.x)).items()}
+    return {name: jnp.asarray(value, x.dtype) for name, value in mode.items()}
