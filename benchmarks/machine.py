@@ -76,7 +76,7 @@ def local_cluster(folder: str | Path, workers: int, threads: int = 1) -> Abstrac
         n_workers=workers,
         threads_per_worker=threads,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         local_directory=str(folder),
         silence_logs="ERROR",
     )

@@ -387,7 +387,7 @@ def client() -> Iterator[Client]:
         threads_per_worker=2,
         processes=True,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         silence_logs="ERROR",
     )
     with cluster, Client(cluster) as client:

@@ -63,7 +63,8 @@ def test_workers_run_it():
         LocalCluster(
             n_workers=1,
             threads_per_worker=1,
-            dashboard_address=None,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
             preload=["dask_consensus.cluster.preload"],
         ) as cluster,
         Client(cluster) as client,
