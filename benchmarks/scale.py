@@ -207,7 +207,7 @@ def hours(seconds: float) -> str:
 
 HEAD = (
     "rows", "shards", "seconds", "a million rows", "by phase", "of it compiling", "tasks",
-    "worker, peak MiB", "client, peak MiB", "largest |z| to the truth", "verdict", "load before",
+    "worker, peak MiB", "client, peak MiB", "largest z to the truth", "verdict", "load before",
 )  # fmt: skip
 
 

@@ -310,8 +310,8 @@ def weights(tree: xr.DataTree) -> Figure:
     right.locator_params(axis="x", nbins=5)
     left.legend(frameon=False, fontsize=9, markerscale=3, loc="lower left")
     figure.suptitle(
-        f"k-hat {float(correction['k_hat']):.2f}, {float(correction['ess']):,.0f} of "
-        f"{len(weight):,} points effective",
+        f"k-hat {float(correction['k_hat']):.2f}, {len(weight):,} points as good as "
+        f"{float(correction['ess']):,.0f} independent draws",
         x=0.01, ha="left", fontsize=10,
     )  # fmt: skip
     return figure

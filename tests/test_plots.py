@@ -295,7 +295,7 @@ def test_weights_over_distance_and_in_order(tmp_path):
     assert right.get_lines()[0].get_xdata()[-1] == POINTS
 
     ess = f"{float(correction['ess']):.0f}"
-    assert figure.get_suptitle() == f"k-hat 0.12, {ess} of 256 points effective"
+    assert figure.get_suptitle() == f"k-hat 0.12, 256 points as good as {ess} independent draws"
     save(figure, tmp_path)
 
 
