@@ -282,8 +282,8 @@ def weights(tree: xr.DataTree) -> Figure:
     correction = _group(tree, "correction")
     points, weight = correction["points"].values, correction["weights"].values
     turn = correction["turn"].values
-    mean, covariance = _weighted_moments(points, weight)
-    away = points - mean
+    away = points - weight @ points
+    covariance = np.atleast_2d(np.cov(points.T, aweights=weight, ddof=0))
     distance = np.sqrt(np.einsum("ij,ji->i", away, np.linalg.solve(covariance, away.T)))
     relative = weight * len(weight)
 
@@ -416,10 +416,3 @@ def _unconstrained(tree: xr.DataTree, names: Sequence[str]) -> Moments:
         return correction["mean"].values, correction["sd"].values
     last = _group(tree, "rounds").isel(round=-1)
     return last["mean"].values, last["sd"].values
-
-
-def _weighted_moments(points: Draws, weight: Draws) -> Moments:
-    """Take mean and covariance of weighted points ``(G, d)``."""
-    mean = weight @ points
-    away = points - mean
-    return mean, (away * weight[:, None]).T @ away
