@@ -201,7 +201,7 @@ def correct(
         # A long tail, once found, is worth a turn that follows it.
         adapted = turn > int(long_tailed) or np.isfinite(emulator_error)
         precise = estimate.ess >= enough and estimate.sd_error.max() < sd_error
-        if adapted and precise and weighed.k_hat < k_hat:
+        if (adapted and precise and weighed.k_hat < k_hat) or turn == turns - 1:
             break
         if turn == 0 or d > _SHAPED_UP_TO:
             probes = probes or _probe(asked, example, *moments, center, nodes)
