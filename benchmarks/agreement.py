@@ -40,7 +40,7 @@ from machine import load, print_rows, save
 from numpyro.infer.hmc_util import consensus
 
 import dask_consensus  # noqa: F401  registers ddf.consensus
-from dask_consensus import gaussian
+from dask_consensus.combination import gaussian
 from dask_consensus.fit import LazyFit
 from dask_consensus.shard.constrain import constrain
 
@@ -66,11 +66,11 @@ class Sites(Callback):
     """Keeps the contribution of every shard as the scheduler sees it."""
 
     def __init__(self) -> None:
-        self.found: list[gaussian.Site] = []
+        self.found: list[gaussian.GaussianFactor] = []
         super().__init__(posttask=self._keep)
 
     def _keep(self, key: Any, result: Any, *_: Any) -> None:
-        if isinstance(result, tuple) and result and isinstance(result[0], gaussian.Site):
+        if isinstance(result, tuple) and result and isinstance(result[0], gaussian.GaussianFactor):
             self.found.append(result[0])
 
     def draws(self) -> list[np.ndarray]:

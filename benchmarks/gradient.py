@@ -37,8 +37,9 @@ from jax import lax
 from machine import facts, in_own_process, load, print_rows, save
 from scipy.special import expit
 
-from dask_consensus.shard.reading import Reading, read_model
-from dask_consensus.shard.target import Data, PriorFactor, log_density
+from dask_consensus.model.roles import ModelInputs, read_model
+from dask_consensus.shard.target import PriorFactor, log_density
+from dask_consensus.shard_data import Data
 
 OUT = Path(__file__).parent / "results" / "gradient.json"
 LOOP = 50  # gradients in one call
@@ -83,7 +84,7 @@ def lung_problem(codes: np.ndarray, dtype: type) -> Problem:
     a, b = 2800 + 800 * rng.normal(size=groups), -4 + 4 * rng.normal(size=groups)
     fvc = rng.normal(a[codes] + b[codes] * weeks, 130.0)
     values = {"weeks": weeks.astype(dtype), "fvc": fvc.astype(dtype)}
-    offered = Reading(values, {"patient": 0}, ("patient",), {"n_patient": 0}, {}, {})
+    offered = ModelInputs(values, {"patient": 0}, ("patient",), {"n_patient": 0}, {}, {})
     u = np.array([2800.0, np.log(800.0), -4.0, np.log(4.0), np.log(130.0)], dtype)
     local = {"a": a.astype(dtype), "b": b.astype(dtype)}
     data = Data({**values, "patient": codes}, np.ones(rows, bool), (np.ones(groups, bool),))
@@ -104,7 +105,7 @@ def logistic_problem(rows: int, dtype: type) -> Problem:
     beta = np.linspace(-0.5, 0.5, len(PREDICTORS))
     y = (rng.random(rows) < expit(-0.8 + beta @ x)).astype(dtype)
     arguments = {**dict(zip(PREDICTORS, x, strict=True)), "y": y}
-    offered = Reading(arguments, {}, (), {}, {}, {})
+    offered = ModelInputs(arguments, {}, (), {}, {}, {})
     u, data = np.append(-0.8, beta).astype(dtype), Data(arguments, np.ones(rows, bool), ())
     by_hand = {
         NUMPY: lambda u, _, *rest: logistic_by_hand(np, u, x, *rest),

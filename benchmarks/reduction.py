@@ -41,8 +41,8 @@ from machine import (
     save,
 )
 
-from dask_consensus import gaussian
 from dask_consensus.cluster import mapreduce
+from dask_consensus.combination import gaussian
 
 OUT = Path(__file__).parent / "results" / "reduction.json"
 WAYS = ("tree-cluster", "tree-threads", "flat")
@@ -60,7 +60,7 @@ class Size(NamedTuple):
     workers: int
 
 
-def make_site(number: int, dim: int, draws: int) -> gaussian.Site:
+def make_site(number: int, dim: int, draws: int) -> gaussian.GaussianFactor:
     """Make a site from its number, the same one in any process.
 
     Without linear algebra, whose time would hide that of the reduction.
@@ -68,18 +68,20 @@ def make_site(number: int, dim: int, draws: int) -> gaussian.Site:
     rng = np.random.default_rng([20_260, number])
     vector = rng.normal(size=dim)
     precision = np.diag(rng.uniform(0.5, 2.0, dim)) + np.outer(vector, vector)
-    return gaussian.Site(precision, rng.normal(size=dim), rng.normal(size=(1, draws, dim)))
+    return gaussian.GaussianFactor(
+        precision, rng.normal(size=dim), rng.normal(size=(1, draws, dim))
+    )
 
 
-def map_site(number: int, dim: int, draws: int) -> tuple[gaussian.Site, int, None]:
+def map_site(number: int, dim: int, draws: int) -> tuple[gaussian.GaussianFactor, int, None]:
     """What a map gives for a shard: a contribution, a report, a state."""
     return make_site(number, dim, draws), number, None
 
 
-def tree(size: Size) -> gaussian.Site:
+def tree(size: Size) -> gaussian.GaussianFactor:
     """Add all sites by the package's tree, on whatever scheduler is there."""
     numbers = list(range(size.sites))  # in place of shards
-    travel = mapreduce.Travel(
+    execution = mapreduce.Execution(
         size.split_every, progress=False, shards_per_task=size.shards_per_task
     )
     done = mapreduce.map_reduce(
@@ -88,14 +90,14 @@ def tree(size: Size) -> gaussian.Site:
         [()] * size.sites,
         [size.dim, size.draws],
         gaussian.add,
-        travel=travel,
+        execution=execution,
         title="sites",
     )
     assert done.reports == numbers
     return done.total
 
 
-def flat(client: Client, size: Size) -> gaussian.Site:
+def flat(client: Client, size: Size) -> gaussian.GaussianFactor:
     """Add all sites on the client, one after another, in the order of their numbers."""
 
     def ask(number: int) -> Any:
@@ -111,7 +113,7 @@ def flat(client: Client, size: Size) -> gaussian.Site:
     return total
 
 
-def on_cluster(way: str, size: Size, folder: str) -> tuple[gaussian.Site, dict[str, Any]]:
+def on_cluster(way: str, size: Size, folder: str) -> tuple[gaussian.GaussianFactor, dict[str, Any]]:
     """Reduce on worker processes; what it took."""
     with local_cluster(folder, size.workers) as cluster, Client(cluster) as client:
         count = Count()
@@ -134,7 +136,7 @@ def sent(dask_worker: Any) -> int:
     return dask_worker.transfer_outgoing_bytes_total
 
 
-def on_threads(size: Size) -> tuple[gaussian.Site, dict[str, Any]]:
+def on_threads(size: Size) -> tuple[gaussian.GaussianFactor, dict[str, Any]]:
     """Reduce on threads of this process."""
     began = time.perf_counter()
     with dask.config.set(scheduler="threads", num_workers=size.workers):
@@ -148,7 +150,7 @@ def on_threads(size: Size) -> tuple[gaussian.Site, dict[str, Any]]:
     }
 
 
-def measure(way: str, size: Size) -> tuple[gaussian.Site, dict[str, Any]]:
+def measure(way: str, size: Size) -> tuple[gaussian.GaussianFactor, dict[str, Any]]:
     """Reduce in one way; the sum, and what it took."""
     machine = facts()
     with tempfile.TemporaryDirectory() as folder:
@@ -168,7 +170,7 @@ def measure(way: str, size: Size) -> tuple[gaussian.Site, dict[str, Any]]:
     }
 
 
-def difference(ours: gaussian.Site, theirs: gaussian.Site) -> float:
+def difference(ours: gaussian.GaussianFactor, theirs: gaussian.GaussianFactor) -> float:
     """Largest difference, relative to the largest number of the part it is in."""
     return max(
         float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(ours, theirs, strict=True)

@@ -41,10 +41,11 @@ from numpyro.infer.util import initialize_model, potential_energy
 
 import dask_consensus  # noqa: F401  registers ddf.consensus
 from dask_consensus.cluster import mapreduce
-from dask_consensus.cluster.arrays import pad
-from dask_consensus.fit import LazyFit, persist
+from dask_consensus.cluster.shards import persist
+from dask_consensus.fit import LazyFit
 from dask_consensus.shard import compiling
-from dask_consensus.shard import sample as shard_sample
+from dask_consensus.shard import nuts as shard_sample
+from dask_consensus.shard_data import pad
 
 PIECE = 10  # transitions between looks at the clock
 WARMUP = 400  # transitions NUTS on all rows adapts in; NumPyro's users mostly take 1,000

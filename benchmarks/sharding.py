@@ -22,8 +22,10 @@ import pandas as pd
 from distributed import Client
 from machine import in_own_process, local_cluster, peak_mib
 
-from dask_consensus.cluster.arrays import Column, Layout, Shard, to_shard
-from dask_consensus.cluster.assign import assign, check, shards, survey, used
+from dask_consensus.frame.arrays import Column, Layout, to_shard
+from dask_consensus.frame.assign import assign, shards
+from dask_consensus.frame.survey import check, survey, used
+from dask_consensus.shard_data import Shard
 
 LAYOUT = Layout(
     by=("patient",),

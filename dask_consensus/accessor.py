@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from .fit import LazyFit
-    from .plan import Plan
+    from .plan.plan import Plan
 
 
 @register_dataframe_accessor("consensus")

@@ -13,7 +13,6 @@ import yaml
 Method = Literal["auto", "laplace", "anchored", "consensus", "parametric"]
 Correct = Literal["auto"] | bool
 Weights = Literal["full", "diagonal"]
-
 # Values of Dask's own configuration (files, environment, dask.config.set) win over these.
 dask.config.update_defaults(
     yaml.safe_load(resources.files("dask_consensus").joinpath("consensus.yaml").read_text())

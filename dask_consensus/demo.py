@@ -20,15 +20,15 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.diagnostics import effective_sample_size
 
-import dask_consensus  # noqa: F401  registers ddf.consensus
-from dask_consensus import plots
-from dask_consensus.simulate import lung_function
+from . import plots
+from .simulate import lung_function
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import xarray as xr
     from jax import Array
+
 
 COLUMNS = {"patient": "Patient", "weeks": "Weeks", "fvc": "FVC"}
 REFERENCE_CHAINS = 4

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
 Draws = npt.NDArray[np.float64]
 Moments = tuple[Draws, Draws]
-
 # The reference is a grey area. The others are lines in colours of Okabe and Ito's palette, which
 # stay apart for colour-blind readers, and in dashes, which stay apart without any colour.
 REFERENCE = "#c4c4c4"
@@ -318,8 +318,6 @@ def weights(tree: xr.DataTree) -> Figure:
 
 
 # What the pictures share
-
-
 def _panels(n: int, *, width: float = 3.2, height: float = 2.2) -> tuple[Figure, list[Axes]]:
     """Make a figure of `n` panels, in rows of at most three."""
     # Figure, unlike pyplot, opens no window and keeps no global state; saving it uses Agg.
@@ -380,8 +378,6 @@ def _note(figure: Figure, text: str) -> None:
 
 
 # Moments in unconstrained space
-
-
 def _group(tree: xr.DataTree, name: str) -> xr.Dataset:
     if name not in tree.children:
         raise ValueError(f"expected the result of a fit, got a tree without the group {name}")

@@ -20,7 +20,7 @@ from numpyro.distributions import constraints
 from numpyro.handlers import mask, reparam, scale, scope
 from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 
-from dask_consensus.plan import Plan
+from dask_consensus.plan.plan import Plan
 
 from . import from_pandas, plan
 
@@ -122,11 +122,11 @@ def without_plate(y):
     numpyro.sample("obs", dist.Normal(mu, sigma), obs=y)
 
 
-@case("rate bend")
+@case("rate third_derivative")
 def unit_interval(flag, x):
     rate = numpyro.sample("rate", dist.Beta(2, 3))
-    bend = numpyro.sample("bend", dist.Uniform(-2, 3))
-    logits = jnp.log(rate) - jnp.log1p(-rate) + bend * x
+    third_derivative = numpyro.sample("third_derivative", dist.Uniform(-2, 3))
+    logits = jnp.log(rate) - jnp.log1p(-rate) + third_derivative * x
     numpyro.sample("obs", dist.Bernoulli(logits=logits), obs=flag)
 
 

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 
-from dask_consensus.cluster.arrays import Column, Layout, Shard, encode, pad, to_shard
+from dask_consensus.frame.arrays import Column, Layout, encode, to_shard
+from dask_consensus.shard_data import Shard, pad
 
 VISITS = Layout(
     by=("region", "county"),

@@ -13,9 +13,11 @@ from dask.delayed import Delayed
 from distributed import Client, LocalCluster
 from hypothesis import given, settings
 
-from dask_consensus.cluster.arrays import Column, Layout, Shard
-from dask_consensus.cluster.assign import Assignment, assign, pack, shards, survey
-from dask_consensus.cluster.place import Table
+from dask_consensus.frame.arrays import Column, Layout
+from dask_consensus.frame.assign import Assignment, assign, pack, shards
+from dask_consensus.frame.shuffle import BucketMap
+from dask_consensus.frame.survey import survey
+from dask_consensus.shard_data import Shard
 
 BY_PATIENT = Layout(
     ("patient",), (Column("patient", "patient", "group", level=0), Column("y", "y", "value"))
@@ -305,9 +307,9 @@ def test_lookup_table_is_one_task():
     frame = split(visits([2] * 50), 8)
     lazy = shards(frame, BY_PATIENT, assigned(frame, n_shards=5))
     graph = lazy[0].__dask_graph__().to_dict()
-    assert sum(isinstance(getattr(task, "value", None), Table) for task in graph.values()) == 1
+    assert sum(isinstance(getattr(task, "value", None), BucketMap) for task in graph.values()) == 1
     assert not any(
-        isinstance(argument, Table)
+        isinstance(argument, BucketMap)
         for task in graph.values()
         for argument in getattr(task, "args", ())
     )

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from numpyro.handlers import reparam, scope
 
-from dask_consensus.bindings import bind
+from dask_consensus.plan.bindings import bind
 
 from . import raise_if_dask_computes
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dask_consensus.cluster.arrays import Column, Layout
-from dask_consensus.cluster.defects import (
+from dask_consensus.frame.arrays import Column, Layout
+from dask_consensus.frame.defects import (
     INFINITE,
     MISSING,
     RANGE,

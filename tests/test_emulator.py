@@ -5,10 +5,10 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from dask_consensus.correct import equal_weight_draws
-from dask_consensus.emulator import fit
-from dask_consensus.proposals import single
-from dask_consensus.weights import weigh
+from dask_consensus.correction.draws import equal_weight_draws
+from dask_consensus.correction.emulator import fit
+from dask_consensus.correction.proposals import single
+from dask_consensus.correction.weights import weigh
 
 MEAN = np.array([1.0, -2.0])
 COVARIANCE = np.array([[1.0, 0.6], [0.6, 2.0]])

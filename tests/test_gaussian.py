@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpyro.infer.hmc_util import consensus, parametric
 
-from dask_consensus import gaussian
 from dask_consensus.cluster.mapreduce import tree
+from dask_consensus.combination import gaussian
 
 from .strategies import draws, seeds
 
@@ -21,8 +21,8 @@ def covariance(dim: int, seed: int = 0) -> np.ndarray:
     return root @ root.T
 
 
-def sites_of(subposteriors: np.ndarray, diagonal: bool = False) -> list[gaussian.Site]:
-    return [gaussian.site_of(draws, diagonal=diagonal) for draws in subposteriors]
+def sites_of(subposteriors: np.ndarray, diagonal: bool = False) -> list[gaussian.GaussianFactor]:
+    return [gaussian.factor_of(draws, diagonal=diagonal) for draws in subposteriors]
 
 
 # Closed forms
@@ -58,7 +58,7 @@ def test_product_of_two_gaussians(dim: int):
     precisions = [np.linalg.inv(matrix) for matrix in covariances]
     total = gaussian.add(
         [
-            gaussian.Site(precision, precision @ mean, np.zeros((1, 1, dim)))
+            gaussian.GaussianFactor(precision, precision @ mean, np.zeros((1, 1, dim)))
             for precision, mean in zip(precisions, means, strict=True)
         ]
     )
@@ -73,7 +73,7 @@ def test_product_of_two_gaussians(dim: int):
 @both
 def test_one_site_gives_its_draws_back(diagonal: bool):
     sample = np.random.default_rng(2).normal(size=(2, 40, 3)) * [1, 10, 0.1] + 5
-    total = gaussian.site_of(sample, diagonal=diagonal)
+    total = gaussian.factor_of(sample, diagonal=diagonal)
     np.testing.assert_allclose(gaussian.consensus_draws(total), sample, rtol=1e-12)
     np.testing.assert_allclose(
         gaussian.covariance_of(total)[0], sample.mean(axis=(0, 1)), rtol=1e-12
@@ -247,4 +247,4 @@ def test_a_singular_covariance_is_refused():
     copies, still = np.repeat(moving, 2, axis=2), np.append(moving, 0 * moving, axis=2)
     for sample, diagonal in ((copies, False), (still, False), (still, True)):
         with pytest.raises(ValueError, match="singular: some shared dimensions did not move"):
-            gaussian.site_of(sample, diagonal=diagonal)
+            gaussian.factor_of(sample, diagonal=diagonal)

@@ -13,19 +13,19 @@ import scipy.special
 import scipy.stats
 from numpyro.infer.util import log_likelihood
 
+from dask_consensus.model.model import ShardModel
+from dask_consensus.model.roles import ModelInputs, read_model
+from dask_consensus.shard.effects import obstacle
 from dask_consensus.shard.marginal import log_likelihoods, modes_at
-from dask_consensus.shard.model import ShardModel
 from dask_consensus.shard.quadrature import ladder, rule
-from dask_consensus.shard.reading import Reading, read_model
-from dask_consensus.shard.target import Data
-from dask_consensus.shard.units import obstacle
+from dask_consensus.shard_data import Data
 
 
 def read(model, values, *, groups=(), levels=()):
     """Read a model whose arguments g0, g1, ... are codes."""
     codes = {name: level for level, name in enumerate(groups)}
     counts = {f"n_{name}": level for name, level in codes.items()}
-    return read_model(model, Reading(values, codes, tuple(levels or groups), counts, {}, {}))
+    return read_model(model, ModelInputs(values, codes, tuple(levels or groups), counts, {}, {}))
 
 
 def data_of(values, codes=None, padding=0):
@@ -90,7 +90,7 @@ def test_linear_mixed_model_has_its_closed_form(gaussian_case, x64, padding, num
     np.testing.assert_allclose(found.log_likelihood, expected - at_center, atol=tolerance)
     np.testing.assert_allclose(found.at_center, at_center, atol=10 * tolerance)
     assert found.units == 12
-    assert not found.lost.any()
+    assert not found.modes_not_found.any()
     assert found.coupling < 1e-3
 
 
@@ -184,7 +184,7 @@ def test_inner_level_of_nested_keys():
     rng = np.random.default_rng(4)
     county = np.repeat(np.arange(9), 4)
     codes, values = {"region": county // 3, "county": county}, {"y": rng.normal(size=36)}
-    reading = Reading(values, {"region": 0, "county": 1}, ("R", "C"), {"n_county": 1}, {}, {})
+    reading = ModelInputs(values, {"region": 0, "county": 1}, ("R", "C"), {"n_county": 1}, {}, {})
     center, points = np.array([0.0, 0.0]), rng.normal(size=(3, 2))
     with jax.enable_x64(True):
         found = log_likelihoods(

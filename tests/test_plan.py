@@ -151,8 +151,8 @@ def test_nothing_is_sampled(table, monkeypatch):
     def sample(*_: Any, **__: Any) -> None:
         raise AssertionError("sampled")
 
-    monkeypatch.setattr("dask_consensus.shard.sample.sample_shard", sample)
-    monkeypatch.setattr("dask_consensus.sites.sample_shards", sample)
+    monkeypatch.setattr("dask_consensus.shard.nuts.sample_shard", sample)
+    monkeypatch.setattr("dask_consensus.combination.subposterior.sample_shards", sample)
     of_zoo("intercepts", table, n_shards=2)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dask_consensus.proposals import mixture_of, resample, single, split
+from dask_consensus.correction.proposals import mixture_of, resample, single, split
 
 MEAN = np.array([1.0, -2.0, 0.5])
 COVARIANCE = np.array([[2.0, 0.6, 0.0], [0.6, 1.0, -0.2], [0.0, -0.2, 0.5]])

@@ -84,7 +84,7 @@ def test_expansion_of_a_quadratic_is_exact():
     found = expansion(model, data_of(values), np.array([1.0, 2.0]), axes, 1.0, 1)
     precision = 20 / 1.5**2 * np.ones((2, 2)) + np.eye(2) / 4
     np.testing.assert_allclose(found.precision, precision, rtol=1e-8)
-    np.testing.assert_allclose(found.bend, 0, atol=1e-8)
+    np.testing.assert_allclose(found.third_derivative, 0, atol=1e-8)
     expected = (values["y"] - 3.0).sum() / 1.5**2 - np.array([1.0, 2.0]) / 4
     np.testing.assert_allclose(found.gradient, expected, rtol=1e-8)
 

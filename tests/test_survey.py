@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 
-from dask_consensus.cluster.arrays import Column, Layout
-from dask_consensus.cluster.survey import (
+from dask_consensus.frame.arrays import Column, Layout
+from dask_consensus.frame.survey import (
     HEAVIEST,
     SKETCH,
     Survey,

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpyro.infer.util import potential_energy
 
-from dask_consensus.cluster.arrays import Column, Layout, Shard, pad, to_shard
-from dask_consensus.shard.model import ROWS, ShardModel
-from dask_consensus.shard.target import Data, log_density, tempered
+from dask_consensus.frame.arrays import Column, Layout, to_shard
+from dask_consensus.model.model import ShardModel
+from dask_consensus.shard.target import log_density, tempered
+from dask_consensus.shard_data import ROWS, Data, Shard, pad
 
 from .models import ZOO, frame, planned
 from .strategies import Cut, cuts

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from dask_consensus.climb import Summit
-from dask_consensus.correct import Correction
-from dask_consensus.rounds import Combined, Round
-from dask_consensus.sites import Report
-from dask_consensus.verdict import judge, strange_shard
-from dask_consensus.weights import Estimate, Weighted
+from dask_consensus.combination.laplace import LaplaceApproximation
+from dask_consensus.combination.reports import Combined, Report, Round
+from dask_consensus.correction.importance import Correction
+from dask_consensus.correction.weights import Estimate, Weighted
+from dask_consensus.result.verdict import judge, strange_shard
 
 NAMES = ["mu", "tau"]
 
@@ -70,7 +69,7 @@ def correction(**changed):
         "nodes": 1,
         "log_evidence": 0.0,
         "log_evidence_error": 0.01,
-        "lost": 0.0,
+        "modes_not_found": 0.0,
         "coupling": 0.0,
         "beyond": np.full(2, -5.0),
         "seconds": 1.0,
@@ -80,9 +79,11 @@ def correction(**changed):
     return Correction(**(good | rest))
 
 
-def verdict(one, corrected=None, *, modes=1, summit=None, because="correct=False", coupled=()):
+def verdict(
+    one, corrected=None, *, modes=1, approximation=None, because="correct=False", coupled=()
+):
     return judge(
-        NAMES, one, corrected, modes=modes, summit=summit, n_draws=1000,
+        NAMES, one, corrected, modes=modes, approximation=approximation, n_draws=1000,
         uncorrected_because=because, coupled=coupled,
     )  # fmt: skip
 
@@ -103,7 +104,7 @@ def test_good_diagnostics_are_good():
         ({"integration_error": np.array([0.3, 0.0])}, "0.3 posterior sds on mu"),
         ({"beyond": np.array([0.0, 3.0])}, "mass far out on tau"),
         ({"coupling": 0.5}, "effects couple groups"),
-        ({"lost": 0.2}, "the mode of 20.0% of the groups was not found"),
+        ({"modes_not_found": 0.2}, "the mode of 20.0% of the groups was not found"),
     ],
 )
 def test_each_trouble_of_a_correction_is_named(changed, reason):
@@ -122,8 +123,10 @@ def test_unusable_weights_leave_the_error_unknown():
 
 
 def test_uncorrected_means_are_held_against_the_mode_that_was_climbed():
-    summit = Summit(np.array([0.3, 0.0]), np.eye(2), np.array([0.0, 0.04]), 1, [])
-    found = verdict(combined(reports(), mean=(0.0, 0.03)), summit=summit)
+    approximation = LaplaceApproximation(
+        np.array([0.3, 0.0]), np.eye(2), np.array([0.0, 0.04]), 1, []
+    )
+    found = verdict(combined(reports(), mean=(0.0, 0.03)), approximation=approximation)
     np.testing.assert_allclose(found.error, [0.3, 0.05])
     assert "the estimated error of mu is 0.3 posterior sds" in found.text
 
@@ -137,8 +140,8 @@ def test_uncorrected_means_are_held_against_the_mode_that_was_climbed():
     ],
 )
 def test_each_trouble_of_sampling_is_named(one, reason):
-    summit = Summit(np.zeros(2), np.eye(2), np.zeros(2), 1, [])
-    found = verdict(combined(reports(**one)), summit=summit)
+    approximation = LaplaceApproximation(np.zeros(2), np.eye(2), np.zeros(2), 1, [])
+    found = verdict(combined(reports(**one)), approximation=approximation)
     assert not found.good
     assert reason in found.text
 

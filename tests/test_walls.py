@@ -20,8 +20,18 @@ MODULES = {
     ): path
     for path in sorted(ROOT.rglob("*.py"))
 }
-DASK_WORLD = {"dask", "distributed", "pandas", "xarray", "dask_consensus.cluster"}
-JAX_WORLD = {"jax", "jaxlib", "numpyro", "dask_consensus.shard"}
+DASK_WORLD = {
+    "dask",
+    "distributed",
+    "pandas",
+    "xarray",
+    "dask_consensus.cluster",
+    "dask_consensus.frame",
+}
+JAX_WORLD = {"jax", "jaxlib", "numpyro", "dask_consensus.shard", "dask_consensus.model"}
+INSIDE = {"dask_consensus.shard", "dask_consensus.model"}
+OUTSIDE = {"dask_consensus.cluster", "dask_consensus.frame"}
+NEUTRAL = {"dask_consensus", "dask_consensus.shard_data"}
 
 
 def imports(module: str, typing: bool = True) -> set[str]:
@@ -53,23 +63,19 @@ def within(name: str, packages: set[str]) -> bool:
 
 
 # The floor that ties both worlds together; neither looks up at it.
-TOP = {
-    module
-    for module in MODULES
-    if not within(module, {"dask_consensus.cluster", "dask_consensus.shard"})
-} - {"dask_consensus"}
+TOP = {module for module in MODULES if not within(module, INSIDE | OUTSIDE)} - NEUTRAL
 
 
-@pytest.mark.parametrize("module", sorted(set(MODULES) - TOP - {"dask_consensus"}))
+@pytest.mark.parametrize("module", sorted(set(MODULES) - TOP - NEUTRAL))
 def test_two_worlds(module: str):
-    inside = within(module, {"dask_consensus.shard"})
+    inside = within(module, INSIDE)
     forbidden = TOP | (DASK_WORLD if inside else JAX_WORLD)
     assert not {name for name in imports(module) if within(name, forbidden)}
 
 
 def test_gaussians_are_numpy_and_scipy():
     known = {"numpy", "scipy", *sys.stdlib_module_names}
-    assert {name.split(".")[0] for name in imports("dask_consensus.gaussian")} <= known
+    assert {name.split(".")[0] for name in imports("dask_consensus.combination.gaussian")} <= known
 
 
 def test_no_circles():

@@ -8,23 +8,17 @@ scheduler runs one graph.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import dask
-from dask.base import get_scheduler
 from dask.callbacks import Callback
 from dask.delayed import Delayed, delayed
-from tqdm.auto import tqdm
 
-
-def current_client() -> Any | None:
-    """Return the distributed client that Dask would compute with now, if any."""
-    owner = getattr(get_scheduler(), "__self__", None)
-    return owner if hasattr(owner, "submit") and hasattr(owner, "scheduler_info") else None
+from .placement import Execution, _where, current_client
+from .progress import Progress
 
 
 def persist(parts: Sequence[Delayed]) -> list[Delayed]:
@@ -42,22 +36,22 @@ def call(function: Callable[..., Any], *arguments: Any) -> Delayed:
     return delayed(function, pure=False, traverse=False)(*arguments)
 
 
-def placed(travel: Travel, function: Callable[..., Any], *arguments: Any) -> Delayed:
+def placed(execution: Execution, function: Callable[..., Any], *arguments: Any) -> Delayed:
     """Make a task of a call that needs what mapped tasks need, such as a GPU."""
-    with _where(travel):
+    with _where(execution):
         return call(function, *arguments)
 
 
 def compute(
-    tasks: Sequence[Delayed], progress: Progress | None = None, travel: Travel | None = None
+    tasks: Sequence[Delayed], progress: Progress | None = None, execution: Execution | None = None
 ) -> list[Any]:
     """Bring the results of tasks to the client, all of them; tell `progress` as they come."""
     if progress is None:
         return list(dask.compute(*tasks))
     batches = [call(_report_only, task) for task in tasks]
-    travel = (travel or Travel())._replace(split_every=len(tasks) + 1)
+    execution = (execution or Execution())._replace(split_every=len(tasks) + 1)
     with progress:
-        return _run(batches, [0] * len(tasks), _nothing, travel, progress).reports
+        return _run(batches, [0] * len(tasks), _nothing, execution, progress).reports
 
 
 def _report_only(result: Any) -> tuple[None, list[Any], list[Any]]:
@@ -66,71 +60,6 @@ def _report_only(result: Any) -> tuple[None, list[Any], list[Any]]:
 
 def _nothing(_: list[None]) -> None:
     return None
-
-
-class Travel(NamedTuple):
-    """How maps over shards run.
-
-    Attributes
-    ----------
-    split_every : int
-        Contributions added by one task of the reduction tree.
-    retries : int
-        Times that a failed task is run again, under a distributed client.
-    progress : bool or None
-        Whether to show progress; None where there is a terminal or a notebook.
-    resources : mapping or None
-        What a worker must have to run mapped tasks, as in ``{"GPU": 1}``; reductions run anywhere.
-    shards_per_task : int
-        Shards that one task takes.
-    """
-
-    split_every: int = 8
-    retries: int = 0
-    progress: bool | None = None
-    resources: Mapping[str, float] | None = None
-    shards_per_task: int = 1
-
-
-def check_resources(resources: Mapping[str, float] | None) -> None:
-    """Refuse resources that no worker has: tasks would wait for ever.
-
-    Raises
-    ------
-    ValueError
-        Without a distributed client, or if no worker has all of them.
-    """
-    if not resources:
-        return
-    client = current_client()
-    asked = ", ".join(f"{name}={amount:g}" for name, amount in resources.items())
-    if client is None:
-        raise ValueError(
-            f"resources ({asked}) are those of workers: create a distributed.Client first, or "
-            "leave resources out"
-        )
-    if not workers_with(resources):
-        offers = _offers(client)
-        offered = sorted({f"{name}={amount:g}" for o in offers for name, amount in o.items()})
-        raise ValueError(
-            f"no worker has the resources {asked}; the {len(offers)} workers offer "
-            f"{', '.join(offered) or 'none'}. Start workers with --resources "
-            f"'{next(iter(resources))}=1', or leave resources out"
-        )
-
-
-def workers_with(resources: Mapping[str, float] | None) -> int:
-    """Count the workers that mapped tasks may run on; 1 without a distributed client."""
-    client = current_client()
-    if client is None:
-        return 1
-    asked = (resources or {}).items()
-    return sum(all(o.get(n, 0) >= amount for n, amount in asked) for o in _offers(client))
-
-
-def _offers(client: Any) -> list[Mapping[str, float]]:
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return [worker.get("resources") or {} for worker in workers]
 
 
 class Mapped(NamedTuple):
@@ -158,7 +87,7 @@ def map_reduce(
     shared: Sequence[Delayed],
     add: Callable[[list[Any]], Any],
     *,
-    travel: Travel,
+    execution: Execution,
     title: str,
     note: Callable[[list[Any]], str] = lambda _: "",
     states: bool = False,
@@ -177,15 +106,15 @@ def map_reduce(
         What all are given.
     add : callable
         Adds a list of contributions.
-    travel : Travel
+    execution : Execution
     title, note
         Of the progress line, which is told of every report as it comes.
     states : bool
         Whether states are kept for the next map.
     """
-    size = travel.shards_per_task
+    size = execution.shards_per_task
     starts = range(0, len(shards), size)
-    with _where(travel):
+    with _where(execution):
         batches = [
             call(
                 _batch, function, add, list(shards[i : i + size]), list(own[i : i + size]), *shared
@@ -193,8 +122,8 @@ def map_reduce(
             for i in starts
         ]
     sizes = [min(size, len(shards) - i) if states else 0 for i in starts]
-    with Progress(title, len(shards), travel.progress, note) as progress:
-        return _run(batches, sizes, add, travel, progress)
+    with Progress(title, len(shards), execution.progress, note) as progress:
+        return _run(batches, sizes, add, execution, progress)
 
 
 def each(
@@ -235,7 +164,7 @@ def _run(
     batches: Sequence[Delayed],
     sizes: Sequence[int],
     add: Callable[[list[Any]], Any],
-    travel: Travel,
+    execution: Execution,
     progress: Progress,
 ) -> Mapped:
     """Run batches of shards; `sizes` says how many states each leaves behind."""
@@ -245,18 +174,11 @@ def _run(
         for batch, size in zip(batches, sizes, strict=True)
         for i in range(size)
     ]
-    total = tree(contributions, lambda parts: call(add, parts), travel.split_every)
+    total = tree(contributions, lambda parts: call(add, parts), execution.split_every)
     graph, client = _Graph(total, reports, states), current_client()
     if client is None:
         return _run_locally(graph, progress)
-    return _run_distributed(client, graph, travel.retries, progress)
-
-
-def _where(travel: Travel | None) -> contextlib.AbstractContextManager[Any]:
-    """Tasks made here run where the resources are; the shards they take are in memory already."""
-    if travel is None or not travel.resources:
-        return contextlib.nullcontext()
-    return dask.annotate(resources=dict(travel.resources))
+    return _run_distributed(client, graph, execution.retries, progress)
 
 
 def tree(parts: list[Any], call: Callable[[list[Any]], Any], split_every: int) -> Any:
@@ -303,46 +225,3 @@ def _state(triple: tuple[Any, list[Any], list[Any]], i: int) -> Any:
 
 def _flat(lists: Sequence[Sequence[Any]]) -> list[Any]:
     return [entry for several in lists for entry in several]
-
-
-class Progress:
-    """One line that tells how many shards are done and what they reported.
-
-    Parameters
-    ----------
-    title : str
-    total : int
-        Number of shards.
-    show : bool or None
-        None shows it only where there is a terminal or a notebook.
-    note : callable
-        Turns the reports so far into the end of the line.
-    unit : str
-        What is counted.
-    """
-
-    def __init__(
-        self,
-        title: str,
-        total: int,
-        show: bool | None,
-        note: Callable[[list[Any]], str] = lambda _: "",
-        unit: str = "shard",
-    ) -> None:
-        self._reports: list[Any] = []
-        self._note = note
-        self._bar = tqdm(
-            desc=title, total=total, unit=unit, disable=None if show is None else not show
-        )
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def tell(self, reports: Sequence[Any]) -> None:
-        """Count the shards of one more task."""
-        self._reports += reports
-        self._bar.set_postfix_str(self._note(self._reports), refresh=False)
-        self._bar.update(len(reports))

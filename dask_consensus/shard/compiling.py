@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .model import TRACE_LOCK
+from ..model.model import TRACE_LOCK
 
 _COMPILED: dict[Hashable, Callable[..., Any]] = {}
 _LOCKS: dict[Hashable, threading.Lock] = {}

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..model.model import Arrays, ShardModel
 from .compiling import in_blocks, precision
-from .model import Arrays, ShardModel
 
 
 def constrain(

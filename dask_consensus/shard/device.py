@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from .model import ShardModel
+from ..model.model import ShardModel
 
 _ROW_VALUES = 32  # numbers a row that a gradient keeps, besides the data
 _LOCAL_VALUES = 64  # copies of the local sites that a trajectory of NUTS keeps

@@ -22,13 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..model.model import ShardModel
+from ..shard_data import Data
 from . import newton
 from .compiling import compiled, on_device, precision, shapes_of
 from .device import accelerated
-from .model import ShardModel
-from .quadrature import Nodes, most_nodes, rule
-from .target import Data, Terms, terms_of
-from .units import (
+from .effects import (
     Reference,
     effects_per_unit,
     nothing_subtracted,
@@ -37,13 +36,15 @@ from .units import (
     unit_level,
     unpack,
 )
+from .quadrature import Nodes, most_nodes, rule
+from .target import Terms, terms_of
 
 _NEWTON_STEPS = 40  # at the center, from far away
 ALMOST_ZERO = 0.0137  # to begin from: at 0 itself densities written with |x| have no gradient
 _FEW_STEPS = 6  # at a point, from modes moved along with it
 _NEAR = 0.03  # squared decrement from which one more step arrives
 _CHUNK = 64  # units summed in working precision before double precision takes over
-_BLOCK = 32  # points evaluated by one call; one number, so that one compilation serves all
+_BLOCK = 32  # points evaluated by one call; one n_nodes, so that one compilation serves all
 _AT_ONCE = 8_000_000  # rows times points held in memory at a time
 _FILLS = 4_000_000  # rows times points that fill a GPU
 _DECREMENT = 0.5  # squared Newton decrement beyond which a unit's mode was not found
@@ -57,7 +58,7 @@ class Values(NamedTuple):
     log_likelihood : (G,) float64 array
     at_center : float
         The value at the center itself.
-    lost : (G,) float64 array
+    modes_not_found : (G,) float64 array
         Units whose mode was not found.
     units : int
         Units of the shard.
@@ -68,7 +69,7 @@ class Values(NamedTuple):
 
     log_likelihood: np.ndarray
     at_center: float
-    lost: np.ndarray
+    modes_not_found: np.ndarray
     units: int
     coupling: float
 
@@ -86,13 +87,13 @@ class _Center(NamedTuple):
     u: jax.Array  # (d,)
     effects: jax.Array  # (U, q) modes
     slope: jax.Array  # (U, q, d) their derivative in u
-    less: Reference  # log densities of rows and groups there
+    reference: Reference  # log densities of rows and groups there
     coupling: jax.Array
     variances: jax.Array  # (U, q)
 
 
 def log_likelihoods(
-    model: ShardModel, data: Data, points: np.ndarray, center: np.ndarray, number: int
+    model: ShardModel, data: Data, points: np.ndarray, center: np.ndarray, n_nodes: int
 ) -> Values:
     """Evaluate ``log l_k(u) - log l_k(u0)`` at many points.
 
@@ -106,16 +107,16 @@ def log_likelihoods(
         Rounded to the working precision before use: round them first where it matters.
     center : (d,) array
         The reference point ``u0``, best where the posterior is.
-    number : int
+    n_nodes : int
         Number of nodes (see :func:`~dask_consensus.shard.quadrature.ladder`).
     """
     try:
-        return _log_likelihoods(model, data, points, center, number, x64=True)
+        return _log_likelihoods(model, data, points, center, n_nodes, x64=True)
     except (TypeError, ValueError):
         # A model may hold constants of one precision that cannot meet the other.
         if model.x64:
             raise
-        return _log_likelihoods(model, data, points, center, number, x64=False)
+        return _log_likelihoods(model, data, points, center, n_nodes, x64=False)
 
 
 def _log_likelihoods(
@@ -123,12 +124,12 @@ def _log_likelihoods(
     data: Data,
     points: np.ndarray,
     center: np.ndarray,
-    number: int,
+    n_nodes: int,
     *,
     x64: bool,
 ) -> Values:
     q = effects_per_unit(model)
-    nodes = rule(q, number) if q else Nodes(np.zeros((1, 0)), np.zeros(1))
+    nodes = rule(q, n_nodes) if q else Nodes(np.zeros((1, 0)), np.zeros(1))
     count = np.int32(len(nodes.log_weights))
     if q:
         nodes = nodes.padded(most_nodes(q))
@@ -146,12 +147,14 @@ def _log_likelihoods(
         ]
     sums = np.concatenate([found_[0] for found_ in found]).astype(np.float64).sum(axis=1)
     real = int(np.sum(data.mask(unit_level(model)))) if q else 0
-    there = [found[0][2], origin.less.rows, *origin.less.groups]
+    there = [found[0][2], origin.reference.rows, *origin.reference.groups]
     total = sum(float(np.sum(np.asarray(part, np.float64))) for part in there)
     return Values(
         log_likelihood=sums[: len(points)],
         at_center=total + 0.5 * q * real * float(np.log(2 * np.pi)),
-        lost=np.concatenate([found_[1] for found_ in found]).astype(np.float64)[: len(points)],
+        modes_not_found=np.concatenate([found_[1] for found_ in found]).astype(np.float64)[
+            : len(points)
+        ],
         units=real,
         coupling=float(origin.coupling),
     )
@@ -172,8 +175,6 @@ def _center(model: ShardModel, arrays: Data, point: jax.Array) -> _Center:
 
 
 # The center and the points
-
-
 def _find_center(model: ShardModel) -> Callable[..., _Center]:
     """Modes of all units at the center, and how they move with u."""
     q = effects_per_unit(model)
@@ -185,7 +186,7 @@ def _find_center(model: ShardModel) -> Callable[..., _Center]:
             u=u,
             effects=nothing,
             slope=jnp.zeros((0, 0, len(u)), u.dtype),
-            less=Reference(terms.rows, terms.groups),
+            reference=Reference(terms.rows, terms.groups),
             coupling=jnp.zeros(()),
             variances=nothing,
         )
@@ -226,11 +227,11 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
         def units_at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
             if not q:
                 terms = terms_of(model, u, {}, data)
-                return others(model, terms, center.less), jnp.zeros((), int)
+                return others(model, terms, center.reference), jnp.zeros((), int)
             mask = data.mask(unit_level(model))
 
             def density(effects: jax.Array) -> tuple[jax.Array, Terms]:
-                return unit_density(model, u, effects, data, center.less)
+                return unit_density(model, u, effects, data, center.reference)
 
             start = center.effects + center.slope @ (u - center.u)
             better = density(start)[0] >= density(center.effects)[0]
@@ -240,16 +241,16 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
             found = near.decrement < _DECREMENT
             modes = near.effects + jnp.where(found[:, None], near.step, 0.0)
             log_integral = integral(density, modes, near.factor, nodes, count)
-            rest = others(model, density(modes)[1], center.less)
+            rest = others(model, density(modes)[1], center.reference)
             values = jnp.concatenate([jnp.where(mask, log_integral, 0.0), rest])
             return values, jnp.sum(mask & ~found)
 
         # The center is one more point, so that the model's code is compiled once.
         at_once = _points_at_once(len(data.rows))
-        values, lost = lax.map(
+        values, modes_not_found = lax.map(
             units_at, jnp.concatenate([center.u[None], points]), batch_size=at_once
         )
-        return _chunks(values[1:] - values[0]), lost[1:], values[0]
+        return _chunks(values[1:] - values[0]), modes_not_found[1:], values[0]
 
     return evaluate
 

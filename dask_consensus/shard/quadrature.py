@@ -26,9 +26,9 @@ class Nodes(NamedTuple):
     points: npt.NDArray[np.float64]
     log_weights: npt.NDArray[np.float64]
 
-    def padded(self, number: int) -> Nodes:
-        """Bring the rule to `number` entries, so that rules of all sizes have one shape."""
-        more = number - len(self.log_weights)
+    def padded(self, n_nodes: int) -> Nodes:
+        """Bring the rule to `n_nodes` entries, so that rules of all sizes have one shape."""
+        more = n_nodes - len(self.log_weights)
         return Nodes(np.pad(self.points, ((0, more), (0, 0))), np.pad(self.log_weights, (0, more)))
 
 
@@ -58,11 +58,11 @@ def gradient_ladder(q: int) -> tuple[int, ...]:
     return (2 * q,)
 
 
-def rule(q: int, number: int) -> Nodes:
-    """Build the rule of `number` nodes (see the ladders) in `q` dimensions."""
-    if q <= GRID_UP_TO or number == 1:
-        return gauss_hermite(q, number)
-    return spherical(q) if number == 2 * q else quasi_random(q, number)
+def rule(q: int, n_nodes: int) -> Nodes:
+    """Build the rule of `n_nodes` nodes (see the ladders) in `q` dimensions."""
+    if q <= GRID_UP_TO or n_nodes == 1:
+        return gauss_hermite(q, n_nodes)
+    return spherical(q) if n_nodes == 2 * q else quasi_random(q, n_nodes)
 
 
 def gauss_hermite(q: int, per_axis: int) -> Nodes:
@@ -79,13 +79,13 @@ def spherical(q: int) -> Nodes:
     return Nodes(points, np.full(2 * q, q / 2 - np.log(2 * q)))
 
 
-def quasi_random(q: int, number: int) -> Nodes:
+def quasi_random(q: int, n_nodes: int) -> Nodes:
     """Points of a scrambled Sobol sequence, normal by inversion, and their mirror images.
 
     The mirror images make the rule exact for odd functions, as a grid is. The same points serve
     every integral, so that their errors cancel in differences.
     """
-    uniform = scipy.stats.qmc.Sobol(q, rng=0).random(number // 2)
+    uniform = scipy.stats.qmc.Sobol(q, rng=0).random(n_nodes // 2)
     half = scipy.special.ndtri(np.clip(uniform, 1e-12, 1 - 1e-12))
     points = np.concatenate([half, -half])
-    return Nodes(points, np.full(number, -np.log(number)) + (points**2).sum(axis=1) / 2)
+    return Nodes(points, np.full(n_nodes, -np.log(n_nodes)) + (points**2).sum(axis=1) / 2)

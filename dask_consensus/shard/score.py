@@ -15,19 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..model.model import ShardModel
+from ..shard_data import Data
 from . import newton
 from .compiling import compiled, on_device, precision, shapes_of
+from .effects import effects_per_unit, nothing_subtracted, others, unit_density, unit_level
 from .marginal import ALMOST_ZERO, integral
-from .model import ShardModel
 from .quadrature import Nodes, most_nodes, rule
-from .target import Data, terms_of
-from .units import (
-    effects_per_unit,
-    nothing_subtracted,
-    others,
-    unit_density,
-    unit_level,
-)
+from .target import terms_of
 
 _NEWTON_STEPS = 40
 _NEAR = 1e-4  # squared decrement at which the modes are close enough to place nodes around them
@@ -56,18 +51,18 @@ class Expansion(NamedTuple):
     gradient : (d,) array
     precision : (d, d) array
         Minus the Hessian.
-    bend : (d,) array
+    third_derivative : (d,) array
         Third derivative, summed over the directions it is taken in twice: ``sum_j T(a_j, a_j, .)``.
     """
 
     value: float
     gradient: np.ndarray
     precision: np.ndarray
-    bend: np.ndarray
+    third_derivative: np.ndarray
 
 
 def expansion(
-    model: ShardModel, data: Data, u: np.ndarray, axes: np.ndarray, weight: float, number: int
+    model: ShardModel, data: Data, u: np.ndarray, axes: np.ndarray, weight: float, n_nodes: int
 ) -> Expansion:
     """Expand a shard's log density by differences of gradients.
 
@@ -79,19 +74,19 @@ def expansion(
     axes : (d, d) array
         Columns are the steps of the differences, of about a posterior sd.
     weight : float
-    number : int
+    n_nodes : int
         Nodes, one of :func:`.quadrature.gradient_ladder`.
     """
     points = np.concatenate([u[None], u + axes.T, u - axes.T])
-    value, gradient = score(model, data, points, weight, number)
+    value, gradient = score(model, data, points, weight, n_nodes)
     here, ahead, behind = gradient[0], *np.split(gradient[1:], 2)
     # Row j: the Hessian times step j.
     precision = -np.linalg.solve(axes.T, (ahead - behind) / 2)
-    bend = (ahead - 2 * here + behind).sum(axis=0)
-    return Expansion(float(value[0]), here, (precision + precision.T) / 2, bend)
+    third_derivative = (ahead - 2 * here + behind).sum(axis=0)
+    return Expansion(float(value[0]), here, (precision + precision.T) / 2, third_derivative)
 
 
-def score(model: ShardModel, data: Data, points: np.ndarray, weight: float, number: int) -> Score:
+def score(model: ShardModel, data: Data, points: np.ndarray, weight: float, n_nodes: int) -> Score:
     """Evaluate a shard's log density, local effects integrated out, and its gradient.
 
     Parameters
@@ -104,16 +99,16 @@ def score(model: ShardModel, data: Data, points: np.ndarray, weight: float, numb
         Near each other: each begins from the modes of the one before.
     weight : float
         The power of the prior.
-    number : int
+    n_nodes : int
         Nodes, one of :func:`.quadrature.gradient_ladder`.
     """
     try:
-        return _score(model, data, points, weight, number, x64=True)
+        return _score(model, data, points, weight, n_nodes, x64=True)
     except (TypeError, ValueError):
         # A model may hold constants of one precision that cannot meet the other.
         if model.x64:
             raise
-        return _score(model, data, points, weight, number, x64=False)
+        return _score(model, data, points, weight, n_nodes, x64=False)
 
 
 def _score(
@@ -121,13 +116,13 @@ def _score(
     data: Data,
     points: np.ndarray,
     weight: float,
-    number: int,
+    n_nodes: int,
     *,
     x64: bool,
 ) -> Score:
     q = effects_per_unit(model)
     units = len(data.mask(unit_level(model))) if q else 0
-    nodes = rule(q, number) if q else Nodes(np.zeros((1, 0)), np.zeros(1))
+    nodes = rule(q, n_nodes) if q else Nodes(np.zeros((1, 0)), np.zeros(1))
     count = np.int32(len(nodes.log_weights))
     if q:
         nodes = nodes.padded(most_nodes(q))
@@ -174,10 +169,10 @@ def _score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, ja
         u: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         mask = data.mask(unit_level(model))
-        less = nothing_subtracted(data, u)
+        reference = nothing_subtracted(data, u)
 
         def density(effects: jax.Array, u: jax.Array = u) -> tuple[jax.Array, Any]:
-            return unit_density(model, u, effects, data, less)
+            return unit_density(model, u, effects, data, reference)
 
         there = newton.ascend(density, effects, _NEWTON_STEPS, _NEAR)
         modes, factor = there.effects, there.factor
@@ -194,7 +189,7 @@ def _score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, ja
 
         def rest(u: jax.Array) -> jax.Array:
             terms = density(modes, u)[1]
-            return weight * terms.prior + jnp.sum(others(model, terms, less))
+            return weight * terms.prior + jnp.sum(others(model, terms, reference))
 
         value, gradient = jax.value_and_grad(rest)(u)
         gradient = lax.fori_loop(0, count, at_node, gradient)

@@ -9,35 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..model.model import Latent, ShardModel
+from ..shard_data import ROWS, Data
 from .compiling import in_blocks, precision
-from .model import ROWS, Latent, ShardModel
-
-
-class Data(NamedTuple):
-    """A shard's padded arrays.
-
-    Attributes
-    ----------
-    arguments : dict
-        Model argument -> ``(R,)`` array.
-    rows : (R,) bool array
-        True for real rows.
-    groups : tuple of (G_l,) bool arrays
-        True for real groups, level by level.
-    """
-
-    arguments: dict[str, Any]
-    rows: Any
-    groups: tuple[Any, ...]
-
-    @property
-    def sizes(self) -> tuple[int, tuple[int, ...]]:
-        """Padded numbers of rows and of groups at each level."""
-        return len(self.rows), tuple(len(mask) for mask in self.groups)
-
-    def mask(self, level: int) -> Any:
-        """Return the mask of a level."""
-        return self.rows if level == ROWS else self.groups[level]
 
 
 class PriorFactor(NamedTuple):

@@ -1,0 +1,88 @@
+"""Where tasks on shards run: which client, which workers, which resources."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import dask
+from dask.base import get_scheduler
+
+
+def current_client() -> Any | None:
+    """Return the distributed client that Dask would compute with now, if any."""
+    owner = getattr(get_scheduler(), "__self__", None)
+    return owner if hasattr(owner, "submit") and hasattr(owner, "scheduler_info") else None
+
+
+class Execution(NamedTuple):
+    """How maps over shards run.
+
+    Attributes
+    ----------
+    split_every : int
+        Contributions added by one task of the reduction tree.
+    retries : int
+        Times that a failed task is run again, under a distributed client.
+    progress : bool or None
+        Whether to show progress; None where there is a terminal or a notebook.
+    resources : mapping or None
+        What a worker must have to run mapped tasks, as in ``{"GPU": 1}``; reductions run anywhere.
+    shards_per_task : int
+        Shards that one task takes.
+    """
+
+    split_every: int = 8
+    retries: int = 0
+    progress: bool | None = None
+    resources: Mapping[str, float] | None = None
+    shards_per_task: int = 1
+
+
+def check_resources(resources: Mapping[str, float] | None) -> None:
+    """Refuse resources that no worker has: tasks would wait for ever.
+
+    Raises
+    ------
+    ValueError
+        Without a distributed client, or if no worker has all of them.
+    """
+    if not resources:
+        return
+    client = current_client()
+    asked = ", ".join(f"{name}={amount:g}" for name, amount in resources.items())
+    if client is None:
+        raise ValueError(
+            f"resources ({asked}) are those of workers: create a distributed.Client first, or "
+            "leave resources out"
+        )
+    if not workers_with(resources):
+        offers = _offers(client)
+        offered = sorted({f"{name}={amount:g}" for o in offers for name, amount in o.items()})
+        raise ValueError(
+            f"no worker has the resources {asked}; the {len(offers)} workers offer "
+            f"{', '.join(offered) or 'none'}. Start workers with --resources "
+            f"'{next(iter(resources))}=1', or leave resources out"
+        )
+
+
+def workers_with(resources: Mapping[str, float] | None) -> int:
+    """Count the workers that mapped tasks may run on; 1 without a distributed client."""
+    client = current_client()
+    if client is None:
+        return 1
+    asked = (resources or {}).items()
+    return sum(all(o.get(n, 0) >= amount for n, amount in asked) for o in _offers(client))
+
+
+def _offers(client: Any) -> list[Mapping[str, float]]:
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return [worker.get("resources") or {} for worker in workers]
+
+
+def _where(execution: Execution | None) -> contextlib.AbstractContextManager[Any]:
+    """Tasks made here run where the resources are; the shards they take are in memory already."""
+    if execution is None or not execution.resources:
+        return contextlib.nullcontext()
+    return dask.annotate(resources=dict(execution.resources))

@@ -1,0 +1,1 @@
+"""How what the shards say becomes one posterior."""

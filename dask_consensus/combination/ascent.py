@@ -1,0 +1,83 @@
+"""One ascent to a maximum by Newton steps, of one shard or of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..shard.score import Expansion
+
+Array = npt.NDArray[np.float64]
+_STEP = 0.5  # of the differences, in sds: wide enough to see the shape that a posterior has
+_NEAR = 0.3  # sds from the mode at which the last step arrives
+_FLAT = 0.1  # least curvature taken at face value, relative to what was expected
+_ALIKE = 3.0  # factor by which curvature may differ from the one that differences were spaced by
+
+
+class Peak(NamedTuple):
+    """A maximum of the log density.
+
+    Attributes
+    ----------
+    u : (d,) array
+    covariance : (d, d) array
+        Inverse of minus the Hessian.
+    height : float
+        Log density.
+    """
+
+    u: Array
+    covariance: Array
+    height: float
+
+
+# One ascent, of one shard or of all
+def _ascend(
+    look: Callable[[Array, Array], Expansion], u: Array, covariance: Array, most: int
+) -> tuple[Peak, Array] | None:
+    """Climb by Newton steps, drawn back where they lead down.
+
+    Returns
+    -------
+    tuple of Peak and (d,) array, or None
+        The mode, and by how much the mean differs from it; None if it was not reached.
+    """
+    best: tuple[Array, Array, float] | None = None
+    for _ in range(most):
+        axes = np.asarray(_STEP * np.linalg.cholesky(covariance), np.float64)
+        found = look(u, axes)
+        if best is not None and not found.value >= best[2] - 1e-3 - 1e-7 * abs(best[2]):
+            u, covariance = best[0] + (u - best[0]) / 4, best[1]
+            continue
+        if not _finite(found):
+            return None
+        covariance, settled = _inverse_curvature(found.precision, covariance)
+        step = covariance @ found.gradient
+        if settled and np.sqrt(found.gradient @ step) < _NEAR:
+            shift = covariance @ found.third_derivative / (2 * _STEP**2)
+            limit: Array = np.sqrt(np.diag(covariance))
+            return Peak(u + step, covariance, found.value), np.clip(shift, -limit, limit)
+        best = (u, covariance, found.value)
+        u = u + step
+    return None
+
+
+def _inverse_curvature(
+    precision: Array, expected: Array, least: float = _FLAT
+) -> tuple[Array, bool]:
+    """Invert minus a Hessian, flat or wrong curvature made right; and whether it was as expected.
+
+    A direction flatter than `least`, in units of what was expected, would lead too far for what
+    is known of it.
+    """
+    factor = np.linalg.cholesky(expected)
+    values, vectors = np.linalg.eigh(factor.T @ precision @ factor)
+    half = factor @ vectors / np.sqrt(np.maximum(np.abs(values), least))
+    return half @ half.T, bool(values.min() > 1 / _ALIKE and values.max() < _ALIKE)
+
+
+def _finite(found: Expansion) -> bool:
+    return all(np.isfinite(part).all() for part in found)

@@ -1,0 +1,1 @@
+"""What makes a combination the full model's posterior, and proves it."""

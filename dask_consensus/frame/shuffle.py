@@ -1,0 +1,196 @@
+"""Rows travel to their shards: whole partitions are gathered, single rows are shuffled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import dask
+import dask.dataframe
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+from dask.delayed import delayed
+from dask.utils import get_default_shuffle_method
+
+from ..shard_data import Shard
+from .arrays import Layout, collate, encode, row_order
+from .survey import hash_key
+
+if TYPE_CHECKING:
+    from dask.delayed import Delayed
+
+
+SHARD = "shard number"
+"""The column that holds each row's shard; no argument of a model can bear this name."""
+
+
+class BucketMap(NamedTuple):
+    """The shard of each hash bucket.
+
+    Attributes
+    ----------
+    buckets : ndarray of uint64, shape (buckets,)
+        Leading bits of the hashes of the outermost keys, sorted.
+    shard : ndarray of int32, shape (buckets,)
+        The shard of each bucket.
+    shift : int
+        Low bits of a hash that a bucket leaves out.
+    """
+
+    buckets: np.ndarray
+    shard: np.ndarray
+    shift: int
+
+
+def gather_partitions(rows: dd.DataFrame, layout: Layout, members: np.ndarray) -> list[Delayed]:
+    """Make each shard of whole partitions, without a shuffle.
+
+    Parameters
+    ----------
+    rows : dask.dataframe.DataFrame
+        The used columns.
+    layout : Layout
+        Which columns are used, and as what.
+    members : ndarray of int32, shape (partitions,)
+        The shard of each partition.
+
+    Returns
+    -------
+    list of Delayed
+    """
+    encoded = rows.map_partitions(encode, layout, meta=encode(rows._meta, layout)).to_delayed()
+    gather = delayed(_gather, pure=True)
+    return [
+        gather([encoded[i] for i in np.flatnonzero(members == shard)], layout)
+        for shard in range(members.max() + 1)
+    ]
+
+
+def place_by_key(rows: dd.DataFrame, layout: Layout, table: BucketMap) -> dd.DataFrame:
+    """Encode rows and look up the shard of each one's group.
+
+    Parameters
+    ----------
+    rows : dask.dataframe.DataFrame
+        The used columns.
+    layout : Layout
+        Which columns are used, and as what.
+    table : BucketMap
+        The shard of each hash bucket.
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        The encoded rows with their shard in the column `SHARD`.
+    """
+    # As a task of its own the table travels to a worker once, not with every partition.
+    sent = delayed(table, pure=True)
+    return rows.map_partitions(_look_up, layout, sent, meta=_placed_meta(rows, layout))
+
+
+def place_in_turn(
+    rows: dd.DataFrame, layout: Layout, offsets: np.ndarray, n_shards: int
+) -> dd.DataFrame:
+    """Encode rows and deal them out to all shards in turn.
+
+    Parameters
+    ----------
+    rows : dask.dataframe.DataFrame
+        The used columns.
+    layout : Layout
+        Which columns are used, and as what.
+    offsets : ndarray of int64, shape (partitions,)
+        Number of each partition's first row in the frame.
+    n_shards : int
+        Number of shards.
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        The encoded rows with their shard in the column `SHARD`.
+    """
+    return rows.map_partitions(
+        _deal,
+        dd.from_map(_as_series, offsets.tolist(), meta=_as_series(0)),
+        layout,
+        n_shards,
+        meta=_placed_meta(rows, layout),
+        align_dataframes=False,
+    )
+
+
+def shuffle(
+    placed: dd.DataFrame, layout: Layout, n_shards: int, method: str | None = None
+) -> list[Delayed]:
+    """Send placed rows to their shards and turn those into arrays.
+
+    Parameters
+    ----------
+    placed : dask.dataframe.DataFrame
+        Encoded rows with their shard in the column `SHARD`.
+    layout : Layout
+        Which columns are used, and as what.
+    n_shards : int
+        Number of shards.
+    method : {"tasks", "disk", "p2p"}, optional
+        How rows travel. By default what Dask is configured to use, else "p2p" under a distributed
+        client and "tasks" elsewhere.
+
+    Returns
+    -------
+    list of Delayed
+    """
+    # The last division is inclusive: as no row is placed in it, no shard gets two numbers.
+    divisions = list(range(n_shards + 1))
+    return (
+        placed.set_index(SHARD, divisions=divisions, shuffle_method=method or _default_method())
+        .map_partitions(collate, layout, meta=(None, "object"), enforce_metadata=False)
+        .to_delayed()
+    )
+
+
+def _gather(partitions: Sequence[pd.DataFrame], layout: Layout) -> Shard:
+    """Make one shard of encoded partitions."""
+    return collate(pd.concat(partitions, ignore_index=True), layout)
+
+
+def _look_up(partition: pd.DataFrame, layout: Layout, table: BucketMap) -> pd.DataFrame:
+    """Encode the rows of a partition and look up the shard of each one's group."""
+    bucket = hash_key(partition[layout.by[0]]) >> table.shift
+    position = np.searchsorted(table.buckets, bucket).clip(max=len(table.buckets) - 1)
+    if not np.array_equal(table.buckets[position], bucket):
+        raise RuntimeError(
+            f"{layout.by[0]!r} has groups that were not there when they were counted: the frame "
+            "gives other rows each time it is computed. Persist it first"
+        )
+    return encode(partition, layout).assign(**{SHARD: table.shard[position]})
+
+
+def _deal(
+    partition: pd.DataFrame, offset: pd.Series, layout: Layout, n_shards: int
+) -> pd.DataFrame:
+    """Encode the rows of a partition and deal them out, the first to the shard whose turn it is."""
+    encoded = encode(partition, layout)
+    # Sorted first: the deal must not depend on the order of arrival, nor on any period in it.
+    order = row_order([encoded[name].to_numpy() for name in encoded], len(encoded))
+    shard = (offset.iloc[0] + np.arange(len(encoded))) % n_shards
+    return encoded.iloc[order].assign(**{SHARD: shard.astype(np.int32)})
+
+
+def _as_series(number: int) -> pd.Series:
+    """Return a partition that holds one number."""
+    return pd.Series([number])
+
+
+def _placed_meta(rows: dd.DataFrame, layout: Layout) -> pd.DataFrame:
+    """Return the empty frame of placed rows."""
+    return encode(rows._meta, layout).assign(**{SHARD: np.empty(0, np.int32)})
+
+
+def _default_method() -> str:
+    """Return the configured way to shuffle, else one that suits the scheduler."""
+    method = get_default_shuffle_method()
+    configured = dask.config.get("dataframe.shuffle.method", None)
+    # Without a client Dask goes through files; tasks were faster and run under any scheduler.
+    return "tasks" if method == "disk" and configured is None else method

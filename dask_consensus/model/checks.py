@@ -1,0 +1,244 @@
+"""What a model must not do, found by data flow and by its values on small examples.
+
+A shard is the full data with rows and groups left out and the rest renumbered. A term of the
+density that such a change alters, where it should not, is told apart from one that is sound by
+evaluating it before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from .examples import Example, embed, extract
+from .model import ShardModel
+
+_INITIAL_POINTS = 100  # NumPyro gives up after as many
+Source = tuple[str, str]  # ("data" or "local", name)
+
+
+def draw_values(
+    model: ShardModel, example: Example, seed: int, radius: float = 1.0
+) -> dict[str, np.ndarray]:
+    """Draw unconstrained values of all latent sites; shared ones depend on `seed` alone."""
+    rng = np.random.default_rng(seed)
+    values = {site.name: rng.uniform(-radius, radius, site.unconstrained) for site in model.shared}
+    for name, shape in model.local_shapes(example.rows, example.groups).items():
+        values[name] = rng.uniform(-radius, radius, shape)
+    return values
+
+
+# Data flow
+def sources(
+    model: ShardModel, example: Example, terms: Sequence[str], sites: Sequence[str]
+) -> tuple[dict[str, frozenset[Source]], dict[str, frozenset[Source]]]:
+    """Tell on which data and local sites some terms, and the values of some sites, depend."""
+    values = draw_values(model, example, seed=0)
+    shared = {site.name: values.pop(site.name) for site in model.shared}
+
+    def run(arguments: Any, local: Any, shared: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        found, trace = model.log_terms({**local, **shared}, arguments, example.groups)
+        return {n: found[n] for n in terms}, {n: trace[n]["value"] for n in sites}
+
+    arguments = {k: jnp.asarray(v) for k, v in example.arguments.items()}
+    jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(arguments, values, shared)
+    labels: list[frozenset[Source]] = [
+        *(frozenset({("data", name)}) for name in sorted(arguments)),
+        *(frozenset({("local", name)}) for name in sorted(values)),
+        *(frozenset() for _ in shared),
+    ]
+    structure = jax.tree.structure(shapes)
+    in_terms, in_sites = jax.tree.unflatten(structure, _dependence(jaxpr, labels))
+    return in_terms, in_sites
+
+
+def _dependence(closed: ClosedJaxpr, labels: list[frozenset[Any]]) -> list[frozenset[Any]]:
+    """Follow labelled inputs through a jaxpr; which of them each output may depend on."""
+    jaxpr = closed.jaxpr
+    empty: frozenset[Any] = frozenset()
+    known = dict(zip(jaxpr.invars, labels, strict=True))
+
+    def of(atom: Any) -> frozenset[Any]:
+        return empty if isinstance(atom, Literal) else known.get(atom, empty)
+
+    for equation in jaxpr.eqns:
+        inputs = [of(atom) for atom in equation.invars]
+        inner = equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
+        if isinstance(inner, ClosedJaxpr):
+            outputs = _dependence(inner, inputs)
+        else:
+            outputs = [empty.union(*inputs)] * len(equation.outvars)
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return [of(atom) for atom in jaxpr.outvars]
+
+
+def check_prior_term(name: str, found: frozenset[Source], columns: Mapping[str, str]) -> None:
+    """Refuse a prior term that depends on the data or on local sites."""
+    if not found:
+        return
+    data = sorted(
+        f"{source} (column {columns.get(source, source)!r})"
+        for kind, source in found
+        if kind == "data"
+    )
+    local = sorted(source for kind, source in found if kind == "local")
+    raise ValueError(
+        f"term {name!r} has no axis of rows or groups, so every shard takes a share of it as part "
+        f"of the prior, but its value depends on {', '.join([*data, *local])}. Each shard would "
+        "see another value. Give it an axis (one value a row or a group, not their sum), or "
+        "compute what it needs from the full data beforehand and pass it as a constant."
+    )
+
+
+# Values
+class Probe:
+    """Evaluates the terms of a model on small examples; compiles once for each shape of them.
+
+    Two evaluations are compared in double precision where the model bears it, whatever the user
+    works in: an effect of 1 on values of 10,000 is lost in the rounding of single precision.
+    """
+
+    def __init__(self, model: ShardModel, example: Example) -> None:
+        self.model = model
+        # JAX keeps the constants of a function in the precision in which it was first traced: a
+        # function of its own for each precision, the user's first.
+        self._terms, self._exact_terms = (_terms_of(model) for _ in range(2))
+        self.terms(draw_values(model, example, seed=0), example)
+        self._double = self._bears_double(example)
+
+    def _bears_double(self, example: Example) -> bool:
+        """Tell whether the model, given doubles, computes in nothing less."""
+        values, arguments = draw_values(self.model, example, seed=0), _doubles(example)
+        try:
+            with jax.enable_x64(True):
+                traced = self._exact_terms.trace(values, arguments, example.groups)
+                traced.lower()
+        except Exception:  # whatever may be raised where a model insists on single precision
+            return False
+        return not _rounds(traced.jaxpr.jaxpr)
+
+    def terms(self, values: Mapping[str, Any], example: Example) -> dict[str, np.ndarray]:
+        """Every term of the density, entry by entry, in the user's precision."""
+        found = self._terms(values, example.arguments, example.groups)
+        return {name: np.asarray(term) for name, term in found.items()}
+
+    def exact_terms(self, values: Mapping[str, Any], example: Example) -> dict[str, np.ndarray]:
+        """Every term of the density, entry by entry, in double precision if possible."""
+        if not self._double:
+            return self.terms(values, example)
+        with jax.enable_x64(True):
+            found = self._exact_terms(values, _doubles(example), example.groups)
+            return {name: np.asarray(term) for name, term in found.items()}
+
+    def changed_terms(self, small: Example, other: Example, *, local: bool) -> set[str]:
+        """Name the terms whose entries for the small example differ within the other example.
+
+        Parameters
+        ----------
+        small, other : Example
+            The other one holds the rows and groups of the small one, in another order.
+        local : bool
+            Look at terms with an axis of rows or groups, or at the others.
+        """
+        model = self.model
+        values, others = (draw_values(model, example, seed=1) for example in (small, other))
+        for site in model.local:
+            others[site.name] = embed(values[site.name], others[site.name], site.axis)
+        ours, theirs = self.exact_terms(values, small), self.exact_terms(others, other)
+        # Sums in another order differ by a few roundings of their largest term.
+        relative = 1e-11 if self._double else 1e-4
+        changed = set()
+        for term in model.terms:
+            if (term.level is not None) is not local:
+                continue
+            a, b = ours[term.name], theirs[term.name]
+            if term.level is not None:
+                b = extract(b, a.shape[term.axis], term.axis)
+            tolerance = relative * (1 + np.abs(np.where(np.isfinite(a), a, 0.0)).max(initial=0.0))
+            if not np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True):
+                changed.add(term.name)
+        return changed
+
+
+def _terms_of(model: ShardModel) -> Any:
+    def terms(values: Any, arguments: Any, groups: tuple[int, ...]) -> dict[str, jax.Array]:
+        return model.log_terms(values, arguments, groups)[0]
+
+    return jax.jit(terms, static_argnums=2)
+
+
+def _doubles(example: Example) -> dict[str, np.ndarray]:
+    return {
+        name: value.astype(np.float64) if value.dtype.kind == "f" else value
+        for name, value in example.arguments.items()
+    }
+
+
+def _rounds(jaxpr: Jaxpr) -> bool:
+    """Tell whether anything is computed in less than double precision."""
+    for equation in jaxpr.eqns:
+        types = [getattr(var.aval, "dtype", np.dtype(bool)) for var in equation.outvars]
+        if any(jnp.issubdtype(t, jnp.floating) and jnp.finfo(t).bits < 64 for t in types):
+            return True
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda p: isinstance(p, ClosedJaxpr | Jaxpr)
+        ):
+            inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+            if isinstance(inner, Jaxpr) and _rounds(inner):
+                return True
+    return False
+
+
+def check_renumbering(
+    probe: Probe, small: Example, renumbered: Example, counts: Sequence[str]
+) -> None:
+    """Refuse a model in which the numbers of groups or the order of rows mean something."""
+    changed = probe.changed_terms(small, renumbered, local=True)
+    if not changed:
+        return
+    sized = [f"{site.name!r} {site.shape}" for site in probe.model.shared if site.shape]
+    fixed = f" (shared sites of a fixed size: {', '.join(sized)})" if sized else ""
+    remedy = (
+        "A site indexed by group codes must have one entry a group: take its size from "
+        f"{', '.join(counts)}{fixed}. Rows must be independent given the latent sites."
+        if counts
+        else "Rows must be independent given the latent sites."
+    )
+    raise ValueError(
+        f"the density of {', '.join(sorted(changed))} changes when groups are renumbered and rows "
+        "reordered, but codes are local to each shard and rows have no order there. " + remedy
+    )
+
+
+def check_prior_counts(probe: Probe, small: Example, large: Example) -> None:
+    """Refuse prior terms that change with the number of rows or groups."""
+    changed = probe.changed_terms(small, large, local=False)
+    if changed:
+        raise ValueError(
+            f"prior terms {sorted(changed)} change with the number of rows or groups (through "
+            "len(...) or n_<argument>), so they would differ from shard to shard. Use a constant."
+        )
+
+
+def check_initial_density(probe: Probe, example: Example) -> None:
+    """Refuse a model that has no finite density anywhere near zero on real rows."""
+    names = [term.name for term in probe.model.terms]
+    found = []
+    for seed in range(_INITIAL_POINTS):
+        terms = probe.terms(draw_values(probe.model, example, seed, radius=2.0), example)
+        found.append([np.isfinite(terms[name]).all() for name in names])
+        if all(found[-1]):
+            return
+    columns = list(zip(names, zip(*found, strict=True), strict=True))
+    never = [name for name, finite in columns if not any(finite)]
+    seldom = [name for name, finite in columns if not all(finite)]
+    raise ValueError(
+        f"the log density is not finite at any of {_INITIAL_POINTS} starting points on a "
+        f"sample of the frame; site {', '.join(map(repr, never or seldom))} is the cause. Do the "
+        "observed values lie in the support of its distribution, and do its parameters stay valid?"
+    )

@@ -1,0 +1,250 @@
+"""A NumPyro model, read: the roles of its sites, and its log density term by term.
+
+Every site of the model falls in one of two kinds, told apart by how shapes follow the data
+(:mod:`dask_consensus.shard.reading` finds out):
+
+- a *shared* latent site has a shape of its own; all of them together, unconstrained and raveled,
+  are the vector ``u`` of ``d`` numbers that the shards must agree on;
+- a *local* latent site has one axis that follows the groups of a level, or the rows.
+
+Every log density term likewise has no such axis (a *prior term*, in every shard the same) or one
+(the shard's own). NumPyro puts ``log|J|`` of site ``x`` in a term of its own, ``_x_log_det``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import cloudpickle
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro.infer.util import _unconstrain_reparam, compute_log_probs
+
+from ..shard_data import ROWS
+
+# NumPyro keeps its stack of handlers in one list per process: two threads that trace at once
+# corrupt it. Whoever runs a model's Python code holds this lock; compiled code needs none.
+TRACE_LOCK = threading.RLock()
+Arrays = Mapping[str, Any]
+
+
+class Latent(NamedTuple):
+    """A latent site of the model.
+
+    Attributes
+    ----------
+    name : str
+    level : int or None
+        None for a shared site; :data:`ROWS` or the number of a group level for a local one.
+    axis : int
+        The axis that follows the level; -1 for a shared site.
+    shape, unconstrained : tuple of int
+        Shapes of the value and of the unconstrained value; the entry at `axis` is a placeholder.
+    support, prior : str
+        Names of the support and of the prior's distribution.
+    dims : tuple of str
+        Name of each axis of the value: its plate's, or empty.
+    note : str
+        What tempering does to an improper or heavy-tailed prior; empty for any other.
+    """
+
+    name: str
+    level: int | None
+    axis: int
+    shape: tuple[int, ...]
+    unconstrained: tuple[int, ...]
+    support: str
+    prior: str
+    dims: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def size(self) -> int:
+        """Numbers in the unconstrained value of a shared site."""
+        return int(np.prod(self.unconstrained, dtype=int))
+
+
+class Term(NamedTuple):
+    """A term of the log density: its site's name, its level (None: a prior term) and axis."""
+
+    name: str
+    level: int | None
+    axis: int
+    observed: bool
+
+
+@dataclass(frozen=True)
+class ShardModel:
+    """A model as one shard needs it; small, picklable, the same in every process.
+
+    Attributes
+    ----------
+    pickled : bytes
+        The model's function, by value.
+    token : str
+        Names the content of all other attributes: equal tokens share compiled code.
+    levels : tuple of str
+        Names of the key columns, outermost first.
+    codes : mapping
+        Argument -> the level whose group codes it receives.
+    counts : mapping
+        ``n_<argument>`` -> level (the number of its groups), for those the model takes.
+    constants : mapping
+        ``n_<argument>`` -> number of categories of a categorical column, likewise.
+    latents : tuple of Latent
+        Shared sites first, each kind in the order of the model.
+    terms : tuple of Term
+    deterministics : mapping
+        Deterministic sites that depend on shared sites alone -> name of each axis of their value.
+    x64 : bool
+        Whether the user works in double precision.
+    coupled : tuple of str
+        Terms by which groups depend on each other, so that no product over shards is exact.
+    """
+
+    pickled: bytes
+    token: str
+    levels: tuple[str, ...]
+    codes: Mapping[str, int]
+    counts: Mapping[str, int]
+    constants: Mapping[str, int]
+    latents: tuple[Latent, ...]
+    terms: tuple[Term, ...] = ()
+    deterministics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    x64: bool = False
+    coupled: tuple[str, ...] = ()
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The model's function; one object a process."""
+        return _load(self.pickled)
+
+    @property
+    def shared(self) -> tuple[Latent, ...]:
+        """The shared latent sites, in the order in which they are raveled to ``u``."""
+        return tuple(site for site in self.latents if site.level is None)
+
+    @property
+    def local(self) -> tuple[Latent, ...]:
+        """The local latent sites."""
+        return tuple(site for site in self.latents if site.level is not None)
+
+    @property
+    def dim(self) -> int:
+        """Length ``d`` of ``u``."""
+        return sum(site.size for site in self.shared)
+
+    def coordinate_names(self) -> list[str]:
+        """Name each of the ``d`` coordinates of ``u``, as in ``beta[1, 0]``."""
+        names = []
+        for site in self.shared:
+            for index in np.ndindex(site.unconstrained):
+                names.append(site.name + (f"[{', '.join(map(str, index))}]" if index else ""))
+        return names
+
+    def unravel(self, u: jax.Array) -> dict[str, jax.Array]:
+        """Split ``u`` ``(d,)`` into the unconstrained values of the shared sites."""
+        ends = np.cumsum([site.size for site in self.shared])[:-1]
+        parts = jnp.split(u, ends)
+        return {
+            site.name: part.reshape(site.unconstrained)
+            for site, part in zip(self.shared, parts, strict=True)
+        }
+
+    def size_of(self, level: int, rows: int, groups: tuple[int, ...]) -> int:
+        """Entries along the axis of a level."""
+        return rows if level == ROWS else groups[level]
+
+    def local_shapes(self, rows: int, groups: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Shapes of the unconstrained local sites for so many rows and groups."""
+        shapes = {}
+        for site in self.local:
+            shape = list(site.unconstrained)
+            shape[site.axis] = self.size_of(site.level, rows, groups)  # type: ignore[arg-type]
+            shapes[site.name] = tuple(shape)
+        return shapes
+
+    def keywords(self, arguments: Arrays, groups: tuple[int, ...]) -> dict[str, Any]:
+        """Everything the function is called with: data, and the static numbers of groups."""
+        sizes = {name: int(groups[level]) for name, level in self.counts.items()}
+        return {**arguments, **sizes, **self.constants}
+
+    def log_terms(
+        self, values: Arrays, arguments: Arrays, groups: tuple[int, ...]
+    ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+        """Log density of each site, entry by entry, at unconstrained `values` of all latent sites.
+
+        Run it under :data:`TRACE_LOCK`.
+
+        Returns
+        -------
+        terms : dict
+            Site name -> log density, in the batch shape of the site; ``_<site>_log_det`` among
+            them.
+        trace : dict
+            NumPyro's trace of the model, with constrained values and deterministics.
+        """
+        return log_terms(self.function, values, self.keywords(arguments, groups))
+
+
+def log_terms(
+    function: Callable[..., Any], values: Arrays, keywords: Arrays
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """Evaluate every term of ``function(**keywords)`` at unconstrained values."""
+    seeded = numpyro.handlers.seed(function, jax.random.key(0))
+    unconstrained = partial(_unconstrain_reparam, values)
+    placed = numpyro.handlers.substitute(seeded, substitute_fn=unconstrained)
+    terms, trace = compute_log_probs(placed, (), dict(keywords), {}, sum_log_prob=False)
+    return terms, trace
+
+
+def double_precision() -> bool:
+    """Tell whether the user works in double precision."""
+    return bool(jnp.result_type(float) == jnp.float64)
+
+
+def pickle_by_value(function: Callable[..., Any]) -> bytes:
+    """Pickle a function with the code and the globals it uses, not by the name of its module.
+
+    Workers then need not be able to import the user's script, and the bytes change whenever
+    the model does. Functions of installed packages stay references.
+    """
+    target = function
+    while not hasattr(target, "__code__") and (inner := _wrapped(target)) is not None:
+        target = inner
+    module = sys.modules.get(getattr(target, "__module__", None) or "")
+    path = getattr(module, "__file__", None) or ""
+    if module is None or not path or "site-packages" in path or module.__name__ == "__main__":
+        return cloudpickle.dumps(function)
+    if module.__name__ in cloudpickle.list_registry_pickle_by_value():
+        return cloudpickle.dumps(function)
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        return cloudpickle.dumps(function)
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+def _wrapped(function: Any) -> Any:
+    """Return what a `functools.partial` or a NumPyro handler calls, None for anything else."""
+    return getattr(function, "func", None) or getattr(function, "fn", None)
+
+
+def named(model: ShardModel) -> ShardModel:
+    """Name a model, once it is read, by all that its compiled code depends on."""
+    content = repr(replace(model, pickled=b"", token="")).encode() + model.pickled
+    return replace(model, token=hashlib.sha256(content).hexdigest()[:16])
+
+
+@lru_cache(maxsize=32)
+def _load(pickled: bytes) -> Callable[..., Any]:
+    return pickle.loads(pickled)

@@ -1,0 +1,214 @@
+"""Which column of the frame feeds which argument of the model; decided without computing."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import dask.dataframe as dd
+import pandas as pd
+from numpyro.primitives import Messenger
+
+from ..frame.arrays import Column, Layout, number_dtype
+
+
+class Bindings(NamedTuple):
+    """What each argument of the model receives.
+
+    Attributes
+    ----------
+    layout : Layout
+        Key columns, and the columns that feed arguments.
+    counts : dict
+        ``n_<argument>`` -> level of `by` whose number of groups it receives.
+    constants : dict
+        ``n_<argument>`` -> number of categories of a categorical column.
+    defaults : tuple of str
+        Arguments left at their defaults.
+    """
+
+    layout: Layout
+    counts: dict[str, int]
+    constants: dict[str, int]
+    defaults: tuple[str, ...]
+
+
+def bind(
+    frame: dd.DataFrame,
+    model: Callable[..., Any],
+    by: Hashable | Sequence[Hashable] | None,
+    columns: Mapping[str, Hashable] | None,
+    x64: bool = False,
+) -> Bindings:
+    """Bind the arguments of a model to columns of a frame.
+
+    Each parameter of the model is a key of `columns`, or ``n_<argument>`` of a coded argument, or
+    a column of the frame, or has a default; in this order.
+
+    Raises
+    ------
+    TypeError
+        If the model is not callable or takes positional-only arguments.
+    ValueError
+        If an argument is no column, a column does not exist, is neither numeric nor boolean nor a
+        categorical with known categories, or `columns` names what is no argument.
+    """
+    if not callable(model):
+        raise TypeError(f"the model must be a function with NumPyro primitives, got {model!r}")
+    parameters = _parameters(model)
+    columns = dict(columns or {})
+    unknown = [name for name in columns if name not in parameters]
+    if unknown:
+        raise ValueError(
+            f"columns names {unknown[0]!r}, which is no argument of the model; its arguments are "
+            f"{', '.join(parameters)}"
+        )
+    keys = _keys(frame, by)
+    available = _available(frame)
+    counted = {f"n_{name}": name for name in parameters}
+
+    fed: dict[str, Column] = {}
+    waiting: dict[str, inspect.Parameter] = {}
+    for name, parameter in parameters.items():
+        if name in columns or (name in available and name not in counted):
+            source = columns.get(name, name)
+            _check_exists(source, available, f"argument {name!r}")
+            fed[name] = _column(frame, name, source, keys, x64)
+        else:
+            waiting[name] = parameter
+
+    counts: dict[str, int] = {}
+    constants: dict[str, int] = {}
+    defaults = []
+    for name, parameter in waiting.items():
+        column = fed.get(counted.get(name, ""))
+        if column is not None and column.kind == "group":
+            counts[name] = column.level
+        elif column is not None and column.kind == "category":
+            constants[name] = len(column.categories)
+        elif name in available:
+            fed[name] = _column(frame, name, name, keys, x64)
+        elif parameter.default is not inspect.Parameter.empty:
+            defaults.append(name)
+        else:
+            raise ValueError(_no_column(name, counted, fed, available))
+    ordered = tuple(fed[name] for name in parameters if name in fed)
+    return Bindings(Layout(keys, ordered, x64), counts, constants, tuple(defaults))
+
+
+def _parameters(model: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the named parameters of a model; data is passed by name."""
+    model, bound = _unwrapped(model)
+    found = {}
+    for name, parameter in inspect.signature(model).parameters.items():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name in bound:
+            continue
+        if parameter.kind == parameter.POSITIONAL_ONLY:
+            raise TypeError(
+                f"argument {name!r} of the model is positional-only; columns are passed by name: "
+                "remove the '/' from its signature"
+            )
+        found[name] = parameter
+    return found
+
+
+def _unwrapped(model: Callable[..., Any]) -> tuple[Callable[..., Any], frozenset[str]]:
+    """Return the function inside NumPyro's handlers, and the arguments already bound by name.
+
+    A handler used as a decorator does not show the signature of what it decorates.
+    """
+    if isinstance(model, Messenger):
+        return _unwrapped(model.fn)
+    if isinstance(model, functools.partial):
+        inner, bound = _unwrapped(model.func)
+        return functools.partial(inner, *model.args), bound.union(model.keywords)
+    return model, frozenset()
+
+
+def _available(frame: dd.DataFrame) -> list[Hashable]:
+    index = [] if frame.index.name is None else [frame.index.name]
+    return [*frame.columns, *index]
+
+
+def _keys(frame: dd.DataFrame, by: Any) -> tuple[Any, ...]:
+    if by is None:
+        return ()
+    keys = tuple(by) if isinstance(by, list | tuple) else (by,)
+    if not keys:
+        raise ValueError("by=[] names no key column; leave it out where rows are exchangeable")
+    for key in keys:
+        _check_exists(key, _available(frame), "by")
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"by={list(keys)} names a column twice")
+    return keys
+
+
+def _check_exists(column: Hashable, available: list[Hashable], what: str) -> None:
+    if column not in available:
+        raise ValueError(
+            f"{what}: the frame has no column {column!r}{_similar(column, available)}; its columns "
+            f"are {', '.join(map(str, available))}"
+        )
+
+
+def _similar(name: Hashable, available: Sequence[Hashable]) -> str:
+    by_lower = {str(column).lower(): str(column) for column in available}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
+
+
+def _no_column(
+    name: str, counted: dict[str, str], fed: dict[str, Column], available: list[Hashable]
+) -> str:
+    if counted.get(name) in fed:
+        argument = counted[name]
+        return (
+            f"argument {name!r} of the model would be the number of groups of {argument!r}, but "
+            f"column {fed[argument].column!r} is neither in by= nor a categorical with known "
+            "categories: it has no codes to count"
+        )
+    return (
+        f"argument {name!r} of the model is no column of the frame{_similar(name, available)} and "
+        f"has no default; pass columns={{{name!r}: <column>}}, or bind it beforehand "
+        f"(functools.partial). The columns are {', '.join(map(str, available))}"
+    )
+
+
+def _column(
+    frame: dd.DataFrame, argument: str, source: Any, keys: tuple[Any, ...], x64: bool
+) -> Column:
+    """Say how one column feeds one argument."""
+    if source in keys:
+        return Column(argument, source, "group", level=keys.index(source))
+    meta = frame._meta
+    values = meta[source] if source in meta.columns else meta.index.to_series(name=source)
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        if source in frame.columns and not frame[source].cat.known:
+            raise ValueError(
+                f"column {source!r} (argument {argument!r}) is a categorical whose categories Dask "
+                "does not know, so shards could not code it alike; use "
+                f"ddf[{source!r}].cat.as_known(), or name it in by="
+            )
+        return Column(argument, source, "category", categories=tuple(values.cat.categories))
+    try:
+        number_dtype(values, x64)
+    except TypeError:
+        raise ValueError(
+            f"column {source!r} (argument {argument!r}) has dtype {values.dtype}; a model takes "
+            "numbers and booleans. " + _remedy(values, source)
+        ) from None
+    return Column(argument, source, "value")
+
+
+def _remedy(values: pd.Series, source: Hashable) -> str:
+    if pd.api.types.is_datetime64_any_dtype(values.dtype):
+        return f"Turn the dates into numbers: (ddf[{source!r}] - start).dt.total_seconds()."
+    if pd.api.types.is_timedelta64_dtype(values.dtype):
+        return f"Turn the durations into numbers: ddf[{source!r}].dt.total_seconds()."
+    return (
+        f"Make it a categorical (ddf.categorize(columns=[{source!r}])), whose codes the model "
+        "receives, or name it in by= if it is the group."
+    )

@@ -1,0 +1,35 @@
+"""Where the time of a fit went."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from ..combination.reports import Combined
+from ..correction.importance import Correction
+
+
+class Clock:
+    """Wall time of each phase of a fit, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Time a phase; one that comes again is added."""
+        began = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
+
+    def total(self) -> float:
+        """Seconds since the clock was made."""
+        return time.perf_counter() - self._began
+
+
+def _compiling(combined: Combined, corrected: Correction | None) -> float:
+    """Seconds of the phases in which the slowest shard of a pass compiled, or waited for it."""
+    passes = [max(report.compile_seconds for report in one.reports) for one in combined.rounds]
+    return float(sum(passes)) + (corrected.compile_seconds if corrected is not None else 0.0)

@@ -1,0 +1,120 @@
+"""The units of a shard: groups, or rows, that carry local effects and see no other unit's.
+
+A shard's density given ``u`` is a sum over units, and what belongs to none of them. That sum is
+what marginal likelihoods, their gradients and the modes of local effects are all made from.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..model.model import ShardModel
+from ..shard_data import ROWS, Data
+from .target import Terms, terms_of
+
+MOST_EFFECTS = 16  # local effects a unit beyond which the integral is not attempted
+
+
+class Reference(NamedTuple):
+    """Log densities that are subtracted, entry by entry, before entries are summed.
+
+    Attributes
+    ----------
+    rows : (R,) array
+    groups : tuple of (G_l,) arrays
+    """
+
+    rows: jax.Array
+    groups: tuple[jax.Array, ...]
+
+
+def nothing_subtracted(data: Data, u: jax.Array) -> Reference:
+    """Make a reference of zeros, in the precision of `u`."""
+    groups = tuple(jnp.zeros(len(mask), u.dtype) for mask in data.groups)
+    return Reference(jnp.zeros(len(data.rows), u.dtype), groups)
+
+
+def obstacle(model: ShardModel) -> str:
+    """Say why the local effects of a model cannot be integrated out; empty if they can."""
+    levels = {site.level for site in model.local}
+    if model.coupled:
+        return f"groups depend on each other ({', '.join(model.coupled)})"
+    if len(levels) > 1:
+        names = ", ".join(site.name for site in model.local)
+        return f"local sites on several levels ({names}) would need nested integrals"
+    if effects_per_unit(model) > MOST_EFFECTS:
+        return f"{effects_per_unit(model)} local effects a group are more than {MOST_EFFECTS}"
+    return ""
+
+
+def effects_per_unit(model: ShardModel) -> int:
+    """Count the local effects of one unit, q."""
+    return sum(_width(site) for site in model.local)
+
+
+def unit_level(model: ShardModel) -> int:
+    """Level of the groups that carry local effects, or ``ROWS``."""
+    level = model.local[0].level
+    assert level is not None
+    return level
+
+
+def unpack(model: ShardModel, effects: jax.Array) -> dict[str, jax.Array]:
+    """Split effects ``(U, q)`` into the local sites, each in its own shape."""
+    local = {}
+    begin = 0
+    for site in model.local:
+        width = _width(site)
+        shape = [size for axis, size in enumerate(site.unconstrained) if axis != site.axis]
+        part = effects[:, begin : begin + width].reshape(len(effects), *shape)
+        local[site.name] = jnp.moveaxis(part, 0, site.axis)
+        begin += width
+    return local
+
+
+def unit_density(
+    model: ShardModel, u: jax.Array, effects: jax.Array, data: Data, reference: Reference
+) -> tuple[jax.Array, Terms]:
+    """Log density of each unit ``(U,)``, less the reference's; and all terms."""
+    terms = terms_of(model, u, unpack(model, effects), data)
+    level = unit_level(model)
+    away = terms.rows - reference.rows
+    if level == ROWS:
+        density = away
+    else:
+        codes = {level: data.arguments[name] for name, level in model.codes.items()}
+        density = jax.ops.segment_sum(
+            away, codes[level], len(effects), indices_are_sorted=level == 0
+        )
+        density += terms.groups[level] - reference.groups[level]
+        for inner in range(level + 1, len(data.groups)):
+            if inner in codes:
+                parents = jnp.zeros(len(data.groups[inner]), codes[level].dtype)
+                parents = parents.at[codes[inner]].set(codes[level])
+                density += jax.ops.segment_sum(
+                    terms.groups[inner] - reference.groups[inner], parents, len(effects)
+                )
+    # Padding has a standard normal density, so that its Hessian is the identity.
+    padding = -0.5 * jnp.sum(effects**2, axis=1)
+    return jnp.where(data.mask(level), density, padding), terms
+
+
+def others(model: ShardModel, terms: Terms, reference: Reference) -> jax.Array:
+    """Collect what belongs to no unit: everything without local effects, else outer levels."""
+    if not model.local:
+        parts = [terms.rows - reference.rows]
+        parts += [now - then for now, then in zip(terms.groups, reference.groups, strict=True)]
+        return jnp.concatenate(parts)
+    level = unit_level(model)
+    outer = range(len(reference.groups)) if level == ROWS else range(level)
+    parts = [terms.groups[i] - reference.groups[i] for i in outer]
+    return jnp.concatenate([jnp.zeros(1, terms.rows.dtype), *parts])
+
+
+def _width(site: Any) -> int:
+    shape = [size for axis, size in enumerate(site.unconstrained) if axis != site.axis]
+    return int(np.prod(shape, dtype=int))

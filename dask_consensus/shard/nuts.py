@@ -1,0 +1,308 @@
+"""NUTS on one shard, compiled once a process for all shards of a shape."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, random
+from jax.scipy.linalg import solve_triangular
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
+from numpyro.infer.hmc import hmc
+
+from ..model.model import ShardModel
+from ..shard_data import Data
+from .compiling import compiled, on_device, precision, shapes_of
+from .coordinates import _SHARED, Coordinates, unwhitened
+from .starts import Start, _prior_medians, _starting_point, _why_not_finite, key_of
+from .target import PriorFactor, log_density
+
+_DENSE_UP_TO = 256  # dimensions of u for which a dense mass matrix is adapted
+
+
+class Settings(NamedTuple):
+    """How to sample, in NumPyro's words; part of what is compiled."""
+
+    num_warmup: int
+    num_samples: int
+    target_accept_prob: float = 0.8
+    max_tree_depth: int = 10
+    adapt_mass: bool = True
+
+
+class Draws(NamedTuple):
+    """What NUTS gave on one shard.
+
+    Attributes
+    ----------
+    u : (chains, draws, d) float64 array
+        Shared sites, unconstrained.
+    ess, r_hat : (d,) arrays
+        Effective sample size of all chains, and split r_hat, of each coordinate of `u`.
+    divergences : int
+        Diverging transitions after warm-up.
+    steps : float
+        Leapfrog steps a transition after warm-up, on average.
+    step_size, accept_prob : float
+        Averages over chains, after warm-up.
+    seconds : float
+        Wall time of sampling on this shard, compilation excluded.
+    compile_seconds : float
+        Wall time of compilation, or of waiting for another thread's; near 0 where it was done.
+    """
+
+    u: np.ndarray
+    ess: np.ndarray
+    r_hat: np.ndarray
+    divergences: int
+    steps: float
+    step_size: float
+    accept_prob: float
+    seconds: float
+    compile_seconds: float
+
+
+class _Chain(NamedTuple):
+    u: jax.Array
+    accept_prob: jax.Array
+    num_steps: jax.Array
+    diverging: jax.Array
+    valid: jax.Array
+    end: Start
+
+
+def sample_shard(
+    model: ShardModel,
+    data: Data,
+    factor: PriorFactor,
+    settings: Settings,
+    key: tuple[int, ...],
+    *,
+    coordinates: Coordinates | None = None,
+    starts: Sequence[Start] | None = None,
+    num_chains: int = 1,
+) -> tuple[Draws, tuple[Start, ...]]:
+    """Sample one shard's density by NUTS.
+
+    Parameters
+    ----------
+    model : ShardModel
+    data : Data
+        The shard's padded NumPy arrays.
+    factor : PriorFactor
+        Its share of the prior, and its anchor.
+    settings : Settings
+    key : tuple of int
+        Names the randomness: seed, round, shard.
+    coordinates : Coordinates, optional
+        Where the sampler works; ``z = u`` if absent.
+    starts : sequence of Start, optional
+        One for each chain; medians of a few prior draws if absent.
+    num_chains : int
+        Chains, one after another.
+
+    Returns
+    -------
+    draws : Draws
+    ends : tuple of Start
+        Where each chain came to, for the next round to begin from.
+
+    Raises
+    ------
+    ValueError
+        If no starting point has a finite density; the message names the site.
+    """
+    return sample_shards(
+        model,
+        [data],
+        [factor],
+        settings,
+        [key],
+        coordinates=coordinates,
+        starts=[starts],
+        num_chains=num_chains,
+    )[0]
+
+
+class NotFiniteError(ValueError):
+    """No starting point of a shard has a finite density; `which` is its place among those given."""
+
+    def __init__(self, which: int, message: str) -> None:
+        super().__init__(message)
+        self.which = which
+
+
+def sample_shards(
+    model: ShardModel,
+    data: Sequence[Data],
+    factors: Sequence[PriorFactor],
+    settings: Settings,
+    keys: Sequence[tuple[int, ...]],
+    *,
+    coordinates: Coordinates | None = None,
+    starts: Sequence[Sequence[Start] | None] | None = None,
+    num_chains: int = 1,
+) -> list[tuple[Draws, tuple[Start, ...]]]:
+    """Sample several shards of one padded shape at once, as :func:`sample_shard` does one.
+
+    They run in step under ``vmap``: a way to fill a GPU, but slower than one after another on a
+    CPU, where a shard waits for the longest tree of all.
+    """
+    coordinates = coordinates or unwhitened(model.dim)
+    several = len(data) > 1
+
+    def together(trees: Sequence[Any]) -> Any:
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *trees) if several else trees[0]
+
+    with precision(model.x64):
+        arrays, factor = on_device((together(data), together(factors)))
+        space = on_device(coordinates)
+        named = [key_of(*key) for key in keys]
+        chains = []
+        compiling = -time.perf_counter()
+        for chain in range(num_chains):
+            folded = [random.fold_in(key, chain) for key in named]
+            key = jnp.stack(folded) if several else folded[0]
+            begin = None
+            if starts is not None and starts[0] is not None:
+                begin = on_device(together([start[chain] for start in starts if start is not None]))
+            arguments = (arrays, factor, space, begin, key)
+            signature = (model.token, "nuts", settings, shapes_of(arguments))
+            run = compiled(signature, lambda: _chain_of(model, settings, several), *arguments)
+            if not chain:
+                began = time.perf_counter()
+                compiling += began
+            chains.append(jax.device_get(run(*arguments)))
+        if not several:
+            chains = [jax.tree.map(lambda leaf: leaf[None], chain) for chain in chains]
+        for which in range(len(data)):
+            if not all(chain.valid[which] for chain in chains):
+                one = on_device(data[which])
+                raise NotFiniteError(which, _why_not_finite(model, one))
+    seconds = (time.perf_counter() - began) / len(data)
+    found = []
+    for which in range(len(data)):
+        mine = [jax.tree.map(lambda leaf, k=which: leaf[k], chain) for chain in chains]
+        draws = _summary(mine, settings, seconds, compiling / len(data))
+        found.append((draws, tuple(chain.end for chain in mine)))
+    return found
+
+
+def _chain_of(model: ShardModel, settings: Settings, several: bool) -> Callable[..., _Chain]:
+    """One chain of NUTS, as a function of arrays alone; of several shards, one each."""
+
+    def chain(
+        data: Data,
+        factor: PriorFactor,
+        coordinates: Coordinates,
+        start: Start | None,
+        key: jax.Array,
+    ) -> _Chain:
+        def to_u(z: dict[str, jax.Array]) -> jax.Array:
+            return coordinates.center + coordinates.scale @ z[_SHARED]
+
+        def potential(z: dict[str, jax.Array]) -> jax.Array:
+            return -log_density(model, to_u(z), _local(z), data, factor)
+
+        start_key, run_key = random.split(key)
+        if start is None:
+            first = _prior_medians(model, data, coordinates, start_key)
+            z, valid = _starting_point(potential, first, start_key)
+            given: dict[str, Any] = {}
+        else:
+            shared = solve_triangular(coordinates.scale, start.u - coordinates.center, lower=True)
+            z = {_SHARED: shared, **start.local}
+            valid = jnp.isfinite(potential(z))
+            given = {
+                "step_size": start.step_size,
+                "inverse_mass_matrix": _inverse_mass(model, start.variances),
+            }
+        init, step = hmc(potential, algo="NUTS")
+        state = init(
+            z,
+            settings.num_warmup,
+            adapt_mass_matrix=settings.adapt_mass,
+            dense_mass=[(_SHARED,)] if model.dim <= _DENSE_UP_TO else [],
+            target_accept_prob=settings.target_accept_prob,
+            max_tree_depth=settings.max_tree_depth,
+            rng_key=run_key,
+            **given,
+        )
+        nothing = jax.tree.map(jnp.zeros_like, _local(z))
+        sums = (jnp.zeros(()), nothing, nothing)
+
+        # Warm-up and sampling share one loop: the tree is compiled once, not twice.
+        def advance(carry: Any, _: None) -> tuple[Any, tuple[jax.Array, ...]]:
+            state, sums = carry
+            state = step(state)
+            sums = _welford(sums, _local(state.z), state.i > settings.num_warmup)
+            kept = (to_u(state.z), state.accept_prob, state.num_steps, state.diverging)
+            return (state, sums), kept
+
+        length = settings.num_warmup + settings.num_samples
+        (state, sums), kept = lax.scan(advance, (state, sums), None, length=length)
+        u, accept_prob, num_steps, diverging = (values[settings.num_warmup :] for values in kept)
+        count, _, squares = sums
+        variances = jax.tree.map(lambda total: total / count, squares)
+        end = Start(to_u(state.z), _local(state.z), variances, state.adapt_state.step_size)
+        return _Chain(u, accept_prob, num_steps, diverging, valid, end)
+
+    return jax.vmap(chain, (0, 0, None, 0, 0)) if several else chain
+
+
+def _local(z: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: value for name, value in z.items() if name != _SHARED}
+
+
+def _inverse_mass(
+    model: ShardModel, variances: dict[str, jax.Array]
+) -> dict[tuple[str, ...], jax.Array]:
+    """NumPyro's blocks of the inverse mass matrix: u is white, local sites have variances."""
+    d = model.dim
+    blocks: dict[tuple[str, ...], jax.Array] = {
+        (_SHARED,): jnp.eye(d) if d <= _DENSE_UP_TO else jnp.ones(d)
+    }
+    if variances:
+        names = tuple(sorted(variances))
+        blocks[names] = jnp.concatenate([variances[name].ravel() for name in names])
+    return blocks
+
+
+def _welford(sums: Any, values: dict[str, jax.Array], counts: jax.Array) -> Any:
+    """Add one draw to the running mean and sum of squares of the local sites."""
+    count, mean, squares = sums
+    use = counts.astype(jnp.result_type(float))
+    count = count + use
+    away = jax.tree.map(lambda value, m: use * (value - m), values, mean)
+    mean = jax.tree.map(lambda m, a: m + a / jnp.maximum(count, 1.0), mean, away)
+    squares = jax.tree.map(
+        lambda total, a, value, m: total + a * (value - m), squares, away, values, mean
+    )
+    return count, mean, squares
+
+
+def _summary(
+    chains: list[_Chain], settings: Settings, seconds: float, compile_seconds: float
+) -> Draws:
+    u = np.stack([np.asarray(chain.u, dtype=np.float64) for chain in chains])
+    enough = settings.num_samples >= 4
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ess = effective_sample_size(u) if enough else np.full(u.shape[-1], np.nan)
+        r_hat = split_gelman_rubin(u) if enough else np.full(u.shape[-1], np.nan)
+    # A coordinate that never moved has no effective draws, not an undefined number of them.
+    ess = np.where(np.isfinite(ess), ess, 0.0)
+    return Draws(
+        u=u,
+        ess=ess,
+        r_hat=np.asarray(r_hat),
+        divergences=int(sum(chain.diverging.sum() for chain in chains)),
+        steps=float(np.mean([chain.num_steps.mean() for chain in chains])),
+        step_size=float(np.mean([chain.end.step_size for chain in chains])),
+        accept_prob=float(np.mean([chain.accept_prob.mean() for chain in chains])),
+        seconds=seconds,
+        compile_seconds=compile_seconds,
+    )

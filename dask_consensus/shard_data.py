@@ -1,0 +1,195 @@
+"""What one shard is: NumPy arrays, masks that tell what is real, and the shapes shards share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ROWS = -1  # the level of what has one entry a row; groups are numbered 0, 1, ... outermost first
+
+
+class Data(NamedTuple):
+    """A shard's padded arrays.
+
+    Attributes
+    ----------
+    arguments : dict
+        Model argument -> ``(R,)`` array.
+    rows : (R,) bool array
+        True for real rows.
+    groups : tuple of (G_l,) bool arrays
+        True for real groups, level by level.
+    """
+
+    arguments: dict[str, Any]
+    rows: Any
+    groups: tuple[Any, ...]
+
+    @property
+    def sizes(self) -> tuple[int, tuple[int, ...]]:
+        """Padded numbers of rows and of groups at each level."""
+        return len(self.rows), tuple(len(mask) for mask in self.groups)
+
+    def mask(self, level: int) -> Any:
+        """Return the mask of a level."""
+        return self.rows if level == ROWS else self.groups[level]
+
+
+_ONE_SHAPE = 1.25  # shards up to this many times the median share one padded shape
+_FEW = 16  # and so do those with up to this many rows or groups more
+
+
+class Size(NamedTuple):
+    """Rows of a shard, and groups at each level."""
+
+    rows: int
+    groups: tuple[int, ...]
+
+
+def size_of(shard: Shard) -> Size:
+    """Rows and groups of a shard."""
+    return Size(shard.rows, shard.groups)
+
+
+def padded_sizes(sizes: Sequence[Size]) -> list[Size]:
+    """Give every shard the shape it is padded to: one for all but the exceptionally large.
+
+    A shape costs a compilation, padding costs its share of every gradient: shards up to 1.25
+    times the median in rows and in groups, or a few more, get one shape, larger ones another.
+    Where anything is padded there is a padding group for rows to belong to, and a row for each
+    padding group: what a model computes from the rows of a group is not defined without one.
+    """
+    if len(sizes) == 1:
+        return list(sizes)
+    table = np.array([(size.rows, *size.groups) for size in sizes])
+    median = np.median(table, axis=0)
+    usual = (table <= np.maximum(_ONE_SHAPE * median, median + _FEW)).all(axis=1)
+    padded: list[Size] = list(sizes)
+    for members in (np.flatnonzero(usual), np.flatnonzero(~usual)):
+        if len(members):
+            rows, groups = table[members, 0], table[members, 1:]
+            most = groups.max(axis=0)
+            if (table[members] < table[members].max(axis=0)).any():
+                most = most + 1
+            rows = rows + (most - groups).max(axis=1, initial=0)
+            for k in members:
+                padded[k] = Size(int(rows.max()), tuple(most.tolist()))
+    return padded
+
+
+class Shard(NamedTuple):
+    """The rows of one shard as the model receives them.
+
+    Attributes
+    ----------
+    arguments : dict of str to ndarray, shape (rows,)
+        What each argument of the model receives.
+    rows : int
+        Number of rows.
+    groups : tuple of int
+        Number of groups at each level of ``by``.
+    largest : tuple of (str, int)
+        The outermost group with most rows: its label and its rows; ``("", 0)`` without ``by``.
+    levels : dict of str to int
+        The level of ``by`` whose codes an argument holds, for arguments of kind "group".
+    """
+
+    arguments: dict[str, np.ndarray]
+    rows: int
+    groups: tuple[int, ...]
+    largest: tuple[str, int]
+    levels: dict[str, int]
+
+
+class Padded(NamedTuple):
+    """A shard brought to a common shape, with masks that tell what is real.
+
+    Attributes
+    ----------
+    arguments : dict of str to ndarray, shape (R,)
+        What each argument of the model receives; padding rows come last.
+    rows : ndarray of bool, shape (R,)
+        True for real rows.
+    groups : tuple of ndarray of bool, shape (G_l,)
+        True for real groups, one array for each level of ``by``.
+    """
+
+    arguments: dict[str, np.ndarray]
+    rows: np.ndarray
+    groups: tuple[np.ndarray, ...]
+
+
+def pad(shard: Shard, rows: int, groups: tuple[int, ...]) -> Padded:
+    """Bring a shard to a common shape.
+
+    Padding rows repeat a real row, since another value might lie outside a support and a gradient
+    that is not finite poisons the sum even where a mask hides it. They belong to padding groups,
+    so that no aggregate over a real group sees them, one row to each group as long as there are
+    rows: the mean of a group without rows is NaN, whose gradient poisons the sum just so.
+
+    Parameters
+    ----------
+    shard : Shard
+        The shard to pad.
+    rows : int
+        Number of rows to reach, at least those of the shard.
+    groups : tuple of int
+        Number of groups to reach at each level of ``by``, at least those of the shard, and more
+        wherever rows are added.
+
+    Returns
+    -------
+    Padded
+
+    Raises
+    ------
+    ValueError
+        If the shard does not fit, or padding rows would have no padding group to belong to.
+    """
+    _check_room(shard, rows, groups)
+    turn = np.arange(rows - shard.rows)
+    fillers = {
+        name: shard.groups[level] + np.minimum(turn, groups[level] - shard.groups[level] - 1)
+        for name, level in shard.levels.items()
+    }
+    return Padded(
+        arguments={
+            name: _extend(values, rows, fillers.get(name))
+            for name, values in shard.arguments.items()
+        },
+        rows=np.arange(rows) < shard.rows,
+        groups=tuple(
+            np.arange(size) < real for size, real in zip(groups, shard.groups, strict=True)
+        ),
+    )
+
+
+def _extend(values: np.ndarray, rows: int, filler: np.ndarray | None) -> np.ndarray:
+    """Append `filler`, or else copies of the last value, to make as many values as `rows`."""
+    if filler is None:
+        filler = np.repeat(values[-1:], rows - len(values))
+    return np.append(values, filler.astype(values.dtype))
+
+
+def _check_room(shard: Shard, rows: int, groups: tuple[int, ...]) -> None:
+    """Raise unless `shard` can be padded to `rows` and `groups`."""
+    if len(groups) != len(shard.groups):
+        raise ValueError(f"expected {len(shard.groups)} numbers of groups, got {len(groups)}")
+    if rows < shard.rows or any(
+        size < real for size, real in zip(groups, shard.groups, strict=True)
+    ):
+        raise ValueError(
+            f"a shard of {shard.rows} rows and {shard.groups} groups does not fit "
+            f"in {rows} rows and {groups} groups"
+        )
+    if rows == shard.rows:
+        return
+    if not shard.rows:
+        raise ValueError("a shard without rows has none to repeat as padding")
+    if any(size == real for size, real in zip(groups, shard.groups, strict=True)):
+        raise ValueError(
+            f"{rows - shard.rows} padding rows need a padding group at every level: "
+            f"ask for more than {shard.groups} groups, got {groups}"
+        )

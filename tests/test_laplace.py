@@ -1,0 +1,130 @@
+"""The climb: modes and their curvature in closed form, rival modes, what cannot be climbed."""
+
+import dask
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from dask_consensus.combination.ascent import Peak, _ascend
+from dask_consensus.combination.mode_search import _distinct
+from dask_consensus.shard.score import Expansion
+
+from .test_correct import fit, regression
+
+
+def normal(mean, covariance, height=0.0):
+    """Expansions of a Gaussian log density."""
+    precision = np.linalg.inv(covariance)
+
+    def look(u, axes):
+        away = mean - u
+        value = height - 0.5 * away @ precision @ away
+        return Expansion(value, precision @ away, precision, np.zeros_like(u))
+
+    return look
+
+
+def test_a_gaussian_is_climbed_in_two_looks():
+    covariance = np.array([[2.0, 0.9], [0.9, 1.0]])
+    looks = []
+    look = normal(np.array([3.0, -40.0]), covariance)
+    arrived = _ascend(lambda *a: looks.append(a) or look(*a), np.zeros(2), np.eye(2), 5)
+    assert arrived is not None
+    peak, shift = arrived
+    np.testing.assert_allclose(peak.u, [3.0, -40.0])
+    np.testing.assert_allclose(peak.covariance, covariance)
+    np.testing.assert_allclose(shift, 0)
+    assert len(looks) == 2
+
+
+def gamma(shape):
+    """Log of a gamma variate: skewed to the left, mode log(shape)."""
+
+    def look(u, axes):
+        def gradient(x):
+            return shape - np.exp(x)
+
+        step, x = axes[0, 0], u[0]
+        here, ahead, behind = gradient(x), gradient(x + step), gradient(x - step)
+        return Expansion(
+            shape * x - np.exp(x),
+            np.array([here]),
+            np.array([[-(ahead - behind) / (2 * step)]]),
+            np.array([ahead - 2 * here + behind]),
+        )
+
+    return look
+
+
+@pytest.mark.parametrize("start", [-6.0, 0.0, 9.0])
+def test_a_skewed_density_gives_its_mean_to_first_order(start):
+    arrived = _ascend(gamma(30.0), np.array([start]), np.array([[1.0]]), 40)
+    assert arrived is not None
+    peak, shift = arrived
+    sd = np.sqrt(peak.covariance[0, 0])
+    assert abs(peak.u[0] - np.log(30.0)) < 0.05 * sd
+    exact = scipy.stats.loggamma(30.0)
+    # The mode is 0.09 sds from the mean; the first order takes at least half of that away.
+    assert abs(peak.u[0] + shift[0] - exact.mean()) < 0.045 * sd
+    assert sd == pytest.approx(exact.std(), rel=0.05)
+
+
+def test_no_mode_is_no_answer():
+    slope = lambda u, axes: Expansion(float(u[0]), np.ones(1), np.zeros((1, 1)), np.zeros(1))  # noqa: E731
+    assert _ascend(slope, np.zeros(1), np.eye(1), 10) is None
+    broken = lambda u, axes: Expansion(np.nan, np.ones(1), np.eye(1), np.zeros(1))  # noqa: E731
+    assert _ascend(broken, np.zeros(1), np.eye(1), 10) is None
+
+
+def test_peaks_count_once_and_only_if_they_are_comparable():
+    def peak(x, height):
+        return Peak(np.array([x]), np.array([[1.0]]), height)
+
+    peaks = [peak(0.0, -5.0), peak(0.1, -4.9), peak(20.0, -6.0), peak(40.0, -60.0)]
+    assert [p.u[0] for p in _distinct(peaks)] == [0.1, 20.0]
+    assert _distinct([]) == []
+
+
+def test_laplace_alone_is_the_posterior_of_a_conjugate_model():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=600)
+    z = 0.9 * x + 0.3 * rng.normal(size=600)
+    table = pd.DataFrame({"x": x, "z": z, "y": 1 + x - z + 1.5 * rng.normal(size=600)})
+    with dask.config.set(scheduler="synchronous"):
+        tree = fit(table, regression, n_shards=6, method="laplace", correct=False, num_samples=4000)
+    design = np.column_stack([np.ones(600), x, z])
+    covariance = np.linalg.inv(design.T @ design / 1.5**2 + np.eye(3) / 4)
+    mean = covariance @ design.T @ table["y"].to_numpy() / 1.5**2
+    last = tree["rounds"].isel(round=-1)
+    sd = np.sqrt(np.diag(covariance))
+    # Columns of single precision are all that is inexact.
+    np.testing.assert_allclose((last["mean"] - mean) / sd, 0, atol=1e-4)
+    np.testing.assert_allclose(last["sd"], sd, rtol=1e-4)
+    draws = tree["posterior"]["beta"].to_numpy().reshape(-1, 3)
+    np.testing.assert_allclose((draws.mean(axis=0) - mean) / sd, 0, atol=4 / np.sqrt(4000))
+    # Each shard's Gaussian is its own share of the posterior.
+    shards = tree["shards"].isel(round=-1)
+    np.testing.assert_allclose(
+        shards["precision"].sum("shard"), np.linalg.inv(covariance), rtol=1e-4, atol=1e-3
+    )
+    assert "correct=False" in tree.attrs["verdict"]
+
+
+def test_what_cannot_be_climbed_says_so():
+    def nested(county, house, y=None, *, n_county, n_house):
+        import numpyro
+        import numpyro.distributions as dist
+
+        tau = numpyro.sample("tau", dist.HalfNormal(1))
+        with numpyro.plate("counties", n_county):
+            a = numpyro.sample("a", dist.Normal(0, tau))
+        with numpyro.plate("houses", n_house):
+            b = numpyro.sample("b", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(a[county] + b[house], 1.0), obs=y)
+
+    rng = np.random.default_rng(1)
+    house = np.repeat(np.arange(40), 3)
+    table = pd.DataFrame({"county": house // 4, "house": house, "y": rng.normal(size=120)})
+    with pytest.raises(ValueError, match="method='laplace', but local sites on several levels"):
+        fit(table, nested, by=["county", "house"], n_shards=2, method="laplace")
