@@ -19,7 +19,7 @@ import xarray as xr
 from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC, NUTS
 
-from dask_consensus.cluster import mapreduce
+from dask_consensus.cluster.progress import Progress
 
 from . import OSIC, data_file, fit, from_pandas, raise_if_dask_computes
 from .models import ZOO, frame, normal_rows
@@ -238,15 +238,15 @@ def test_a_killed_worker(small, expected, cluster, monkeypatch):
     """Its shards are made and sampled again, with the same draws."""
     with cluster(2, 1) as client:
         pids = list(client.run(os.getpid).values())
-        tell, told = mapreduce.Progress.tell, []
+        tell, told = Progress.tell, []
 
-        def tell_and_kill(self: mapreduce.Progress, report: Any) -> None:
+        def tell_and_kill(self: Progress, report: Any) -> None:
             tell(self, report)
             told.append(report)
             if len(told) == 1:
                 os.kill(pids[0], signal.SIGKILL)
 
-        monkeypatch.setattr(mapreduce.Progress, "tell", tell_and_kill)
+        monkeypatch.setattr(Progress, "tell", tell_and_kill)
         tree = fit(small, intercepts, **SMALL)
     assert len(told) == 4
     xr.testing.assert_identical(posterior(tree), expected)
@@ -300,7 +300,7 @@ def test_compiled_once(sizes, expected):
 KERNELS = {"integrated", "with_effects", "evaluate", "many"}
 
 
-def test_climbing_and_correcting_compile_each_kernel_once():
+def test_a_default_fit_compiles_each_kernel_once():
     def model(county, y, n_county):
         tau = numpyro.sample("tau", dist.HalfNormal(1.375))
         with numpyro.plate("county", n_county):

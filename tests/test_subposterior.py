@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dask_consensus.combination import subposterior as sites
+from dask_consensus.combination import subposterior
 from dask_consensus.config import Options
 from dask_consensus.shard import device
 from dask_consensus.shard.coordinates import whitened
@@ -32,7 +32,7 @@ def test_batches_give_the_same_draws(monkeypatch):
     # fifteen do not yet show it.
     with jax.enable_x64(True):
         one = fit(rows, ZOO["intercepts"].model, **options)
-        monkeypatch.setattr(sites, "accelerated", lambda: True)
+        monkeypatch.setattr(subposterior, "accelerated", lambda: True)
         several = fit(rows, ZOO["intercepts"].model, **options, shards_per_task=3)
     for name, draws in one["posterior"].data_vars.items():
         np.testing.assert_allclose(several["posterior"][name], draws, rtol=1e-6, atol=1e-6)
@@ -147,13 +147,7 @@ def _compiled_kernels():
 
 
 def test_options_keep_what_was_asked():
-    given = dict.fromkeys(
-        ("rows_per_shard", "num_warmup", "num_samples", "num_chains", "target_accept_prob")
-    )
-    options = Options.filled(
-        **given, split_every=None, method="auto", n_shards=None, rounds=None, weights="full",
-        seed=0, correct="auto", resources={"GPU": 1}, shards_per_task="auto",
-    )  # fmt: skip
+    options = Options.frozen(resources={"GPU": 1}, shards_per_task="auto")
     assert options.resources == {"GPU": 1}
     assert options.shards_per_task == "auto"
 
@@ -164,12 +158,12 @@ def test_joint_skewness_is_what_all_coordinates_do_to_one():
     # Uncorrelated with b and yet its function: E[a^3] = sqrt(8), E[a b^2] = sqrt(2).
     a = (b**2 - 1) / np.sqrt(2)
     u = np.column_stack([3.0 * a + 5.0, b])
-    found = sites.joint_skewness(u - u.mean(axis=0))
+    found = subposterior.joint_skewness(u - u.mean(axis=0))
     np.testing.assert_allclose(found, [np.sqrt(8) + np.sqrt(2), 0.0], atol=0.15)
 
 
 def test_joint_skewness_of_normal_draws_has_the_known_variance():
     rng = np.random.default_rng(1)
     d, n = 10, 400
-    found = [sites.joint_skewness(rng.normal(size=(n, d))) for _ in range(300)]
+    found = [subposterior.joint_skewness(rng.normal(size=(n, d))) for _ in range(300)]
     np.testing.assert_allclose(np.var(found), 2 * (d + 2) / n, rtol=0.15)
