@@ -75,7 +75,7 @@ def pieces(cut: Cut, layout: Layout, full: Full) -> list[Piece]:
         shard = to_shard(part, numbered)
         sizes = (shard.rows, shard.groups)
         if cut.padded:
-            rows, groups = full.size
+            rows, groups = full.sizes
             # A row for each padding group, as there always is.
             sizes = (rows + max(groups, default=0) + 2, tuple(count + 2 for count in groups))
         data = pad(shard, Size(*sizes))
@@ -138,7 +138,7 @@ def test_shards_multiply_to_the_full_density(name: str, data: Any):
     rng = np.random.default_rng(cut.seed)
     u = rng.uniform(-1, 1, model.dim)
     local = {
-        site: rng.uniform(-1, 1, shape) for site, shape in model.local_shapes(*full.size).items()
+        site: rng.uniform(-1, 1, shape) for site, shape in model.local_shapes(*full.sizes).items()
     }
 
     total = size = 0.0
@@ -148,7 +148,7 @@ def test_shards_multiply_to_the_full_density(name: str, data: Any):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
         total += value - padding
         size += abs(value) + abs(padding)
-    expected = full_density(u, local, full.arguments, full.size[1])
+    expected = full_density(u, local, full.arguments, full.sizes[1])
     # The same float64 terms in another order: good to a few hundred roundings of their sum.
     np.testing.assert_allclose(total, expected, rtol=1e-12, atol=1e-13 * size)
 
@@ -161,7 +161,7 @@ def test_an_anchor_is_a_gaussian_in_u():
     (piece,) = pieces(Cut(table, np.zeros(len(table), int), False, 0), layout, full)
     rng = np.random.default_rng(0)
     u, mean, root = rng.normal(size=3), rng.normal(size=3), rng.normal(size=(3, 3))
-    local = {"alpha": rng.normal(size=full.size[1])}
+    local = {"alpha": rng.normal(size=full.sizes[1])}
     plain = tempered(0.3, 3)
     anchored = plain._replace(anchor_mean=mean, anchor_precision=root @ root.T)
     difference = np.diff(
