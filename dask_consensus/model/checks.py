@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from .examples import Example, embed, extract
 from .model import ShardModel
 
-_INITIAL_POINTS = 100  # NumPyro gives up after as many
+INITIAL_POINTS = 100  # NumPyro gives up after as many
 Source = tuple[str, str]  # ("data" or "local", name)
 
 
@@ -240,7 +240,7 @@ def check_initial_density(probe: Probe, example: Example) -> None:
     """Refuse a model that has no finite density anywhere near zero on real rows."""
     names = [term.name for term in probe.model.terms]
     found = []
-    for seed in range(_INITIAL_POINTS):
+    for seed in range(INITIAL_POINTS):
         terms = probe.terms(draw_values(probe.model, example, seed, radius=2.0), example)
         found.append([np.isfinite(terms[name]).all() for name in names])
         if all(found[-1]):
@@ -249,7 +249,7 @@ def check_initial_density(probe: Probe, example: Example) -> None:
     never = [name for name, finite in columns if not any(finite)]
     seldom = [name for name, finite in columns if not all(finite)]
     raise ValueError(
-        f"the log density is not finite at any of {_INITIAL_POINTS} starting points on a "
+        f"the log density is not finite at any of {INITIAL_POINTS} starting points on a "
         f"sample of the frame; site {', '.join(map(repr, never or seldom))} is the cause. Do the "
         "observed values lie in the support of its distribution, and do its parameters stay valid?"
     )

@@ -39,7 +39,6 @@ from .effects import (
 from .quadrature import Nodes, most_nodes, rule
 from .target import Terms, terms_of
 
-_NEWTON_STEPS = 40  # at the center, from far away
 ALMOST_ZERO = 0.0137  # to begin from: at 0 itself densities written with |x| have no gradient
 _FEW_STEPS = 6  # at a point, from modes moved along with it
 _NEAR = 0.03  # squared decrement from which one more step arrives
@@ -179,7 +178,7 @@ def _find_center(model: ShardModel) -> Callable[..., _Center]:
         def density(effects: jax.Array, u: jax.Array = u) -> tuple[jax.Array, Terms]:
             return unit_density(model, u, effects, data, nothing)
 
-        modes, _, factor, *_ = newton.ascend(density, begin, _NEWTON_STEPS, 1e-6)
+        modes, factor, *_ = newton.ascend(density, begin, newton.MOST_STEPS, 1e-6)
         _, terms = density(modes)
 
         def slope_at(u: jax.Array) -> jax.Array:

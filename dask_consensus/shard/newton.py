@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+MOST_STEPS = 40  # from far away
 _HALVINGS = 6  # of a step that does not climb
 
 
@@ -94,7 +95,7 @@ class Summit(NamedTuple):
 
     Attributes
     ----------
-    effects, slope : (U, q) arrays
+    effects : (U, q) array
     factor : (U, q, q) array
         Cholesky factor of minus the Hessian.
     step : (U, q) array
@@ -104,7 +105,6 @@ class Summit(NamedTuple):
     """
 
     effects: jax.Array
-    slope: jax.Array
     factor: jax.Array
     step: jax.Array
     decrement: jax.Array
@@ -122,7 +122,7 @@ def ascend(
         values, slope, minus_hessian = curvature(density, effects)
         factor = cholesky(minus_hessian)
         step = solve(factor, slope)
-        return values, Summit(effects, slope, factor, step, jnp.sum(slope * step, axis=1))
+        return values, Summit(effects, factor, step, jnp.sum(slope * step, axis=1))
 
     def again(state: tuple[Any, ...]) -> tuple[Any, ...]:
         count, values, here = state
@@ -136,7 +136,6 @@ def ascend(
     blank = jnp.zeros((*effects.shape, effects.shape[1]), effects.dtype)
     nowhere = Summit(
         effects,
-        jnp.zeros_like(effects),
         blank,
         jnp.zeros_like(effects),
         jnp.full(len(effects), jnp.inf, effects.dtype),

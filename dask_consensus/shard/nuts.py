@@ -10,15 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
-from jax.scipy.linalg import solve_triangular
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer.hmc import hmc
 
 from ..model.model import ShardModel
 from ..shard_data import ShardData
 from .compiling import compiled, on_device, precision
-from .coordinates import _SHARED, Coordinates, unwhitened
-from .starts import Start, _prior_medians, _starting_point, _why_not_finite, key_of
+from .coordinates import SHARED, Coordinates, unwhitened, whiten
+from .starts import Start, key_of, prior_medians, starting_point, why_not_finite
 from .target import PriorFactor, log_density
 
 _DENSE_UP_TO = 256  # dimensions of u for which a dense mass matrix is adapted
@@ -183,7 +182,7 @@ def sample_shards(
         for which in range(len(data)):
             if not all(chain.valid[which] for chain in chains):
                 one = on_device(data[which])
-                raise NotFiniteError(which, _why_not_finite(model, one))
+                raise NotFiniteError(which, why_not_finite(model, one))
     seconds = (time.perf_counter() - began) / len(data)
     found = []
     for which in range(len(data)):
@@ -204,19 +203,18 @@ def _chain_of(model: ShardModel, settings: NutsSettings, several: bool) -> Calla
         key: jax.Array,
     ) -> _Chain:
         def to_u(z: dict[str, jax.Array]) -> jax.Array:
-            return coordinates.center + coordinates.scale @ z[_SHARED]
+            return coordinates.center + coordinates.scale @ z[SHARED]
 
         def potential(z: dict[str, jax.Array]) -> jax.Array:
             return -log_density(model, to_u(z), _local(z), data, factor)
 
         start_key, run_key = random.split(key)
         if start is None:
-            first = _prior_medians(model, data, coordinates, start_key)
-            z, valid = _starting_point(potential, first, start_key)
+            first = prior_medians(model, data, coordinates, start_key)
+            z, valid = starting_point(potential, first, start_key)
             given: dict[str, Any] = {}
         else:
-            shared = solve_triangular(coordinates.scale, start.u - coordinates.center, lower=True)
-            z = {_SHARED: shared, **start.local}
+            z = {SHARED: whiten(coordinates, start.u), **start.local}
             valid = jnp.isfinite(potential(z))
             given = {
                 "step_size": start.step_size,
@@ -227,7 +225,7 @@ def _chain_of(model: ShardModel, settings: NutsSettings, several: bool) -> Calla
             z,
             settings.num_warmup,
             adapt_mass_matrix=settings.adapt_mass,
-            dense_mass=[(_SHARED,)] if model.dim <= _DENSE_UP_TO else [],
+            dense_mass=[(SHARED,)] if model.dim <= _DENSE_UP_TO else [],
             target_accept_prob=settings.target_accept_prob,
             max_tree_depth=settings.max_tree_depth,
             rng_key=run_key,
@@ -256,7 +254,7 @@ def _chain_of(model: ShardModel, settings: NutsSettings, several: bool) -> Calla
 
 
 def _local(z: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: value for name, value in z.items() if name != _SHARED}
+    return {name: value for name, value in z.items() if name != SHARED}
 
 
 def _inverse_mass(
@@ -265,7 +263,7 @@ def _inverse_mass(
     """NumPyro's blocks of the inverse mass matrix: u is white, local sites have variances."""
     d = model.dim
     blocks: dict[tuple[str, ...], jax.Array] = {
-        (_SHARED,): jnp.eye(d) if d <= _DENSE_UP_TO else jnp.ones(d)
+        (SHARED,): jnp.eye(d) if d <= _DENSE_UP_TO else jnp.ones(d)
     }
     if variances:
         names = tuple(sorted(variances))

@@ -24,7 +24,6 @@ from .marginal import ALMOST_ZERO, integral
 from .quadrature import Nodes, most_nodes, rule
 from .target import terms_of
 
-_NEWTON_STEPS = 40
 _NEAR = 1e-4  # squared decrement at which the modes are close enough to place nodes around them
 
 
@@ -157,7 +156,7 @@ def _score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, ja
         def density(effects: jax.Array, u: jax.Array = u) -> tuple[jax.Array, Any]:
             return unit_density(model, u, effects, data, reference)
 
-        there = newton.ascend(density, effects, _NEWTON_STEPS, _NEAR)
+        there = newton.ascend(density, effects, newton.MOST_STEPS, _NEAR)
         modes, factor = there.effects, there.factor
         log_integral = integral(density, modes, factor, nodes, count)
         log_volume = -jnp.sum(jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)), axis=1)

@@ -10,18 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jax import lax, random
-from jax.scipy.linalg import solve_triangular
 from numpyro.distributions import biject_to
 from numpyro.infer import init_to_median, init_to_sample
 
+from ..model.checks import INITIAL_POINTS
 from ..model.model import TRACE_LOCK, ShardModel
 from ..shard_data import ShardData
 from .compiling import precision
-from .coordinates import _SHARED, Coordinates
+from .coordinates import SHARED, Coordinates, whiten
 from .target import terms_of
 
 _PRIOR = 2_000_000  # names the randomness of points of the prior, apart from any round's
-_INITIAL_POINTS = 100  # NumPyro gives up after as many
 
 
 class Start(NamedTuple):
@@ -52,7 +51,7 @@ def key_of(seed: int, *path: int) -> jax.Array:
     return key
 
 
-def _prior_medians(
+def prior_medians(
     model: ShardModel, data: ShardData, coordinates: Coordinates, key: jax.Array
 ) -> dict[str, jax.Array]:
     """Medians of a few prior draws of every site, as coordinates of the sampler.
@@ -61,9 +60,7 @@ def _prior_medians(
     where they began if the data lie far off; prior draws are of the right size.
     """
     u, local = _prior_point(model, data, init_to_median, key)
-    return {
-        _SHARED: solve_triangular(coordinates.scale, u - coordinates.center, lower=True)
-    } | local
+    return {SHARED: whiten(coordinates, u)} | local
 
 
 def _prior_point(
@@ -111,7 +108,7 @@ def prior_points(
     return medians, draws
 
 
-def _starting_point(
+def starting_point(
     potential: Callable[..., jax.Array], first: dict[str, jax.Array], key: jax.Array
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Take the first point, or else draw on (-2, 2) until density and gradient are finite."""
@@ -136,11 +133,11 @@ def _starting_point(
         return attempt + 1, z, valid(z), key
 
     state = (0, first, jnp.zeros((), bool), key)
-    state = lax.while_loop(lambda s: (s[0] <= _INITIAL_POINTS) & ~s[2], again, state)
+    state = lax.while_loop(lambda s: (s[0] <= INITIAL_POINTS) & ~s[2], again, state)
     return state[1], state[2]
 
 
-def _why_not_finite(model: ShardModel, data: ShardData) -> str:
+def why_not_finite(model: ShardModel, data: ShardData) -> str:
     """Name the terms that are not finite at zero, and how many rows or groups have them."""
     shapes = model.local_shapes(*data.size)
     local = {name: jnp.zeros(shape) for name, shape in shapes.items()}
@@ -157,7 +154,7 @@ def _why_not_finite(model: ShardModel, data: ShardData) -> str:
     bad = [name for name, value in found.items() if not bool(jnp.all(jnp.isfinite(value)))]
     rows = int(jnp.sum(~jnp.isfinite(by_row)))
     return (
-        f"the log density is not finite at any of {_INITIAL_POINTS} starting points; at zero "
+        f"the log density is not finite at any of {INITIAL_POINTS} starting points; at zero "
         f"(unconstrained) site {', '.join(map(repr, bad)) or 'none'} is not, on {rows} of "
         f"{int(jnp.sum(data.rows))} rows of the shard. Do the observed values lie in the support "
         "of its distribution?"
