@@ -51,17 +51,19 @@ def check_resources(resources: Mapping[str, float] | None) -> None:
     if not resources:
         return
     client = current_client()
-    asked = ", ".join(f"{name}={amount:g}" for name, amount in resources.items())
+    wanted = ", ".join(f"{name}={amount:g}" for name, amount in resources.items())
     if client is None:
         raise ValueError(
-            f"resources ({asked}) are those of workers: create a distributed.Client first, or "
+            f"resources ({wanted}) are those of workers: create a distributed.Client first, or "
             "leave resources out"
         )
     if not workers_with(resources):
         offers = _offers(client)
-        offered = sorted({f"{name}={amount:g}" for o in offers for name, amount in o.items()})
+        offered = sorted(
+            {f"{name}={amount:g}" for offer in offers for name, amount in offer.items()}
+        )
         raise ValueError(
-            f"no worker has the resources {asked}; the {len(offers)} workers offer "
+            f"no worker has the resources {wanted}; the {len(offers)} workers offer "
             f"{', '.join(offered) or 'none'}. Start workers with --resources "
             f"'{next(iter(resources))}=1', or leave resources out"
         )
@@ -72,8 +74,10 @@ def workers_with(resources: Mapping[str, float] | None) -> int:
     client = current_client()
     if client is None:
         return 1
-    asked = (resources or {}).items()
-    return sum(all(o.get(n, 0) >= amount for n, amount in asked) for o in _offers(client))
+    needs = (resources or {}).items()
+    return sum(
+        all(offer.get(name, 0) >= amount for name, amount in needs) for offer in _offers(client)
+    )
 
 
 def _offers(client: Any) -> list[Mapping[str, float]]:

@@ -62,12 +62,12 @@ def examples(
     small_rows = 1 + _ROWS_A_GROUP * max((*small_groups, 3))
     more_rows = 3 + _ROWS_A_GROUP * max((*more_groups, 4))
 
-    own = _codes(small_rows, small_groups)
-    reversed_own = [count - 1 - code[::-1] for count, code in zip(small_groups, own, strict=True)]
+    few = _codes(small_rows, small_groups)
+    reversed_codes = [count - 1 - code[::-1] for count, code in zip(small_groups, few, strict=True)]
     more = _codes(more_rows, more_groups)
     joined = [
         np.concatenate([new, count + old])
-        for count, new, old in zip(more_groups, more, reversed_own, strict=True)
+        for count, new, old in zip(more_groups, more, reversed_codes, strict=True)
     ]
 
     take_small = np.arange(small_rows)
@@ -81,8 +81,8 @@ def examples(
         return Example(arguments, len(take), groups)
 
     return (
-        example(take_small, own, small_groups),
-        example(take_small[::-1], reversed_own, small_groups),
+        example(take_small, few, small_groups),
+        example(take_small[::-1], reversed_codes, small_groups),
         example(take_large, joined, large_groups),
     )
 

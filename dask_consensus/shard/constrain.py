@@ -32,14 +32,14 @@ def constrain(model: ShardModel, u: np.ndarray, example: ShardData) -> dict[str,
     names = [*(site.name for site in model.shared), *model.deterministics]
 
     def build() -> Callable[[Arrays, jax.Array], dict[str, jax.Array]]:
-        def one(arguments: Arrays, point: jax.Array) -> dict[str, jax.Array]:
+        def constrained(arguments: Arrays, point: jax.Array) -> dict[str, jax.Array]:
             shapes = model.local_shapes(rows, groups)
             local = {name: jnp.zeros(shape) for name, shape in shapes.items()}
             values = {**model.unravel(point), **local}
             _, trace = model.log_terms(values, arguments, groups)
             return {name: jnp.asarray(trace[name]["value"]) for name in names}
 
-        return jax.vmap(one, (None, 0))
+        return jax.vmap(constrained, (None, 0))
 
     flat = u.reshape(-1, u.shape[-1])
     with precision(model.x64):

@@ -121,20 +121,21 @@ def log_likelihoods(
         origin = _center(model, arrays, start)
         example = (arrays, origin, *rules, on_device(padded[:block]))
         evaluate = compiled(model, "values", lambda: _evaluate(model), *example)
-        found = [
+        blocks = [
             jax.device_get(evaluate(arrays, origin, *rules, on_device(padded[i : i + block])))
             for i in range(0, len(padded), block)
         ]
-    sums = np.concatenate([found_[0] for found_ in found]).astype(np.float64).sum(axis=1)
+    chunks, not_found = (
+        np.concatenate([values[i] for values in blocks]).astype(np.float64)[: len(points)]
+        for i in range(2)
+    )
     real = int(np.sum(data.mask(unit_level(model)))) if q else 0
-    there = [found[0][2], origin.reference.rows, *origin.reference.groups]
+    there = [blocks[0][2], origin.reference.rows, *origin.reference.groups]
     total = sum(float(np.sum(np.asarray(part, np.float64))) for part in there)
     return Values(
-        log_likelihood=sums[: len(points)],
+        log_likelihood=chunks.sum(axis=1),
         at_center=total + 0.5 * q * real * float(np.log(2 * np.pi)),
-        modes_not_found=np.concatenate([found_[1] for found_ in found]).astype(np.float64)[
-            : len(points)
-        ],
+        modes_not_found=not_found,
         units=real,
         coupling=float(origin.coupling),
     )
@@ -145,8 +146,8 @@ def modes_at(model: ShardModel, data: ShardData, u: np.ndarray) -> Modes:
     with precision(model.x64):
         arrays, point = on_device((data, u))
         origin = _center(model, arrays, point)
-        found = Modes(unpack(model, origin.effects), unpack(model, origin.variances))
-        return jax.device_get(found)
+        modes = Modes(unpack(model, origin.effects), unpack(model, origin.variances))
+        return jax.device_get(modes)
 
 
 def _center(model: ShardModel, arrays: ShardData, point: jax.Array) -> _Center:
@@ -217,12 +218,12 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
             start = jnp.where(better[:, None], start, center.effects)
             near = newton.ascend(density, start, _FEW_STEPS, _NEAR)
             # The last step needs no new curvature: exact for Gaussian units.
-            found = near.decrement < _DECREMENT
-            modes = near.effects + jnp.where(found[:, None], near.step, 0.0)
+            arrived = near.decrement < _DECREMENT
+            modes = near.effects + jnp.where(arrived[:, None], near.step, 0.0)
             log_integral = integral(density, modes, near.factor, nodes, count)
             rest = others(model, density(modes)[1], center.reference)
             values = jnp.concatenate([jnp.where(mask, log_integral, 0.0), rest])
-            return values, jnp.sum(mask & ~found)
+            return values, jnp.sum(mask & ~arrived)
 
         # The center is one more point, so that the model's code is compiled once.
         at_once = _points_at_once(len(data.rows))

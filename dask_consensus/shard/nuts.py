@@ -181,15 +181,14 @@ def sample_shards(
             chains = [jax.tree.map(lambda leaf: leaf[None], chain) for chain in chains]
         for which in range(len(data)):
             if not all(chain.valid[which] for chain in chains):
-                one = on_device(data[which])
-                raise NotFiniteError(which, why_not_finite(model, one))
+                raise NotFiniteError(which, why_not_finite(model, on_device(data[which])))
     seconds = (time.perf_counter() - began) / len(data)
-    found = []
+    sampled = []
     for which in range(len(data)):
         mine = [jax.tree.map(lambda leaf, k=which: leaf[k], chain) for chain in chains]
         draws = _summary(mine, settings, seconds, compiling / len(data))
-        found.append((draws, tuple(chain.end for chain in mine)))
-    return found
+        sampled.append((draws, tuple(chain.end for chain in mine)))
+    return sampled
 
 
 def _chain_of(model: ShardModel, settings: NutsSettings, several: bool) -> Callable[..., _Chain]:

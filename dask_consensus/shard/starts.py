@@ -145,13 +145,13 @@ def why_not_finite(model: ShardModel, data: ShardData) -> str:
 
     def run(data: ShardData) -> tuple[dict[str, jax.Array], jax.Array]:
         values = {**model.unravel(u), **local}
-        found, _ = model.log_terms(values, data.arguments, data.size[1])
-        return found, terms_of(model, u, local, data).rows
+        terms, _ = model.log_terms(values, data.arguments, data.size[1])
+        return terms, terms_of(model, u, local, data).rows
 
     # Compiled: NumPyro warns of values outside a support wherever it can see them.
     with TRACE_LOCK:
-        found, by_row = jax.jit(run)(data)
-    bad = [name for name, value in found.items() if not bool(jnp.all(jnp.isfinite(value)))]
+        terms, by_row = jax.jit(run)(data)
+    bad = [name for name, value in terms.items() if not bool(jnp.all(jnp.isfinite(value)))]
     rows = int(jnp.sum(~jnp.isfinite(by_row)))
     return (
         f"the log density is not finite at any of {INITIAL_POINTS} starting points; at zero "

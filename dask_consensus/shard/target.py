@@ -124,8 +124,8 @@ def log_density(
     terms = terms_of(model, u, local, data)
     away = u - factor.anchor_mean
     anchor = -0.5 * away @ (factor.anchor_precision @ away)
-    own = sum((jnp.sum(group) for group in terms.groups), start=jnp.sum(terms.rows))
-    return factor.weight * terms.prior + anchor + own + terms.padding
+    likelihood = sum((jnp.sum(group) for group in terms.groups), start=jnp.sum(terms.rows))
+    return factor.weight * terms.prior + anchor + likelihood + terms.padding
 
 
 def log_prior(model: ShardModel, data: ShardData, points: np.ndarray) -> np.ndarray:
