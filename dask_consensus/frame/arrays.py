@@ -176,6 +176,8 @@ def plain_key(key: pd.Series) -> pd.Series:
         return key.astype("uint64")
     if pd.api.types.is_integer_dtype(key.dtype):
         return key.astype("int64")
+    if pd.api.types.is_float_dtype(key.dtype):
+        return key + 0.0  # before pandas 3.1 zeros of both signs hash apart
     return key
 
 

@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from numpyro.ops.provenance import eval_provenance
 
 from .examples import Example, embed, extract
-from .model import ShardModel
+from .model import ShardModel, precision
 
 INITIAL_POINTS = 100  # NumPyro gives up after as many
 Source = tuple[str, str]  # ("data" or "local", name)
@@ -114,7 +114,7 @@ class Probe:
         # Nothing but the precision is new, and that was not the user's choice: whatever is raised
         # now comes of it.
         try:
-            with jax.enable_x64(True):
+            with precision(True):
                 traced = self._exact_terms.trace(values, arguments, example.groups)
                 traced.lower()
                 jax.eval_shape(jax.grad(total), {k: jnp.asarray(v) for k, v in values.items()})
@@ -131,7 +131,7 @@ class Probe:
         """Every term of the density, entry by entry, in double precision if possible."""
         if not self._exact:
             return self.terms(values, example)
-        with jax.enable_x64(True):
+        with precision(True):
             terms = self._exact_terms(values, _doubles(example), example.groups)
             return {name: np.asarray(term) for name, term in terms.items()}
 

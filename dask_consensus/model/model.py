@@ -13,6 +13,7 @@ Every log density term likewise has no such axis (a *prior term*, in every shard
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pickle
 import sys
@@ -30,6 +31,11 @@ import numpyro
 from numpyro.infer.util import _unconstrain_reparam, compute_log_probs
 
 from ..shard_data import ROWS
+
+try:
+    from jax import enable_x64
+except ImportError:  # before JAX 0.8
+    from jax.experimental import enable_x64  # type: ignore[attr-defined,no-redef]
 
 # NumPyro keeps its stack of handlers in one list per process: two threads that trace at once
 # corrupt it. Whoever runs a model's Python code holds this lock; compiled code needs none.
@@ -212,6 +218,11 @@ def log_terms(
     placed = numpyro.handlers.substitute(seeded, substitute_fn=unconstrained)
     terms, trace = compute_log_probs(placed, (), dict(keywords), {}, sum_log_prob=False)
     return terms, trace
+
+
+def precision(x64: bool) -> contextlib.AbstractContextManager[None]:
+    """Work in double precision or in single, whatever this process is set to."""
+    return enable_x64(x64)
 
 
 def double_precision() -> bool:

@@ -135,8 +135,3 @@ def on_device(tree: Any) -> Any:
         return jnp.asarray(array, working if array.dtype.kind == "f" else None)
 
     return jax.tree.map(put, tree)
-
-
-def precision(x64: bool) -> contextlib.AbstractContextManager[None]:
-    """Work in the precision the user works in, whatever this process is set to."""
-    return jax.enable_x64(x64)

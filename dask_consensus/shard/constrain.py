@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..model.model import Arrays, ShardModel
+from ..model.model import Arrays, ShardModel, precision
 from ..shard_data import ShardData
-from .compiling import in_blocks, precision
+from .compiling import in_blocks
 
 
 def constrain(model: ShardModel, u: np.ndarray, example: ShardData) -> dict[str, np.ndarray]:

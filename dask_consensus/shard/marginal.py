@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..model.model import ShardModel
+from ..model.model import ShardModel, precision
 from ..shard_data import ShardData
 from . import newton
-from .compiling import compiled, on_device, precision
+from .compiling import compiled, on_device
 from .device import accelerated
 from .effects import (
     Reference,

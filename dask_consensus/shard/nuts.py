@@ -13,9 +13,9 @@ from jax import lax, random
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer.hmc import hmc
 
-from ..model.model import ShardModel
+from ..model.model import ShardModel, precision
 from ..shard_data import ShardData
-from .compiling import compiled, on_device, precision
+from .compiling import compiled, on_device
 from .coordinates import SHARED, Coordinates, unwhitened, whiten
 from .starts import Start, key_of, prior_medians, starting_point, why_not_finite
 from .target import PriorFactor, log_density

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..model.model import ShardModel
+from ..model.model import ShardModel, precision
 from ..shard_data import ShardData
 from . import newton
-from .compiling import compiled, on_device, precision
+from .compiling import compiled, on_device
 from .effects import effects_per_unit, nothing_subtracted, others, unit_density, unit_level
 from .marginal import ALMOST_ZERO, integral
 from .quadrature import Nodes, most_nodes, rule

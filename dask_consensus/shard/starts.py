@@ -14,9 +14,8 @@ from numpyro.distributions import biject_to
 from numpyro.infer import init_to_median, init_to_sample
 
 from ..model.checks import INITIAL_POINTS
-from ..model.model import TRACE_LOCK, ShardModel
+from ..model.model import TRACE_LOCK, ShardModel, precision
 from ..shard_data import ShardData
-from .compiling import precision
 from .coordinates import SHARED, Coordinates, whiten
 from .target import terms_of
 

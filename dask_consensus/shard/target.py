@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..model.model import Latent, ShardModel
+from ..model.model import Latent, ShardModel, precision
 from ..shard_data import ROWS, ShardData
-from .compiling import in_blocks, precision
+from .compiling import in_blocks
 
 
 class PriorFactor(NamedTuple):
