@@ -124,11 +124,7 @@ class VerdictOptions(_Section):
     strange_shard: float
 
 
-# Options of `fit` whose defaults are configured, and the least whole numbers that options may be.
-_CONFIGURED = (
-    *("rows_per_shard", "num_warmup", "num_samples", "num_chains"),
-    *("target_accept_prob", "split_every"),
-)
+# The least that whole numbers may be.
 _LEAST = dict.fromkeys(("n_shards", "rows_per_shard", "num_warmup", "num_chains", "rounds"), 1)
 _LEAST |= {"shards_per_task": 1, "num_samples": 4, "split_every": 2, "seed": 0, "retries": 0}
 
@@ -183,9 +179,9 @@ class Options:
         _check_known(options)
         values = {**_UNSET, **options}
         given = tuple(name for name, value in options.items() if value != _UNSET[name])
-        for name in _CONFIGURED:
-            if values[name] is None:
-                values[name] = dask.config.get(f"consensus.{name.replace('_', '-')}")
+        for name, value in values.items():
+            if value is None:
+                values[name] = dask.config.get(f"consensus.{name.replace('_', '-')}", None)
         anchored = AnchoredOptions.configured("anchored")
         if "num_warmup" in given:
             anchored = dataclasses.replace(anchored, num_warmup=values["num_warmup"])
