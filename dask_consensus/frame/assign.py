@@ -1,7 +1,7 @@
 """Rows reach balanced shards, and no group is ever split.
 
 A hash shuffle leaves shards empty and uneven. Here the rows of each hash bucket of the outermost
-key are counted first (:mod:`dask_consensus.cluster.survey`), many more buckets than shards;
+key are counted first (:mod:`dask_consensus.frame.survey`), many more buckets than shards;
 :func:`assign` packs buckets into shards of nearly equal size; :func:`shards` sends each row to the
 shard of its bucket. Frames already divided by key are packed partition by partition instead, and
 rows without a key are dealt out one by one.
@@ -167,7 +167,7 @@ def shards(
     Returns
     -------
     list of Delayed
-        One for each shard, each computes to a :class:`~dask_consensus.cluster.arrays.Shard`.
+        One for each shard, each computes to a :class:`~dask_consensus.shard_data.Shard`.
     """
     rows = used(frame, layout)
     if assignment.kind in ("whole", "divisions"):

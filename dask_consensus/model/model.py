@@ -1,7 +1,7 @@
 """A NumPyro model, read: the roles of its sites, and its log density term by term.
 
 Every site of the model falls in one of two kinds, told apart by how shapes follow the data
-(:mod:`dask_consensus.shard.reading` finds out):
+(:mod:`dask_consensus.model.roles` finds out):
 
 - a *shared* latent site has a shape of its own; all of them together, unconstrained and raveled,
   are the vector ``u`` of ``d`` numbers that the shards must agree on;

@@ -51,8 +51,6 @@ class Evidence(NamedTuple):
     names : sequence of str
         Of the d coordinates of u.
     options : Options
-    method : str
-        The method that combined the shards.
     combined : Combined
     correction : Correction or None
     uncorrected_because : str
@@ -67,7 +65,6 @@ class Evidence(NamedTuple):
 
     names: Sequence[str]
     options: Options
-    method: str
     combined: Combined
     correction: Correction | None
     uncorrected_because: str
@@ -251,7 +248,7 @@ def _approximation(evidence: Evidence, error: np.ndarray) -> Iterator[Reason]:
         remedy = "use fewer shards, or raise num_samples"
         if evidence.uncorrected_because == "correct=False":
             remedy = "leave correct at 'auto'"
-        elif evidence.method in ("consensus", "parametric"):
+        elif evidence.combined.method in ("consensus", "parametric"):
             remedy = "use method='anchored', or fewer shards"
         yield Reason("approximate-error", error[worst], limit, name, problem, remedy)
     if last.movement > 3 * last.noise:
@@ -259,7 +256,7 @@ def _approximation(evidence: Evidence, error: np.ndarray) -> Iterator[Reason]:
             f"the last round still moved by {last.movement:.2g} posterior sds, more than its Monte "
             f"Carlo error of {last.noise:.2g}"
         )
-        remedy = f"raise rounds (now {len(evidence.combined.rounds)})"
+        remedy = f"raise rounds (now {options.rounds or options.anchored.rounds})"
         yield Reason("moving", last.movement, 3 * last.noise, "", problem, remedy)
 
 

@@ -93,7 +93,7 @@ def score(
     Parameters
     ----------
     model : ShardModel
-        One without :func:`~dask_consensus.shard.units.obstacle`.
+        One without :func:`~dask_consensus.shard.effects.obstacle`.
     data : ShardData
         The shard's padded NumPy arrays.
     points : (n, d) array

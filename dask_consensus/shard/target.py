@@ -76,7 +76,7 @@ def terms_of(
 
     Notes
     -----
-    Runs the model's Python code: trace it under :data:`~dask_consensus.shard.model.TRACE_LOCK`.
+    Runs the model's Python code: trace it under :data:`~dask_consensus.model.model.TRACE_LOCK`.
     """
     n_rows, n_groups = data.size
     values = {**model.unravel(u), **local}
