@@ -138,12 +138,8 @@ class Probe:
     def changed_terms(self, small: Example, other: Example, *, local: bool) -> set[str]:
         """Name the terms whose entries for the small example differ within the other example.
 
-        Parameters
-        ----------
-        small, other : Example
-            The other one holds the rows and groups of the small one, in another order.
-        local : bool
-            Look at terms with an axis of rows or groups, or at the others.
+        The other one holds the rows and groups of the small one, in another order. Looked at are
+        `local` terms, those with an axis of rows or groups, or else the others.
         """
         model = self.model
         values, others = (draw_values(model, example, seed=1) for example in (small, other))
