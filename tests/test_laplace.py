@@ -7,7 +7,9 @@ import pytest
 import scipy.stats
 
 from dask_consensus.combination.ascent import Peak, ascend
+from dask_consensus.combination.laplace import draws_of
 from dask_consensus.combination.mode_search import distinct
+from dask_consensus.combination.reports import FitSettings, LaplaceApproximation
 from dask_consensus.shard.score import Expansion
 
 from .test_importance import fit, regression
@@ -91,24 +93,49 @@ def test_laplace_alone_is_the_posterior_of_a_conjugate_model():
     x = rng.normal(size=600)
     z = 0.9 * x + 0.3 * rng.normal(size=600)
     table = pd.DataFrame({"x": x, "z": z, "y": 1 + x - z + 1.5 * rng.normal(size=600)})
+    shape = {"num_samples": 2000, "num_chains": 2}
     with dask.config.set(scheduler="synchronous"):
-        tree = fit(table, regression, n_shards=6, method="laplace", correct=False, num_samples=4000)
+        tree = fit(table, regression, n_shards=6, method="laplace", correct=False, **shape)
     design = np.column_stack([np.ones(600), x, z])
     covariance = np.linalg.inv(design.T @ design / 1.5**2 + np.eye(3) / 4)
     mean = covariance @ design.T @ table["y"].to_numpy() / 1.5**2
     last = tree["rounds"].isel(round=-1)
     sd = np.sqrt(np.diag(covariance))
     # Columns of single precision are all that is inexact.
-    np.testing.assert_allclose((last["mean"] - mean) / sd, 0, atol=1e-4)
-    np.testing.assert_allclose(last["sd"], sd, rtol=1e-4)
-    draws = tree["posterior"]["beta"].to_numpy().reshape(-1, 3)
-    np.testing.assert_allclose((draws.mean(axis=0) - mean) / sd, 0, atol=4 / np.sqrt(4000))
+    # Single precision rounds 600 rows to 6e-8 of their size each.
+    np.testing.assert_allclose((last["mean"] - mean) / sd, 0, atol=1e-6)
+    np.testing.assert_allclose(last["sd"], sd, rtol=1e-6)
+    # The moments of the draws are what they were matched to; that they are draws of a Gaussian,
+    # independent of each other, is not: a distance has a chi-square distribution, and its
+    # product with the next is uncorrelated. Bounds that chance crosses once in 1,000 times.
+    draws = tree["posterior"]["beta"].to_numpy()
+    assert draws.shape == (2, 2000, 3)
+    distance = scipy.stats.chi2(3).cdf(_squares(draws.reshape(-1, 3) - mean, covariance))
+    assert scipy.stats.kstest(distance, "uniform").pvalue > 0.001
+    assert abs(np.corrcoef(distance[1:], distance[:-1])[0, 1]) < 3.3 / np.sqrt(4000)
+    assert len(np.unique(draws[..., 0])) == 4000
     # Each shard's Gaussian is its own share of the posterior.
     shards = tree["shards"].isel(round=-1)
     np.testing.assert_allclose(
-        shards["precision"].sum("shard"), np.linalg.inv(covariance), rtol=1e-4, atol=1e-3
+        shards["precision"].sum("shard"), np.linalg.inv(covariance), rtol=1e-6
     )
     assert "correct=False" in tree.attrs["verdict"]
+
+
+def _squares(away, covariance):
+    return np.einsum("ni,ij,nj->n", away, np.linalg.inv(covariance), away)
+
+
+@pytest.mark.parametrize(("shape", "matched"), [((2, 1), False), ((1, 2), False), ((1, 3), True)])
+def test_no_more_draws_than_dimensions_are_not_matched(shape, matched):
+    """Their covariance is singular: no map gives them another."""
+    mean, covariance = np.array([1.0, 2.0]), np.array([[2.0, 0.9], [0.9, 1.0]])
+    approximation = LaplaceApproximation(mean, covariance, np.zeros(2), 1, [])
+    combined = draws_of(FitSettings(None, 1, False, 0), approximation, shape)
+    assert combined.draws.shape == (*shape, 2)
+    is_mean = np.allclose(combined.draws.mean(axis=(0, 1)), mean)
+    assert is_mean is matched
+    np.testing.assert_array_equal(combined.mean, mean)
 
 
 def test_nested_effects_have_no_laplace_approximation():
