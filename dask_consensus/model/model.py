@@ -35,7 +35,7 @@ from ..shard_data import ROWS
 try:
     from jax import enable_x64
 except ImportError:  # before JAX 0.8
-    from jax.experimental import enable_x64  # type: ignore[attr-defined,no-redef]
+    from jax.experimental import enable_x64  # type: ignore[attr-defined,no-redef,unused-ignore]
 
 # NumPyro keeps its stack of handlers in one list per process: two threads that trace at once
 # corrupt it. Whoever runs a model's Python code holds this lock; compiled code needs none.

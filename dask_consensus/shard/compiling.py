@@ -69,7 +69,7 @@ def seconds_compiling() -> float:
 
 def _keep_on_disk(folder: str) -> None:
     """Give JAX a compilation cache under `folder`, unless it has one."""
-    given = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    given = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined,unused-ignore]
     if given is not None or not folder:
         return
     path = os.path.join(os.path.expanduser(folder), _processor())
