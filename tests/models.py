@@ -5,6 +5,7 @@ Arguments bear the names of the columns of :func:`frame`, so that no model needs
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from dask_consensus.plan.plan import Plan
 
 from . import from_pandas, plan
 
+RUNS: Counter[float] = Counter()  # of models that count how often they are traced
 SMOKING = ("current", "ex", "never")
 
 

@@ -8,6 +8,7 @@ from dask_consensus.combination import gaussian
 from dask_consensus.combination.anchored import (
     AnchoredSettings,
     AnchoredState,
+    _movement,
     anchored,
     done,
     init,
@@ -146,6 +147,25 @@ def test_rounds_have_randomness_of_their_own(fitted, first):
     state = init(settings, shards)
     again = step(counted, shards, state)
     assert not np.array_equal(again.total.draws, first.total.draws)
+
+
+def test_shards_of_the_same_rows_have_draws_of_their_own(fitted):
+    """What names the randomness is the shard, not its rows: else their errors would not average."""
+    shards, settings, *_ = fitted
+    same = shards._replace(data=[shards.data[0]] * N_SHARDS, sizes=[shards.sizes[0]] * N_SHARDS)
+    state = step(settings, same, init(settings, same))
+    means = np.array([report.mean for report in state.rounds[0].reports])
+    assert len(np.unique(means[:, 0])) == N_SHARDS
+
+
+def test_movement_is_in_sds_of_the_new_combination():
+    covariance = np.diag([4.0, 1.0])
+    before = state_of(np.nan).rounds[0]._replace(mean=np.array([1.0, 5.0]), covariance=covariance)
+    moved = _movement(before, np.array([2.0, 5.0]), np.diag([16.0, 1.0]))
+    # The mean by 1 of 4; the log sd by log 2.
+    assert moved == pytest.approx(np.log(2))
+    assert _movement(before, np.array([5.0, 5.0]), np.diag([9.0, 1.0])) == pytest.approx(4 / 3)
+    assert _movement(before, before.mean, covariance) == 0
 
 
 def test_rounds_average_what_they_found_if_the_first_anchor_knew_the_answer(fitted, first):

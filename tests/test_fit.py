@@ -22,7 +22,7 @@ from dask_consensus.cluster.progress import Progress
 from dask_consensus.model.model import precision
 from dask_consensus.shard.starts import prior_points
 
-from . import OSIC, data_file, fit, from_pandas, plan, raise_if_dask_computes
+from . import OSIC, data_file, fit, from_pandas, models, plan, raise_if_dask_computes
 from .models import ZOO, frame, normal_rows
 
 intercepts = ZOO["intercepts"].model
@@ -257,22 +257,25 @@ def test_a_killed_worker(small, expected, cluster, monkeypatch):
 
 
 class Traced:
-    """A model that counts how often its Python code runs: once for each code that is compiled."""
+    """A model that counts how often its Python code runs: once for each code that is compiled.
+
+    A fit copies the module of its model: it is counted in another one, which all copies share.
+    """
 
     def __init__(self, scale: float) -> None:
-        self.scale, self.runs = scale, 0
+        self.scale = scale
 
     def __call__(self, county, y, n_county):
-        self.runs += 1
+        models.RUNS[self.scale] += 1
         tau = numpyro.sample("tau", dist.HalfNormal(self.scale))
         with numpyro.plate("county", n_county):
             alpha = numpyro.sample("alpha", dist.Normal(0, tau))
         normal_rows(alpha[county], 1.0, y)
 
     def runs_in(self, work: Callable[[], Any]) -> int:
-        before = self.runs
+        before = models.RUNS[self.scale]
         work()
-        return self.runs - before
+        return models.RUNS[self.scale] - before
 
 
 FEW = ((30, 33, 28),)

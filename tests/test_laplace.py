@@ -113,7 +113,7 @@ def test_laplace_alone_is_the_posterior_of_a_conjugate_model():
     distance = scipy.stats.chi2(3).cdf(_squares(draws.reshape(-1, 3) - mean, covariance))
     assert scipy.stats.kstest(distance, "uniform").pvalue > 0.001
     assert abs(np.corrcoef(distance[1:], distance[:-1])[0, 1]) < 3.3 / np.sqrt(4000)
-    assert len(np.unique(draws[..., 0])) == 4000
+    assert not np.isin(draws[0, :, 0], draws[1, :, 0]).all()
     # Each shard's Gaussian is its own share of the posterior.
     shards = tree["shards"].isel(round=-1)
     np.testing.assert_allclose(

@@ -93,6 +93,33 @@ def test_linear_mixed_model_has_its_closed_form(gaussian_case, x64, padding, num
     assert found.coupling < 1e-3
 
 
+def two_sites(g, x, y=None, *, n_g):
+    """The same model, its effects in two sites of different shapes, in the other order."""
+    mu = numpyro.sample("mu", dist.Normal(0, 5).expand([2]).to_event(1))
+    tau = numpyro.sample("tau", dist.HalfNormal(2).expand([2]).to_event(1))
+    sigma = numpyro.sample("sigma", dist.HalfNormal(2))
+    with numpyro.plate("g", n_g):
+        slope = numpyro.sample("slope", dist.Normal(mu[1], tau[1]))
+        level = numpyro.sample("level", dist.Normal(mu[:1], tau[:1]).to_event(1))
+    numpyro.sample("y", dist.Normal(level[g, 0] + slope[g] * x, sigma), obs=y)
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_effects_in_several_sites_are_each_their_own(gaussian_case, padding):
+    values, codes, center, points = gaussian_case
+    with jax.enable_x64(True):
+        model = read(two_sites, values, groups=["g"])
+        data = data_of(values, codes, padding)
+        marginal = log_likelihoods(model, data, points, center, 5)
+        modes = modes_at(model, data, center)
+    expected = np.array([gaussian_log_likelihood(u, values, codes) for u in points])
+    at_center = gaussian_log_likelihood(center, values, codes)
+    # Exact but for rounding, as above.
+    np.testing.assert_allclose(marginal.log_likelihood, expected - at_center, atol=1e-9)
+    assert modes.local["slope"].shape == (12 + padding,)
+    assert modes.local["level"].shape == (12 + padding, 1)
+
+
 def intercepts(g, y=None, *, n_g):
     mu = numpyro.sample("mu", dist.Normal(0, 2))
     tau = numpyro.sample("tau", dist.HalfNormal(2))

@@ -1,5 +1,6 @@
 """The verdict on diagnostics made by hand: what is flagged, by what name, and what is not."""
 
+import dask
 import numpy as np
 import pytest
 
@@ -106,6 +107,45 @@ def verdict(combination, corrected=None, because="correct=False", **evidence):
             **evidence,
         )
     )
+
+
+LIMITS = {
+    "k-hat": ({"k_hat": 0.65}, 0.6),
+    "ess": ({"ess": 450.0}, 500),
+    "sd-error": ({"sd_error": np.array([0.01, 0.04])}, 0.03),
+    "integration-error": ({"integration_error": np.array([0.04, 0.0])}, 0.03),
+    "tail-log-ratio": ({"tail_log_ratio": np.array([0.0, 1.5])}, 1),
+    "coupling": ({"coupling": 0.015}, 0.01),
+    "modes-not-found": ({"modes_not_found": 0.005}, 0.001),
+    "r-hat": ({"r_hat": np.array([1.0, 1.03])}, 1.02),
+    "shard-ess": ({"ess": np.array([60.0, 900.0])}, 70),
+    "divergences": ({"divergences": 100}, 0.005),
+    "strange-shard": ({"mean": np.array([0.0, 5.0 * np.sqrt(12)])}, 3),
+    "approximate-error": ({}, 0.1),
+}
+
+
+@pytest.mark.parametrize("key", LIMITS)
+def test_each_limit_is_the_configured_one(key):
+    """What is good by the defaults is not by a stricter limit, and nothing else is said of it."""
+    changed, strict = LIMITS[key]
+    corrected = not {"r-hat", "shard-ess", "divergences", "approximate-error"} & {key}
+    of_shards = key in ("r-hat", "shard-ess", "divergences", "strange-shard")
+    approximation = LaplaceApproximation(np.array([0.2, 0.0]), np.eye(2), np.zeros(2), 1, [])
+
+    def codes():
+        judged = verdict(
+            combined(reports(**changed) if of_shards else reports()),
+            correction(**({} if of_shards else changed)) if corrected else None,
+            approximation=None if corrected else approximation,
+        )
+        return [reason.code for reason in judged.reasons], judged.reasons
+
+    assert codes()[0] == []
+    with dask.config.set({f"consensus.verdict.{key}": strict}):
+        names, reasons = codes()
+    assert names == [{"integration-error": "integration", "tail-log-ratio": "tail"}.get(key, key)]
+    assert reasons[0].threshold == pytest.approx(strict)
 
 
 def test_good_diagnostics_are_good():
