@@ -107,7 +107,7 @@ def two_sites(g, x, y=None, *, n_g):
 @pytest.mark.parametrize("padding", [0, 3])
 def test_effects_in_several_sites_are_each_their_own(gaussian_case, padding):
     values, codes, center, points = gaussian_case
-    with jax.enable_x64(True):
+    with precision(True):
         model = read(two_sites, values, groups=["g"])
         data = data_of(values, codes, padding)
         marginal = log_likelihoods(model, data, points, center, 5)
@@ -293,11 +293,11 @@ def test_modes_are_where_the_gradient_is_zero(gaussian_case):
     for j in range(12):
         mine = codes["g"] == j
         z = np.column_stack([np.ones(mine.sum()), values["x"][mine]])
-        precision = z.T @ z / sigma**2 + np.diag(tau**-2)
-        mean = np.linalg.solve(precision, z.T @ values["y"][mine] / sigma**2 + center[:2] / tau**2)
+        inverse = z.T @ z / sigma**2 + np.diag(tau**-2)
+        mean = np.linalg.solve(inverse, z.T @ values["y"][mine] / sigma**2 + center[:2] / tau**2)
         np.testing.assert_allclose(found.local["b"][j], mean, atol=1e-8)
         np.testing.assert_allclose(
-            found.variances["b"][j], np.diag(np.linalg.inv(precision)), rtol=1e-8
+            found.variances["b"][j], np.diag(np.linalg.inv(inverse)), rtol=1e-8
         )
 
 
