@@ -142,7 +142,9 @@ def subposteriors(tree: xr.DataTree, reference: xr.DataTree | None = None) -> Fi
     if n_shards < 2:
         raise ValueError("expected the result of a fit to several shards, got one shard")
     means, sds = shards["mean"].values, _sds_of(shards["precision"].values)
-    diverged = shards["divergences"].values > 0
+    diverged = np.zeros(n_shards, bool)
+    if "divergences" in shards:  # Newton steps sample nothing
+        diverged = shards["divergences"].values > 0
     position, gap = np.arange(n_shards), max(0.5, 0.03 * n_shards)
     size = 5 if n_shards <= 50 else 3
     figure, axes = _panels(len(names), height=min(1.0 + 0.16 * (n_shards + 2), 6.0))
@@ -229,14 +231,14 @@ def weights(tree: xr.DataTree) -> Figure:
     if "correction" not in tree.children:
         raise ValueError("expected a corrected result; tree.attrs['verdict'] says why it is not")
     correction = _group(tree, "correction")
-    weight, turn = correction["weights"].values, correction["turn"].values
+    weight, iteration = correction["weights"].values, correction["iteration"].values
     distance, relative = _distances(correction["points"].values, weight), weight * len(weight)
     figure, (left, right) = _panels(2, width=4.4, height=3.0)
     colors = [*(color for color, _ in STYLES), INK]
-    for number in np.unique(turn):
+    for i in np.unique(iteration):
         left.plot(
-            distance[turn == number], relative[turn == number], ".", ms=3, alpha=0.5,
-            color=colors[number % len(colors)], label=f"turn {number + 1}",
+            distance[iteration == i], relative[iteration == i], ".", ms=3, alpha=0.5,
+            color=colors[i % len(colors)], label=f"iteration {i + 1}",
         )  # fmt: skip
     right.plot(np.arange(1, len(weight) + 1), np.sort(relative)[::-1], color=SHARD, lw=2)
     # Points of no weight to speak of would squeeze all others into a line.

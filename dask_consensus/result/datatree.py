@@ -29,6 +29,8 @@ def result(
 ) -> xr.DataTree:
     """Constrain the draws and label everything; root and posterior have the same attributes."""
     options, model = plan.options, plan.model
+    settings = asdict(options)
+    thresholds = settings.pop("verdict")
     groups = {
         "posterior": _posterior(plan, combined.draws),
         "shards": shards_dataset(model, combined.rounds),
@@ -46,16 +48,19 @@ def result(
     attributes = {
         "created_at": datetime.now(UTC).isoformat(),
         "creation_library": "dask_consensus",
+        "creation_library_version": version("dask_consensus"),
+        "creation_library_language": "Python",
         "inference_library": "dask_consensus",
         "inference_library_version": version("dask_consensus"),
         "versions": {name: version(name) for name in _LIBRARIES},
-        **asdict(options),
+        **settings,
         "n_shards": plan.n_shards,
-        "method_used": plan.method,
+        "method_used": combined.method,
         "by": [str(key) for key in plan.bindings.layout.by],
         "sampling_time": clock.total(),
         "profile": clock.seconds | {"compile": seconds_compiling(combined, correction)},
         "verdict": verdict.text,
+        "verdict_thresholds": thresholds,
         "verdict_good": int(verdict.good),
         "verdict_reasons": verdict.reasons_as_json(),
         "accuracy": dict(zip(model.coordinate_names(), sizes, strict=True)),
