@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Unpack
 
 import dask.dataframe as dd
 from dask.dataframe.extensions import register_dataframe_accessor
 
-from .config import Correct, Method, Options, Weights
+from .config import FitOptions, Options
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,20 +30,7 @@ class ConsensusAccessor:
         *,
         by: Hashable | Sequence[Hashable] | None = None,
         columns: Mapping[str, Hashable] | None = None,
-        method: Method = "auto",
-        n_shards: int | None = None,
-        rows_per_shard: int | None = None,
-        num_warmup: int | None = None,
-        num_samples: int | None = None,
-        num_chains: int | None = None,
-        target_accept_prob: float | None = None,
-        rounds: int | None = None,
-        weights: Weights = "full",
-        seed: int = 0,
-        correct: Correct = "auto",
-        split_every: int | None = None,
-        resources: Mapping[str, float] | None = None,
-        shards_per_task: int | Literal["auto"] = 1,
+        **options: Unpack[FitOptions],
     ) -> Plan:
         """Say what `fit` would do, without sampling anything.
 
@@ -61,14 +48,7 @@ class ConsensusAccessor:
             Whatever would make `fit` fail or give another posterior and can be known now; the
             message names the culprit and the remedy.
         """
-        return self._lazy(
-            model, by, columns, None,
-            method=method, n_shards=n_shards, rows_per_shard=rows_per_shard,
-            num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains,
-            target_accept_prob=target_accept_prob, rounds=rounds, weights=weights, seed=seed,
-            correct=correct, split_every=split_every, resources=resources,
-            shards_per_task=shards_per_task,
-        ).plan()  # fmt: skip
+        return self._lazy(model, by, columns, None, options).plan()
 
     def fit(
         self,
@@ -76,22 +56,9 @@ class ConsensusAccessor:
         *,
         by: Hashable | Sequence[Hashable] | None = None,
         columns: Mapping[str, Hashable] | None = None,
-        method: Method = "auto",
-        n_shards: int | None = None,
-        rows_per_shard: int | None = None,
-        num_warmup: int | None = None,
-        num_samples: int | None = None,
-        num_chains: int | None = None,
-        target_accept_prob: float | None = None,
-        rounds: int | None = None,
-        weights: Weights = "full",
-        seed: int = 0,
-        correct: Correct = "auto",
-        split_every: int | None = None,
-        resources: Mapping[str, float] | None = None,
-        shards_per_task: int | Literal["auto"] = 1,
         progress: bool | None = None,
         compute: bool = True,
+        **options: Unpack[FitOptions],
     ) -> xr.DataTree | LazyFit:
         """Fit a NumPyro model to the frame.
 
@@ -184,14 +151,7 @@ class ConsensusAccessor:
         >>> dict(tree["posterior"]["mu"].sizes)
         {'chain': 1, 'draw': 200}
         """
-        lazy = self._lazy(
-            model, by, columns, progress,
-            method=method, n_shards=n_shards, rows_per_shard=rows_per_shard,
-            num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains,
-            target_accept_prob=target_accept_prob, rounds=rounds, weights=weights, seed=seed,
-            correct=correct, split_every=split_every, resources=resources,
-            shards_per_task=shards_per_task,
-        )  # fmt: skip
+        lazy = self._lazy(model, by, columns, progress, options)
         return lazy.compute() if compute else lazy
 
     def _lazy(
@@ -200,9 +160,9 @@ class ConsensusAccessor:
         by: Hashable | Sequence[Hashable] | None,
         columns: Mapping[str, Hashable] | None,
         progress: bool | None,
-        **options: Any,
+        options: FitOptions,
     ) -> LazyFit:
-        checked = Options.filled(**options)
+        checked = Options.frozen(**options)
         from .fit import LazyFit
 
         return LazyFit(self._frame, model, by, columns, checked, progress)

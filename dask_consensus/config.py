@@ -1,11 +1,17 @@
-"""Defaults in Dask's configuration, namespace ``consensus``; checks of what the user passes."""
+"""Which options a fit has, which defaults, and what of them is refused.
+
+Defaults lie in Dask's configuration, namespace ``consensus``. They are read once, when a fit is
+made: a lazy fit runs under the settings of the place where it was made.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, TypedDict, Unpack, get_args
 
 import dask.config
 import yaml
@@ -13,32 +19,155 @@ import yaml
 Method = Literal["auto", "laplace", "anchored", "consensus", "parametric"]
 Correct = Literal["auto"] | bool
 Weights = Literal["full", "diagonal"]
+
 # Values of Dask's own configuration (files, environment, dask.config.set) win over these.
 dask.config.update_defaults(
     yaml.safe_load(resources.files("dask_consensus").joinpath("consensus.yaml").read_text())
 )
 
 
-def default(name: str) -> Any:
-    """Read ``consensus.<name>`` from Dask's configuration."""
-    return dask.config.get(f"consensus.{name}")
+class FitOptions(TypedDict, total=False):
+    """Keywords of `fit` and `plan`; None stands for the default.
+
+    What each means is in the docstring of :meth:`~dask_consensus.accessor.ConsensusAccessor.fit`.
+    """
+
+    method: Method
+    n_shards: int | None
+    rows_per_shard: int | None
+    num_warmup: int | None
+    num_samples: int | None
+    num_chains: int | None
+    target_accept_prob: float | None
+    rounds: int | None
+    weights: Weights
+    seed: int
+    correct: Correct
+    split_every: int | None
+    resources: Mapping[str, float] | None
+    shards_per_task: int | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A section of the configuration; field ``num_warmup`` is key ``num-warmup``."""
+
+    @classmethod
+    def configured(cls, section: str) -> Self:
+        """Read the section, and refuse what is no number of the right kind."""
+        numbers = {}
+        for field in dataclasses.fields(cls):
+            key = f"{section}.{field.name.replace('_', '-')}"
+            value = numbers[field.name] = dask.config.get(f"consensus.{key}")
+            if field.type == "int":
+                _check_whole(f"consensus.{key}", value, 1)
+            elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise ValueError(f"consensus.{key} must be a number, at least 0, got {value!r}")
+        return cls(**numbers)
+
+
+@dataclass(frozen=True)
+class LaplaceOptions(_Section):
+    """How the mode of the posterior is looked for."""
+
+    searches: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class PilotOptions(_Section):
+    """How one shard is sampled where no mode can be found."""
+
+    num_chains: int
+    num_warmup: int
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class AnchoredOptions(_Section):
+    """How long anchored rounds are, and how many."""
+
+    num_warmup: int
+    num_samples: int
+    rounds: int
+    rounds_corrected: int
+
+
+@dataclass(frozen=True)
+class CorrectionOptions(_Section):
+    """How many points the correction takes, and when they are enough."""
+
+    first_points: int
+    later_points: int
+    iterations: int
+    ess: float
+    k_hat: float
+    sd_error: float
+    emulator_error: float
+
+
+@dataclass(frozen=True)
+class VerdictOptions(_Section):
+    """What the verdict calls good."""
+
+    k_hat: float
+    ess: float
+    r_hat: float
+    shard_ess: float
+    divergences: float
+    integration_error: float
+    sd_error: float
+    tail_log_ratio: float
+    coupling: float
+    modes_not_found: float
+    approximate_error: float
+    strange_shard: float
+
+
+_CONFIGURED = (
+    "rows_per_shard",
+    "num_warmup",
+    "num_samples",
+    "num_chains",
+    "target_accept_prob",
+    "split_every",
+)
+_LEAST = {
+    "n_shards": 1,
+    "rows_per_shard": 1,
+    "num_warmup": 1,
+    "num_samples": 4,
+    "num_chains": 1,
+    "rounds": 1,
+    "seed": 0,
+    "split_every": 2,
+    "shards_per_task": 1,
+    "retries": 0,
+}
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to fit: what :meth:`~dask_consensus.accessor.ConsensusAccessor.fit` was asked for.
+    """Everything a fit was asked for, defaults filled in: nothing is read later.
 
-    Numbers left at None are read from Dask's configuration. The meaning of each is in the
-    docstring of `fit`.
+    Attributes
+    ----------
+    given : tuple of str
+        Options that the caller gave a value of his own.
+    num_warmup, num_samples : int
+        Of one-shot consensus and of plain NUTS on one shard; anchored rounds have their own.
+    others
+        As in `FitOptions`, and the sections of the configuration.
 
     Raises
     ------
     ValueError
         If an option is not among the allowed values or out of range.
     TypeError
-        If a number of things is not a whole number.
+        If an option is unknown, or a number of things is not a whole number.
     """
 
+    given: tuple[str, ...]
     method: Method
     n_shards: int | None
     rows_per_shard: int
@@ -53,44 +182,47 @@ class Options:
     split_every: int
     resources: Mapping[str, float] | None
     shards_per_task: int | Literal["auto"]
+    retries: int
+    cache: str
+    laplace: LaplaceOptions
+    pilot: PilotOptions
+    anchored: AnchoredOptions
+    correction: CorrectionOptions
+    verdict: VerdictOptions
 
     @classmethod
-    def filled(cls, **given: Any) -> Options:
-        """Read what is None from Dask's configuration, where it has a default."""
-        configured = {
-            name: default(name.replace("_", "-"))
-            for name in (
-                "rows_per_shard",
-                "num_warmup",
-                "num_samples",
-                "num_chains",
-                "target_accept_prob",
-                "split_every",
-            )
-            if given[name] is None
-        }
-        return cls(**{**given, **configured})
+    def frozen(cls, **options: Unpack[FitOptions]) -> Options:
+        """Fill in what was left out, and read everything else from Dask's configuration."""
+        _check_known(options)
+        values = {**_UNSET, **options}
+        given = tuple(name for name, value in options.items() if value != _UNSET[name])
+        for name in _CONFIGURED:
+            if values[name] is None:
+                values[name] = dask.config.get(f"consensus.{name.replace('_', '-')}")
+        anchored = AnchoredOptions.configured("anchored")
+        if "num_warmup" in given:
+            anchored = dataclasses.replace(anchored, num_warmup=values["num_warmup"])
+        return cls(
+            given=given,
+            retries=dask.config.get("consensus.retries"),
+            cache=dask.config.get("consensus.cache") or "",
+            laplace=LaplaceOptions.configured("laplace"),
+            pilot=PilotOptions.configured("pilot"),
+            anchored=anchored,
+            correction=CorrectionOptions.configured("correction"),
+            verdict=VerdictOptions.configured("verdict"),
+            **values,
+        )
 
     def __post_init__(self) -> None:
         _check_choice("method", self.method, get_args(Method))
         _check_choice("weights", self.weights, get_args(Weights))
         if self.correct not in ("auto", True, False):
             raise ValueError(f"correct must be 'auto', True or False, got {self.correct!r}")
-        for name, least in (
-            ("n_shards", 1),
-            ("rounds", 1),
-            ("rows_per_shard", 1),
-            ("num_warmup", 1),
-            ("num_samples", 4),
-            ("num_chains", 1),
-            ("split_every", 2),
-            ("shards_per_task", 1),
-            ("seed", 0),
-        ):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if name == "shards_per_task" and value == "auto":
-                continue
-            if name not in ("n_shards", "rounds") or value is not None:
+            free = {"n_shards": None, "rounds": None, "shards_per_task": "auto"}
+            if name not in free or value != free[name]:
                 _check_whole(name, value, least)
         if self.seed >= 2**32:
             raise ValueError(f"seed must be less than 2**32, as JAX's are, got {self.seed!r}")
@@ -99,6 +231,27 @@ class Options:
             raise ValueError(
                 f"target_accept_prob must lie between 0 and 1, got {self.target_accept_prob}"
             )
+        if not isinstance(self.cache, str):
+            raise TypeError(f"consensus.cache must be a folder's path, got {self.cache!r}")
+
+
+_UNSET: dict[str, Any] = {name: None for name in FitOptions.__annotations__} | {
+    "method": "auto",
+    "weights": "full",
+    "seed": 0,
+    "correct": "auto",
+    "shards_per_task": 1,
+}
+
+
+def _check_known(options: Mapping[str, Any]) -> None:
+    unknown = [name for name in options if name not in _UNSET]
+    if unknown:
+        similar = difflib.get_close_matches(unknown[0], _UNSET, n=1)
+        hint = f"; did you mean {similar[0]!r}?" if similar else ""
+        raise TypeError(
+            f"{unknown[0]!r} is no option of a fit{hint} The options are {', '.join(_UNSET)}"
+        )
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

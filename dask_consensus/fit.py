@@ -1,4 +1,4 @@
-"""The story of a fit: plan, shard, sample and combine, correct, judge, result."""
+"""The story of a fit: plan, shard, locate, combine, correct, judge."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 import dask.dataframe as dd
 import xarray as xr
 
-from .cluster import mapreduce
+from .cluster.mapreduce import on_worker
 from .cluster.placement import Execution, check_resources, workers_with
 from .cluster.shards import Shards, persist
-from .combination.laplace import LaplaceApproximation
-from .combination.methods import Guess, combine, locate
+from .cluster.tasks import compute
+from .combination.methods import combine, combine_longer, locate
 from .combination.reports import Combined
-from .config import Options, default
-from .correction.importance import Correction, correct, usable
+from .config import Options
+from .correction.importance import Correction, CorrectionSettings, correct, usable
 from .correction.likelihood import LogPosterior
-from .frame import assign as sharding
-from .plan.plan import Plan, _example, make_plan
+from .frame.assign import shards as rows_to_shards
+from .plan.plan import Plan, make_plan
 from .plan.show import warn_before_sampling
 from .result.clock import Clock
 from .result.datatree import result
-from .result.verdict import Verdict, judge, warn_if_bad
+from .result.verdict import evidence_of, judge, warn_if_bad
 from .shard import device
 
 
@@ -35,8 +35,10 @@ class LazyFit:
     ----------
     frame : dask.dataframe.DataFrame
     model : callable
-    by, columns, options, progress
+    by, columns, progress
         As given to `fit`.
+    options : Options
+        Everything else, Dask's configuration read when the fit was made.
     """
 
     frame: dd.DataFrame
@@ -60,79 +62,55 @@ class LazyFit:
             plan = self.plan()
         warn_before_sampling(plan)
         with clock("shard"):
-            shards = persist(sharding.shards(self.frame, plan.bindings.layout, plan.assignment))
-            execution = way(plan, shards, self.progress)
+            shards = shard_rows(self.frame, plan, self.progress)
         with clock("search"):
-            guess = locate(plan, shards, execution)
+            guess = locate(plan, shards)
         with clock("rounds"):
-            combined = combine(plan, shards, guess, execution)
+            combined = combine(plan, shards, guess)
         with clock("correction"):
-            corrected = correction(plan, shards, combined, execution)
-        if guess is not None and corrected is not None and not usable(corrected):
+            correction = correct_combination(plan, shards, combined)
+        if guess is not None and correction is not None and not usable(correction):
             # What is quick was not good enough for a proposal: sample, and for longer.
             with clock("rounds"):
-                combined = combine(plan, shards, guess, execution, before=combined)
+                combined = combine_longer(plan, shards, guess, combined)
             with clock("correction"):
-                corrected = correction(plan, shards, combined, execution)
-        verdict = verdict_on(plan, combined, guess, corrected)
+                correction = correct_combination(plan, shards, combined)
+        verdict = judge(evidence_of(plan, guess, combined, correction))
         warn_if_bad(verdict)
-        return result(plan, combined, corrected, verdict, clock)
+        return result(plan, combined, correction, verdict, clock)
 
 
-def way(plan: Plan, shards: Shards, progress: bool | None) -> Execution:
-    """Say where and how tasks on shards run."""
+def shard_rows(frame: dd.DataFrame, plan: Plan, progress: bool | None) -> Shards:
+    """Send every row to its shard, keep the shards, and say how work reaches them."""
     options = plan.options
-    execution = Execution(options.split_every, default("retries"), progress, options.resources)
-    if options.shards_per_task != "auto":
-        together = int(options.shards_per_task)
-    else:
-        asked = mapreduce.placed(execution, device.memory)
-        available = mapreduce.compute([asked])[0]
-        columns = len(plan.bindings.layout.columns)
-        largest = max(shards.padded)
-        together = device.shards_that_fit(plan.model, *largest, columns, available)
-        # Every worker that may take part should have work.
-        workers = workers_with(options.resources)
-        together = min(together, -(-plan.n_shards // workers))
-    return execution._replace(shards_per_task=together)
+    execution = Execution(options.split_every, options.retries, progress, options.resources)
+    unpadded = rows_to_shards(frame, plan.bindings.layout, plan.assignment)
+    shards = persist(unpadded, execution)
+    together = options.shards_per_task
+    if together == "auto":
+        together = _shards_that_fit(plan, shards)
+    return shards._replace(execution=execution._replace(shards_per_task=int(together)))
 
 
-def correction(
-    plan: Plan, shards: Shards, combined: Combined, execution: Execution
-) -> Correction | None:
+def correct_combination(plan: Plan, shards: Shards, combined: Combined) -> Correction | None:
     """Weight the combination by the full posterior, wherever the model allows it."""
     because = plan.uncorrected_because
     if because:
         if plan.options.correct is True and plan.n_shards > 1:
             raise ValueError(f"correct=True, but {because}; use correct='auto' to go on without")
         return None
+    log_posterior = LogPosterior(plan.model, shards, plan.example, combined.mean)
     return correct(
-        LogPosterior(plan.model, shards, execution),
-        _example(plan),
-        combined.mean,
-        combined.covariance,
-        seed=plan.options.seed,
-        first=default("correction-first"),
-        later=default("correction-later"),
-        turns=default("correction-turns"),
-        enough=max(default("correction-ess"), 20.0 * plan.model.dim),
-        k_hat=default("correction-k-hat"),
-        sd_error=default("correction-sd-error"),
-        tolerance=default("correction-emulator"),
+        CorrectionSettings(
+            combined.mean, combined.covariance, plan.options.seed, plan.options.correction
+        ),
+        log_posterior._replace(center=log_posterior.rounded(combined.mean)),
     )
 
 
-def verdict_on(
-    plan: Plan, combined: Combined, guess: Guess | None, corrected: Correction | None
-) -> Verdict:
-    """Judge what the diagnostics of all stages say together."""
-    return judge(
-        plan.model.coordinate_names(),
-        combined,
-        corrected,
-        modes=1 if guess is None else guess.modes,
-        approximation=guess if isinstance(guess, LaplaceApproximation) else None,
-        n_draws=combined.draws.shape[0] * combined.draws.shape[1],
-        uncorrected_because=plan.uncorrected_because,
-        coupled=plan.model.coupled,
-    )
+def _shards_that_fit(plan: Plan, shards: Shards) -> int:
+    """Shards that one task should take: as many as a device holds, if every worker has some."""
+    memory = compute([on_worker(shards.execution, device.memory)])[0]
+    columns = len(plan.bindings.layout.columns)
+    fitting = device.shards_that_fit(plan.model, *max(shards.padded), columns, memory)
+    return min(fitting, -(-plan.n_shards // workers_with(plan.options.resources)))

@@ -9,14 +9,38 @@ import numpy as np
 
 ROWS = -1  # the level of what has one entry a row; groups are numbered 0, 1, ... outermost first
 
+_ONE_SHAPE = 1.25  # shards up to this many times the median share one padded shape
+_FEW = 16  # and so do those with up to this many rows or groups more
 
-class Data(NamedTuple):
-    """A shard's padded arrays.
+
+class Shard(NamedTuple):
+    """The rows of one shard as the model receives them, before padding.
 
     Attributes
     ----------
-    arguments : dict
-        Model argument -> ``(R,)`` array.
+    arguments : dict of str to ndarray, shape (rows,)
+        What each argument of the model receives.
+    rows : int
+        Number of rows.
+    groups : tuple of int
+        Number of groups at each level of ``by``.
+    levels : dict of str to int
+        The level of ``by`` whose codes an argument holds, for arguments of kind "group".
+    """
+
+    arguments: dict[str, np.ndarray]
+    rows: int
+    groups: tuple[int, ...]
+    levels: dict[str, int]
+
+
+class ShardData(NamedTuple):
+    """A shard brought to a common shape, with masks that tell what is real.
+
+    Attributes
+    ----------
+    arguments : dict of str to array, shape (R,)
+        What each argument of the model receives; padding rows come last.
     rows : (R,) bool array
         True for real rows.
     groups : tuple of (G_l,) bool arrays
@@ -28,17 +52,13 @@ class Data(NamedTuple):
     groups: tuple[Any, ...]
 
     @property
-    def sizes(self) -> tuple[int, tuple[int, ...]]:
-        """Padded numbers of rows and of groups at each level."""
-        return len(self.rows), tuple(len(mask) for mask in self.groups)
+    def size(self) -> Size:
+        """Rows, and groups at each level, padding included."""
+        return Size(len(self.rows), tuple(len(mask) for mask in self.groups))
 
     def mask(self, level: int) -> Any:
         """Return the mask of a level."""
         return self.rows if level == ROWS else self.groups[level]
-
-
-_ONE_SHAPE = 1.25  # shards up to this many times the median share one padded shape
-_FEW = 16  # and so do those with up to this many rows or groups more
 
 
 class Size(NamedTuple):
@@ -79,49 +99,7 @@ def padded_sizes(sizes: Sequence[Size]) -> list[Size]:
     return padded
 
 
-class Shard(NamedTuple):
-    """The rows of one shard as the model receives them.
-
-    Attributes
-    ----------
-    arguments : dict of str to ndarray, shape (rows,)
-        What each argument of the model receives.
-    rows : int
-        Number of rows.
-    groups : tuple of int
-        Number of groups at each level of ``by``.
-    largest : tuple of (str, int)
-        The outermost group with most rows: its label and its rows; ``("", 0)`` without ``by``.
-    levels : dict of str to int
-        The level of ``by`` whose codes an argument holds, for arguments of kind "group".
-    """
-
-    arguments: dict[str, np.ndarray]
-    rows: int
-    groups: tuple[int, ...]
-    largest: tuple[str, int]
-    levels: dict[str, int]
-
-
-class Padded(NamedTuple):
-    """A shard brought to a common shape, with masks that tell what is real.
-
-    Attributes
-    ----------
-    arguments : dict of str to ndarray, shape (R,)
-        What each argument of the model receives; padding rows come last.
-    rows : ndarray of bool, shape (R,)
-        True for real rows.
-    groups : tuple of ndarray of bool, shape (G_l,)
-        True for real groups, one array for each level of ``by``.
-    """
-
-    arguments: dict[str, np.ndarray]
-    rows: np.ndarray
-    groups: tuple[np.ndarray, ...]
-
-
-def pad(shard: Shard, rows: int, groups: tuple[int, ...]) -> Padded:
+def pad(shard: Shard, size: Size) -> ShardData:
     """Bring a shard to a common shape.
 
     Padding rows repeat a real row, since another value might lie outside a support and a gradient
@@ -132,36 +110,34 @@ def pad(shard: Shard, rows: int, groups: tuple[int, ...]) -> Padded:
     Parameters
     ----------
     shard : Shard
-        The shard to pad.
-    rows : int
-        Number of rows to reach, at least those of the shard.
-    groups : tuple of int
-        Number of groups to reach at each level of ``by``, at least those of the shard, and more
+    size : Size
+        Rows and groups to reach, at least those of the shard; more groups at every level
         wherever rows are added.
 
     Returns
     -------
-    Padded
+    ShardData
 
     Raises
     ------
     ValueError
         If the shard does not fit, or padding rows would have no padding group to belong to.
     """
-    _check_room(shard, rows, groups)
-    turn = np.arange(rows - shard.rows)
+    _check_room(shard, size)
+    rows, groups = size
+    added = np.arange(rows - shard.rows)
     fillers = {
-        name: shard.groups[level] + np.minimum(turn, groups[level] - shard.groups[level] - 1)
+        name: shard.groups[level] + np.minimum(added, groups[level] - shard.groups[level] - 1)
         for name, level in shard.levels.items()
     }
-    return Padded(
+    return ShardData(
         arguments={
             name: _extend(values, rows, fillers.get(name))
             for name, values in shard.arguments.items()
         },
         rows=np.arange(rows) < shard.rows,
         groups=tuple(
-            np.arange(size) < real for size, real in zip(groups, shard.groups, strict=True)
+            np.arange(count) < real for count, real in zip(groups, shard.groups, strict=True)
         ),
     )
 
@@ -173,13 +149,13 @@ def _extend(values: np.ndarray, rows: int, filler: np.ndarray | None) -> np.ndar
     return np.append(values, filler.astype(values.dtype))
 
 
-def _check_room(shard: Shard, rows: int, groups: tuple[int, ...]) -> None:
-    """Raise unless `shard` can be padded to `rows` and `groups`."""
+def _check_room(shard: Shard, size: Size) -> None:
+    """Raise unless `shard` can be padded to `size`."""
+    rows, groups = size
     if len(groups) != len(shard.groups):
         raise ValueError(f"expected {len(shard.groups)} numbers of groups, got {len(groups)}")
-    if rows < shard.rows or any(
-        size < real for size, real in zip(groups, shard.groups, strict=True)
-    ):
+    pairs = list(zip(groups, shard.groups, strict=True))
+    if rows < shard.rows or any(count < real for count, real in pairs):
         raise ValueError(
             f"a shard of {shard.rows} rows and {shard.groups} groups does not fit "
             f"in {rows} rows and {groups} groups"
@@ -188,7 +164,7 @@ def _check_room(shard: Shard, rows: int, groups: tuple[int, ...]) -> None:
         return
     if not shard.rows:
         raise ValueError("a shard without rows has none to repeat as padding")
-    if any(size == real for size, real in zip(groups, shard.groups, strict=True)):
+    if any(count == real for count, real in pairs):
         raise ValueError(
             f"{rows - shard.rows} padding rows need a padding group at every level: "
             f"ask for more than {shard.groups} groups, got {groups}"

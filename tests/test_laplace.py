@@ -10,7 +10,7 @@ from dask_consensus.combination.ascent import Peak, _ascend
 from dask_consensus.combination.mode_search import _distinct
 from dask_consensus.shard.score import Expansion
 
-from .test_correct import fit, regression
+from .test_importance import fit, regression
 
 
 def normal(mean, covariance, height=0.0):

@@ -9,7 +9,7 @@ from dask_consensus.config import Options
 from dask_consensus.shard import device
 from dask_consensus.shard.coordinates import whitened
 from dask_consensus.shard.marginal import modes_at
-from dask_consensus.shard.nuts import Settings, sample_shard, sample_shards
+from dask_consensus.shard.nuts import NutsSettings, sample_shard, sample_shards
 from dask_consensus.shard.starts import Start
 from dask_consensus.shard.target import PriorFactor
 
@@ -48,7 +48,7 @@ def test_batches_that_start_at_an_anchor_do_too():
     ]
     mean, precision = np.array([0.0, 0.0, -0.3, -0.3, 0.0]), np.diag([20.0, 30, 40, 40, 100])
     keys = [(0, 1, k) for k in range(3)]
-    settings = Settings(5, 5, adapt_mass=False)
+    settings = NutsSettings(5, 5, adapt_mass=False)
     with jax.enable_x64(True):
         model = read(slopes, {"x": rng.normal(size=9), "y": rng.normal(size=9)}, groups=["g"])
         factors = [PriorFactor(weight, mean, precision) for weight in (0.2, 0.3, 0.5)]

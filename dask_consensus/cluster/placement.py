@@ -81,8 +81,6 @@ def _offers(client: Any) -> list[Mapping[str, float]]:
     return [worker.get("resources") or {} for worker in workers]
 
 
-def _where(execution: Execution | None) -> contextlib.AbstractContextManager[Any]:
-    """Tasks made here run where the resources are; the shards they take are in memory already."""
-    if execution is None or not execution.resources:
-        return contextlib.nullcontext()
-    return dask.annotate(resources=dict(execution.resources))
+def requiring(resources: Mapping[str, float] | None) -> contextlib.AbstractContextManager[Any]:
+    """Make tasks run where the resources are; the shards they take are in memory already."""
+    return dask.annotate(resources=dict(resources)) if resources else contextlib.nullcontext()

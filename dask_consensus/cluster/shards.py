@@ -1,4 +1,4 @@
-"""The shards, where they lie, how large they are, and which padded shape each gets."""
+"""Where the shards lie, how large they are, and how work is sent to them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..shard_data import Size, padded_sizes, size_of
-from . import mapreduce
+from ..shard_data import Size, pad, padded_sizes, size_of
+from .placement import Execution
+from .tasks import call, compute, persist_tasks
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
-
-
-def persist(unkept: Sequence[Delayed]) -> Shards:
-    """Compute the shards, and keep them where they lie: they are read many times."""
-    parts = mapreduce.persist(unkept)
-    sizes = mapreduce.compute([mapreduce.call(size_of, part) for part in parts])
-    return Shards(parts, sizes, padded_sizes(sizes))
 
 
 class Shards(NamedTuple):
@@ -26,24 +20,44 @@ class Shards(NamedTuple):
 
     Attributes
     ----------
-    parts : sequence of Delayed
+    data : sequence of Delayed
+        Each computes to a :class:`~dask_consensus.shard_data.ShardData`.
     sizes : sequence of Size
-        What each holds.
+        What each holds, padding left out.
     padded : sequence of Size
         The shape each is padded to.
+    execution : Execution
+        How work is sent to them.
     """
 
-    parts: Sequence[Delayed]
+    data: Sequence[Delayed]
     sizes: Sequence[Size]
     padded: Sequence[Size]
+    execution: Execution
+
+    @property
+    def n(self) -> int:
+        """Number of shards."""
+        return len(self.data)
 
     @property
     def weights(self) -> list[float]:
-        """Give each shard its power of the prior: its share of the rows."""
+        """Each shard's power of the prior: its share of the rows."""
         total = sum(size.rows for size in self.sizes)
         return [size.rows / total for size in self.sizes]
 
     def median(self) -> int:
-        """Find a shard of median size; return its number."""
+        """Return the number of a shard of median size."""
         order = np.argsort([size.rows for size in self.sizes], kind="stable")
         return int(order[(len(order) - 1) // 2])
+
+
+def persist(unpadded: Sequence[Delayed], execution: Execution) -> Shards:
+    """Compute the shards, pad them to common shapes, and keep them: they are read many times."""
+    shards = persist_tasks(unpadded)
+    sizes = compute([call(size_of, shard) for shard in shards])
+    padded = padded_sizes(sizes)
+    data = persist_tasks(
+        [call(pad, shard, size) for shard, size in zip(shards, padded, strict=True)]
+    )
+    return Shards(data, sizes, padded, execution)

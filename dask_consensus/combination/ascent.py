@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..shard.score import Expansion
 
 Array = npt.NDArray[np.float64]
-_STEP = 0.5  # of the differences, in sds: wide enough to see the shape that a posterior has
+STEP = 0.5  # of the differences, in sds: wide enough to see the shape that a posterior has
 _NEAR = 0.3  # sds from the mode at which the last step arrives
 _FLAT = 0.1  # least curvature taken at face value, relative to what was expected
 _ALIKE = 3.0  # factor by which curvature may differ from the one that differences were spaced by
@@ -35,8 +35,8 @@ class Peak(NamedTuple):
 
 
 # One ascent, of one shard or of all
-def _ascend(
-    look: Callable[[Array, Array], Expansion], u: Array, covariance: Array, most: int
+def ascend(
+    expand: Callable[[Array, Array], Expansion], u: Array, covariance: Array, most: int
 ) -> tuple[Peak, Array] | None:
     """Climb by Newton steps, drawn back where they lead down.
 
@@ -47,25 +47,25 @@ def _ascend(
     """
     best: tuple[Array, Array, float] | None = None
     for _ in range(most):
-        axes = np.asarray(_STEP * np.linalg.cholesky(covariance), np.float64)
-        found = look(u, axes)
-        if best is not None and not found.value >= best[2] - 1e-3 - 1e-7 * abs(best[2]):
+        axes = np.asarray(STEP * np.linalg.cholesky(covariance), np.float64)
+        expansion = expand(u, axes)
+        if best is not None and not expansion.value >= best[2] - 1e-3 - 1e-7 * abs(best[2]):
             u, covariance = best[0] + (u - best[0]) / 4, best[1]
             continue
-        if not _finite(found):
+        if not all_finite(expansion):
             return None
-        covariance, settled = _inverse_curvature(found.precision, covariance)
-        step = covariance @ found.gradient
-        if settled and np.sqrt(found.gradient @ step) < _NEAR:
-            shift = covariance @ found.third_derivative / (2 * _STEP**2)
+        covariance, settled = inverse_curvature(expansion.precision, covariance)
+        step = covariance @ expansion.gradient
+        if settled and np.sqrt(expansion.gradient @ step) < _NEAR:
+            shift = covariance @ expansion.third_derivative / (2 * STEP**2)
             limit: Array = np.sqrt(np.diag(covariance))
-            return Peak(u + step, covariance, found.value), np.clip(shift, -limit, limit)
-        best = (u, covariance, found.value)
+            return Peak(u + step, covariance, expansion.value), np.clip(shift, -limit, limit)
+        best = (u, covariance, expansion.value)
         u = u + step
     return None
 
 
-def _inverse_curvature(
+def inverse_curvature(
     precision: Array, expected: Array, least: float = _FLAT
 ) -> tuple[Array, bool]:
     """Invert minus a Hessian, flat or wrong curvature made right; and whether it was as expected.
@@ -79,5 +79,6 @@ def _inverse_curvature(
     return half @ half.T, bool(values.min() > 1 / _ALIKE and values.max() < _ALIKE)
 
 
-def _finite(found: Expansion) -> bool:
-    return all(np.isfinite(part).all() for part in found)
+def all_finite(expansion: Expansion) -> bool:
+    """Tell whether nothing of an expansion is infinite or NaN."""
+    return all(np.isfinite(part).all() for part in expansion)

@@ -6,20 +6,18 @@ import time
 
 import numpy as np
 
-from ..cluster.placement import Execution
 from ..cluster.shards import Shards
 from ..shard.coordinates import unwhitened
-from ..shard.nuts import Settings
+from ..shard.nuts import NutsSettings
 from . import gaussian
-from .reports import Combined, FitSettings, Round
-from .subposterior import RoundSettings, _map_reduce, _noise
+from .reports import Anchor, Combined, FitSettings, Round
+from .subposterior import RoundSettings, monte_carlo_error, sample_round
 
 
 def one_shot(
     fit_settings: FitSettings,
+    nuts: NutsSettings,
     shards: Shards,
-    settings: Settings,
-    execution: Execution,
     *,
     parametric: bool = False,
 ) -> Combined:
@@ -28,31 +26,27 @@ def one_shot(
     Parameters
     ----------
     fit_settings : FitSettings
+    nuts : NutsSettings
     shards : Shards
-    settings : Settings
-    execution : Execution
     parametric : bool
         Draw from the product of Gaussians (Neiswanger et al. 2014) instead of averaging draws
         (Scott et al. 2016).
     """
     d = fit_settings.model.dim
     began = time.perf_counter()
-    round_settings = RoundSettings(
-        0, settings, np.zeros(d), np.zeros((d, d)), unwhitened(d), warm=False
-    )
-    total, reports, _ = _map_reduce(
-        fit_settings, round_settings, shards, [None] * len(shards.parts), execution
-    )
-    mean, covariance = gaussian.covariance_of(total)
-    if len(shards.parts) == 1:
+    none = Anchor(np.zeros(d), np.zeros((d, d)), 0.0)
+    settings = RoundSettings(0, fit_settings, nuts, none, unwhitened(d), warm=False)
+    total, reports, _ = sample_round(settings, shards, [None] * shards.n)
+    mean, covariance = gaussian.moments_of(total)
+    if shards.n == 1:
         draws = total.draws
         mean, covariance = gaussian.moments(draws)
     elif parametric:
-        rng = np.random.default_rng([fit_settings.seed, len(shards.parts)])
+        rng = np.random.default_rng([fit_settings.seed, shards.n])
         draws = gaussian.gaussian_draws(mean, covariance, total.draws.shape[:2], rng)
     else:
         draws = gaussian.consensus_draws(total)
     seconds = time.perf_counter() - began
-    noise = _noise(reports, 0.0)
-    only = Round(reports, mean, covariance, *round_settings[2:4], 0.0, np.nan, noise, seconds)
+    noise = monte_carlo_error(reports, 0.0)
+    only = Round(reports, mean, covariance, none, np.nan, noise, seconds)
     return Combined(draws, mean, covariance, [only])

@@ -138,7 +138,7 @@ def add(sites: list[GaussianFactor]) -> GaussianFactor:
     return GaussianFactor(*(np.sum(np.stack(parts), axis=0) for parts in zip(*sites, strict=True)))
 
 
-def covariance_of(total: GaussianFactor) -> tuple[Array, Array]:
+def moments_of(total: GaussianFactor) -> tuple[Array, Array]:
     """Mean ``(d,)`` and covariance ``(d, d)`` of the product of all contributions.
 
     Neiswanger, Wang and Xing (2014), eq. 3.1 and 3.2, the parametric density product.

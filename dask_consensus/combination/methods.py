@@ -2,100 +2,84 @@
 
 from __future__ import annotations
 
-from ..cluster.placement import Execution
 from ..cluster.shards import Shards
-from ..config import default
-from ..plan.plan import Plan, _example
-from ..shard.effects import obstacle
-from ..shard.nuts import Settings
+from ..plan.plan import Plan
+from ..shard.engine import engine_of
+from ..shard.nuts import NutsSettings
 from ..shard.starts import prior_points
-from .anchored import anchored
+from .anchored import AnchoredSettings, anchored
 from .consensus import one_shot
 from .gaussian import inverse
-from .laplace import LaplaceApproximation, expanded, laplace
-from .pilot import Pilot, run_pilot
-from .reports import Combined, FitSettings
-
-Guess = LaplaceApproximation | Pilot
+from .laplace import draws_of, laplace
+from .pilot import run_pilot
+from .reports import Combined, FitSettings, Guess
 
 
-def locate(plan: Plan, shards: Shards, execution: Execution) -> Guess | None:
-    """Find where the posterior is: by climbing, or by a pilot where nothing can be climbed."""
+def locate(plan: Plan, shards: Shards) -> Guess | None:
+    """Find where the posterior is: its mode, or a pilot's place where no mode can be found.
+
+    Returns
+    -------
+    Guess or None
+        None for one-shot methods and for a single shard, which need none.
+    """
     options, model = plan.options, plan.model
     if plan.n_shards == 1 or plan.method in ("consensus", "parametric"):
         return None
-    because = obstacle(model)
+    because = engine_of(model).obstacle
     if not because:
-        approximation = laplace(
-            _job(plan),
-            shards,
-            execution,
-            prior_points(model, _example(plan), options.seed, default("searches")),
-            most=default("laplace-steps"),
-        )
+        starts = prior_points(model, plan.example, options.seed, options.laplace.searches)
+        approximation = laplace(_fit_settings(plan), shards, starts, options.laplace)
         if approximation is not None:
-            return approximation
+            shard_precision = inverse(approximation.covariance) / plan.n_shards
+            return Guess(
+                approximation.mean,
+                shard_precision,
+                informed=True,
+                modes=approximation.modes,
+                approximation=approximation,
+            )
         because = "no mode was found"
     if options.method == "laplace":
         raise ValueError(f"method='laplace', but {because}; use method='anchored'")
-    return run_pilot(
-        model,
-        shards,
-        Settings(default("pilot-warmup"), default("pilot-samples"), options.target_accept_prob),
-        execution,
-        seed=options.seed,
-        n_chains=default("pilot-chains"),
-    )
+    pilot = options.pilot
+    nuts = NutsSettings(pilot.num_warmup, pilot.num_samples, options.target_accept_prob)
+    return run_pilot(model, shards, nuts, seed=options.seed, n_chains=pilot.num_chains)
 
 
-def combine(
-    plan: Plan,
-    shards: Shards,
-    guess: Guess | None,
-    execution: Execution,
-    before: Combined | None = None,
-) -> Combined:
-    """Combine the shards, in unconstrained space.
+def combine(plan: Plan, shards: Shards, guess: Guess | None) -> Combined:
+    """Combine the shards, in unconstrained space, by the plan's method.
 
-    A mode that was climbed needs no draws for a correction to follow. Rounds that a correction
-    follows are few and short; `before` is a combination that was not good enough for it, and
-    longer rounds go on from there.
+    A mode needs no draws for a correction to follow; rounds that a correction follows are few and
+    short.
     """
     options = plan.options
-    settings = Settings(options.num_warmup, options.num_samples, options.target_accept_prob)
     if guess is None:
         parametric = options.method == "parametric"
-        return one_shot(_job(plan), shards, settings, execution, parametric=parametric)
-    corrected = not plan.uncorrected_because
-    if isinstance(guess, LaplaceApproximation) and plan.method == "laplace" and before is None:
-        return expanded(_job(plan), guess, (options.num_chains, options.num_samples))
+        return one_shot(_fit_settings(plan), plan.one_shot_nuts, shards, parametric=parametric)
+    if plan.method == "laplace" and guess.approximation is not None:
+        shape = (options.num_chains, options.num_samples)
+        return draws_of(_fit_settings(plan), guess.approximation, shape)
+    return _rounds(plan, shards, guess, short=not plan.uncorrected_because)
 
-    short = before is None and corrected
-    few = max(default("round-samples"), 4 * plan.model.dim)
-    settings = settings._replace(
-        num_warmup=default("round-warmup"),
-        num_samples=min(options.num_samples, few) if short else options.num_samples,
-        adapt_mass=False,
+
+def combine_longer(plan: Plan, shards: Shards, guess: Guess, before: Combined) -> Combined:
+    """Go on from a combination that was not good enough for a correction, by longer rounds."""
+    nearer = guess._replace(
+        mean=before.mean,
+        shard_precision=inverse(before.covariance) / plan.n_shards,
+        informed=True,
+        rounds=before.rounds,
     )
-    if before is not None:
-        mean, precision = before.mean, inverse(before.covariance) / plan.n_shards
-    elif isinstance(guess, LaplaceApproximation):
-        mean, precision = guess.mean, inverse(guess.covariance) / plan.n_shards
-    else:
-        mean, precision = guess.mean, guess.precision
-    return anchored(
-        _job(plan),
-        shards,
-        settings,
-        execution,
-        mean,
-        precision,
-        most=options.rounds or default("rounds-corrected" if short else "rounds"),
-        informed=isinstance(guess, LaplaceApproximation) or before is not None,
-        before=() if before is None else before.rounds,
-    )
+    return _rounds(plan, shards, nearer, short=False)
 
 
-def _job(plan: Plan) -> FitSettings:
+def _rounds(plan: Plan, shards: Shards, guess: Guess, *, short: bool) -> Combined:
+    nuts, most = plan.round_nuts(short=short), plan.most_rounds(short=short)
+    return anchored(AnchoredSettings(_fit_settings(plan), nuts, most, guess), shards)
+
+
+def _fit_settings(plan: Plan) -> FitSettings:
     options = plan.options
-    return FitSettings(plan.model, options.num_chains, options.weights == "diagonal", options.seed)
+    diagonal = options.weights == "diagonal"
+    return FitSettings(plan.model, options.num_chains, diagonal, options.seed)

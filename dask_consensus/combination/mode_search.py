@@ -10,54 +10,61 @@ import scipy.optimize
 import scipy.stats
 
 from ..model.model import ShardModel
-from ..shard.effects import effects_per_unit
-from ..shard.quadrature import gradient_ladder
-from ..shard.score import expansion, score
-from ..shard_data import Data, Shard, Size, pad
-from .ascent import Array, Peak, _ascend
+from ..shard.engine import engine_of
+from ..shard_data import ShardData
+from .ascent import Array, Peak, ascend
 
+FAR = float(scipy.stats.norm.isf(1e-6 / 2))  # sds beyond which a mode is another one
+_COMPARABLE = 12.0  # log density by which another mode may be lower and still count
 _POLISH = 12  # expansions at most to polish a search of one shard
 _BIAS = 0.1  # sds by which too few nodes may displace the mode
-_FAR = 1e-6  # probability beyond which a peak is another one
-_COMPARABLE = 12.0  # log density by which another mode may be lower and still count
 
 
-def _spread(draws: Array) -> Array:
-    """Scale of a step of ordinary size: that of the prior."""
-    spread = scipy.stats.median_abs_deviation(draws, axis=0, scale="normal")
-    return np.where(np.isfinite(spread) & (spread > 0), spread, 1.0).astype(np.float64)
+def comparable(height: float, highest: float, d: int) -> bool:
+    """Tell whether a mode in `d` dimensions is high enough to count beside the highest."""
+    return height >= highest - _COMPARABLE - d
 
 
-def _distinct(peaks: Sequence[Peak]) -> list[Peak]:
+def spread(draws: Array) -> Array:
+    """Scale of a step of ordinary size, ``(d,)``: that of draws ``(n, d)`` of the prior."""
+    scale = scipy.stats.median_abs_deviation(draws, axis=0, scale="normal")
+    return np.where(np.isfinite(scale) & (scale > 0), scale, 1.0).astype(np.float64)
+
+
+def distinct(peaks: Sequence[Peak]) -> list[Peak]:
     """Peaks that are comparable with the highest and apart from each other, highest first."""
     kept: list[Peak] = []
-    limit = scipy.stats.norm.isf(_FAR / 2)
     for peak in sorted(peaks, key=lambda peak: -peak.height):
-        if kept and peak.height < kept[0].height - _COMPARABLE - len(peak.u):
+        if kept and not comparable(peak.height, kept[0].height, len(peak.u)):
             break
-        apart = [
+        distances = [
             np.abs(peak.u - other.u)
             / np.sqrt(np.maximum(np.diag(peak.covariance), np.diag(other.covariance)))
             for other in kept
         ]
-        if all(distance.max() > limit for distance in apart):
+        if all(distance.max() > FAR for distance in distances):
             kept.append(peak)
     return kept
 
 
-# One shard alone
-def _search(
-    shard: Shard, model: ShardModel, padded: Size, start: Array, scale: Array
-) -> Peak | None:
-    """Search one shard's posterior, under the full prior, for a peak; runs on a worker."""
-    data = Data(*pad(shard, *padded))
-    n_nodes = gradient_ladder(effects_per_unit(model))[0]
+def search(data: ShardData, model: ShardModel, start: Array, scale: Array) -> Peak | None:
+    """Search one shard's posterior, under the full prior, for a peak; runs on a worker.
+
+    Parameters
+    ----------
+    data : ShardData
+    model : ShardModel
+    start, scale : (d,) arrays
+        Where to begin, and the size of a step.
+    """
+    engine = engine_of(model)
+    n_nodes = engine.gradient_nodes[0]
 
     def descend(z: Array) -> tuple[float, Array]:
-        found = score(model, data, (start + scale * z)[None], 1.0, n_nodes)
-        if not (np.isfinite(found.value).all() and np.isfinite(found.gradient).all()):
+        score = engine.gradient(data, (start + scale * z)[None], 1.0, n_nodes)
+        if not (np.isfinite(score.value).all() and np.isfinite(score.gradient).all()):
             return 1e300, np.zeros_like(z)
-        return -float(found.value[0]), -scale * found.gradient[0]
+        return -float(score.value[0]), -scale * score.gradient[0]
 
     origin = np.zeros_like(start)
     if descend(origin)[0] == 1e300:
@@ -67,8 +74,8 @@ def _search(
     )
     guess = np.asarray(scale[:, None] * ended.hess_inv.todense() * scale, np.float64)
     try:
-        arrived = _ascend(
-            lambda u, axes: expansion(model, data, u, axes, 1.0, n_nodes),
+        arrived = ascend(
+            lambda u, axes: engine.expansion(data, u, axes, 1.0, n_nodes),
             start + scale * ended.x,
             (guess + guess.T) / 2.0,
             _POLISH,
@@ -78,20 +85,28 @@ def _search(
     return None if arrived is None else arrived[0]
 
 
-def _enough_nodes(shard: Shard, model: ShardModel, padded: Size, peak: Peak, n_shards: int) -> int:
-    """Take as few nodes as displace the mode of all shards by next to nothing."""
-    data = Data(*pad(shard, *padded))
-    steps = gradient_ladder(effects_per_unit(model))
+def enough_nodes(data: ShardData, model: ShardModel, peak: Peak, n_shards: int) -> int:
+    """Take as few nodes as displace the mode of all shards by next to nothing.
+
+    Parameters
+    ----------
+    data : ShardData
+        Of one shard; the others' errors are taken to be like its own.
+    model : ShardModel
+    peak : Peak
+    n_shards : int
+    """
+    engine = engine_of(model)
 
     def gradient(n_nodes: int) -> Array:
-        return score(model, data, peak.u[None], 1.0, n_nodes).gradient[0]
+        return engine.gradient(data, peak.u[None], 1.0, n_nodes).gradient[0]
 
-    fewer = gradient(steps[0])
-    for n_nodes, more_nodes in pairwise(steps):
+    fewer = gradient(engine.gradient_nodes[0])
+    for n_nodes, more_nodes in pairwise(engine.gradient_nodes):
         more = gradient(more_nodes)
-        wrong = more - fewer
+        error = more - fewer
         # Errors of shards add up, and the sd shrinks.
-        if np.sqrt(n_shards * wrong @ peak.covariance @ wrong) < _BIAS:
+        if np.sqrt(n_shards * error @ peak.covariance @ error) < _BIAS:
             return n_nodes
         fewer = more
-    return steps[-1]
+    return engine.gradient_nodes[-1]

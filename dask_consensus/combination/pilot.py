@@ -8,91 +8,51 @@ combination of Gaussians would show.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
-from ..cluster import mapreduce
-from ..cluster.placement import Execution
-from ..cluster.progress import Progress
+from ..cluster.mapreduce import compute_with_progress, on_worker
 from ..cluster.shards import Shards
+from ..cluster.tasks import broadcast, compute
 from ..model.model import ShardModel
-from ..shard.effects import obstacle
-from ..shard.marginal import log_likelihoods
-from ..shard.nuts import Draws, Settings, sample_shard
+from ..shard.engine import engine_of
+from ..shard.nuts import Draws, NutsSettings, sample_shard
 from ..shard.target import log_prior, tempered
-from ..shard_data import Data, Shard, Size, pad
+from ..shard_data import ShardData
 from . import gaussian
+from .mode_search import FAR, comparable
+from .reports import Guess
 
 PILOT_ROUND = 1_000_000  # names the pilot's randomness, apart from any round's
-_FAR = 1e-6  # probability beyond which a chain is elsewhere
-_COMPARABLE = 12.0  # log density by which another mode may be lower and still count
-
-
-class Pilot(NamedTuple):
-    """Where one shard is under the full prior.
-
-    Attributes
-    ----------
-    mean : (d,) array
-    precision : (d, d) array
-    modes : int
-        Separate places of comparable density that the chains found.
-    kept : int
-        Chains that agree.
-    divergences : int
-        Of the chains kept.
-    """
-
-    mean: np.ndarray
-    precision: np.ndarray
-    modes: int
-    kept: int
-    divergences: int
 
 
 def run_pilot(
-    model: ShardModel,
-    shards: Shards,
-    settings: Settings,
-    execution: Execution,
-    *,
-    seed: int,
-    n_chains: int,
-) -> Pilot:
+    model: ShardModel, shards: Shards, nuts: NutsSettings, *, seed: int, n_chains: int
+) -> Guess:
     """Run the pilot on a shard of median size.
 
     Parameters
     ----------
     model : ShardModel
     shards : Shards
-    settings : Settings
-    execution : Execution
+    nuts : NutsSettings
     seed : int
     n_chains : int
         Chains from random points, each a task.
     """
-    k = shards.median()
-    one, padded = shards.parts[k], shards.padded[k]
-    shared = mapreduce.broadcast(model)
-    chains = mapreduce.compute(
-        [
-            mapreduce.placed(
-                execution, _chain, one, shared, padded, settings, (seed, PILOT_ROUND, i)
-            )
-            for i in range(n_chains)
-        ],
-        Progress("pilot", n_chains, execution.progress, unit="chain"),
-        execution,
-    )
+    execution, data = shards.execution, shards.data[shards.median()]
+    shared = broadcast(model)
+    tasks = [
+        on_worker(execution, _chain, data, shared, nuts, (seed, PILOT_ROUND, i))
+        for i in range(n_chains)
+    ]
+    chains = compute_with_progress(tasks, execution, "pilot", "chain")
     means = np.stack([chain.u.mean(axis=(0, 1)) for chain in chains])
-    asked = mapreduce.placed(execution, _heights, one, shared, padded, means)
-    heights = mapreduce.compute([asked])[0]
+    heights = compute([on_worker(execution, _heights, data, shared, means)])[0]
     return agree(chains, heights)
 
 
-def agree(chains: Sequence[Draws], heights: np.ndarray) -> Pilot:
+def agree(chains: Sequence[Draws], heights: np.ndarray) -> Guess:
     """Pool the chains that agree with the best one, and count modes of comparable density.
 
     Parameters
@@ -108,7 +68,8 @@ def agree(chains: Sequence[Draws], heights: np.ndarray) -> Pilot:
     near = _near(draws)
     if np.isfinite(heights).any():
         best = int(np.nanargmax(heights))
-        rivals = np.flatnonzero(~near[best] & (heights > heights[best] - _COMPARABLE - d))
+        high = np.array([comparable(height, heights[best], d) for height in heights])
+        rivals = np.flatnonzero(~near[best] & high)
     else:
         best = int(near.sum(axis=0).argmax())
         rivals = np.flatnonzero(~near[best] & (near.sum(axis=0) > 1))
@@ -117,11 +78,10 @@ def agree(chains: Sequence[Draws], heights: np.ndarray) -> Pilot:
         modes += 1
         rivals = rivals[~near[rivals[0], rivals]]
     kept = np.flatnonzero(near[best]).tolist()
-    pooled = np.concatenate([draws[i] for i in kept])
-    mean, covariance = gaussian.moments(pooled)
+    mean, covariance = gaussian.moments(np.concatenate([draws[i] for i in kept]))
     effective = sum(gaussian.effective_draws(chains[i].ess, len(draws[i])) for i in kept)
     precision = gaussian.precision_of(covariance + _jitter(covariance), max(effective, 1.5 * d + 4))
-    return Pilot(mean, precision, modes, len(kept), sum(chains[i].divergences for i in kept))
+    return Guess(mean, precision, informed=False, modes=modes)
 
 
 def _jitter(covariance: np.ndarray) -> np.ndarray:
@@ -137,25 +97,21 @@ def _near(draws: Sequence[np.ndarray]) -> np.ndarray:
     means = np.stack([chain.mean(axis=0) for chain in draws])
     sds = np.stack([chain.std(axis=0) for chain in draws])
     wider = np.maximum(np.maximum(sds[:, None], sds[None]), np.finfo(float).tiny)
-    away = np.abs(means[:, None] - means[None]) / wider
-    limit = scipy.stats.norm.isf(_FAR / 2)
-    return (away < limit).all(axis=2)
+    distances = np.abs(means[:, None] - means[None]) / wider
+    return (distances < FAR).all(axis=2)
 
 
-def _chain(
-    shard: Shard, model: ShardModel, padded: Size, settings: Settings, key: tuple[int, ...]
-) -> Draws:
+def _chain(data: ShardData, model: ShardModel, nuts: NutsSettings, key: tuple[int, ...]) -> Draws:
     """One chain on the pilot's shard, from a random point; runs on a worker."""
-    data = Data(*pad(shard, *padded))
-    draws, _ = sample_shard(model, data, tempered(1.0, model.dim), settings, key)
+    draws, _ = sample_shard(model, data, tempered(1.0, model.dim), nuts, key)
     return draws
 
 
-def _heights(shard: Shard, model: ShardModel, padded: Size, means: np.ndarray) -> np.ndarray:
+def _heights(data: ShardData, model: ShardModel, means: np.ndarray) -> np.ndarray:
     """Log density of the pilot's shard at the mean of each chain, up to one constant."""
-    if obstacle(model):
+    engine = engine_of(model)
+    if engine.obstacle:
         return np.full(len(means), np.nan)
-    data = Data(*pad(shard, *padded))
-    prior = log_prior(model, data, means)
     # Each mean is its own center: far from another's modes Newton's method might not arrive.
-    return prior + [log_likelihoods(model, data, mean[None], mean, 1).at_center for mean in means]
+    likelihoods = [engine.values(data, mean[None], mean, 1).at_center for mean in means]
+    return log_prior(model, data, means) + likelihoods

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,31 @@ class FitSettings(NamedTuple):
     seed: int
 
 
+class NutsDiagnostics(NamedTuple):
+    """What sampling a shard showed.
+
+    Attributes
+    ----------
+    skew : (d,) array
+        Skewness of each coordinate.
+    joint_skew : (d,) array
+        Mean of each standardised coordinate times the squared Mahalanobis distance: what all
+        coordinates' skew does to one.
+    ess, r_hat : (d,) arrays
+    divergences : int
+    steps, step_size, accept_prob : float
+    """
+
+    skew: np.ndarray
+    joint_skew: np.ndarray
+    ess: np.ndarray
+    r_hat: np.ndarray
+    divergences: int
+    steps: float
+    step_size: float
+    accept_prob: float
+
+
 class Report(NamedTuple):
     """What one shard tells the client of one round.
 
@@ -30,17 +56,11 @@ class Report(NamedTuple):
         Power of the prior.
     mean : (d,) array
     precision : (d, d) or (d,) array
-        Moments of the unconstrained draws, in natural form, the anchor's included; NaN for a
-        shard alone, of which none is needed.
-    skew : (d,) array
-        Skewness of each coordinate.
-    joint_skew : (d,) array
-        Mean of each standardised coordinate times the squared Mahalanobis distance: what all
-        coordinates' skew does to one.
-    ess, r_hat : (d,) arrays
-    divergences : int
-    steps, step_size, accept_prob : float
+        The shard's subposterior as a Gaussian, the anchor's share included; NaN for a shard alone,
+        of which none is needed.
     seconds, compile_seconds : float
+    nuts : NutsDiagnostics or None
+        None where nothing was sampled.
     """
 
     rows: int
@@ -48,16 +68,26 @@ class Report(NamedTuple):
     weight: float
     mean: np.ndarray
     precision: np.ndarray
-    skew: np.ndarray
-    joint_skew: np.ndarray
-    ess: np.ndarray
-    r_hat: np.ndarray
-    divergences: int
-    steps: float
-    step_size: float
-    accept_prob: float
     seconds: float
     compile_seconds: float
+    nuts: NutsDiagnostics | None = None
+
+
+class Anchor(NamedTuple):
+    """The Gaussian that holds every shard near the answer.
+
+    Attributes
+    ----------
+    mean : (d,) array
+    precision : (d, d) array
+        Zero without an anchor.
+    strength : float
+        The precision in units of a shard's own; 0 without an anchor.
+    """
+
+    mean: np.ndarray
+    precision: np.ndarray
+    strength: float
 
 
 class Round(NamedTuple):
@@ -70,11 +100,8 @@ class Round(NamedTuple):
     mean : (d,) array
     covariance : (d, d) array
         The combination after this round.
-    anchor_mean : (d,) array
-    anchor_precision : (d, d) array
-        What the shards were anchored by.
-    strength : float
-        Of the anchor: its precision in units of a site's; 0 without.
+    anchor : Anchor
+        What the shards were anchored by; of precision zero in a Newton step, about its point.
     movement : float
         Largest change of a mean, in posterior sds, or of a log sd, since the round before.
     noise : float
@@ -85,9 +112,7 @@ class Round(NamedTuple):
     reports: list[Report]
     mean: np.ndarray
     covariance: np.ndarray
-    anchor_mean: np.ndarray
-    anchor_precision: np.ndarray
-    strength: float
+    anchor: Anchor
     movement: float
     noise: float
     seconds: float
@@ -108,3 +133,52 @@ class Combined(NamedTuple):
     mean: np.ndarray
     covariance: np.ndarray
     rounds: list[Round]
+
+
+class LaplaceApproximation(NamedTuple):
+    """The posterior about its highest mode.
+
+    Attributes
+    ----------
+    mean : (d,) array
+        The posterior's mean, to first order in its skew (Tierney and Kadane 1986, eq. 2.4).
+    covariance : (d, d) array
+    shift : (d,) array
+        Mean less mode, in sds.
+    modes : int
+        Modes of comparable height.
+    rounds : list of Round
+        Newton steps that led there.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    shift: np.ndarray
+    modes: int
+    rounds: list[Round]
+
+
+class Guess(NamedTuple):
+    """Where the posterior is, before the shards are combined.
+
+    Attributes
+    ----------
+    mean : (d,) array
+    shard_precision : (d, d) array
+        Precision of one shard's subposterior, about.
+    informed : bool
+        Whether all shards were asked, so that an anchor there may be as strong as later ones.
+    modes : int
+        Separate places of comparable density that were found.
+    rounds : sequence of Round
+        Rounds that led there, to be counted on from.
+    approximation : LaplaceApproximation or None
+        Where the mode was found.
+    """
+
+    mean: np.ndarray
+    shard_precision: np.ndarray
+    informed: bool
+    modes: int
+    rounds: Sequence[Round] = ()
+    approximation: LaplaceApproximation | None = None

@@ -1,4 +1,4 @@
-"""What one shard gives in a round: its draws as a Gaussian site, and a report; runs on workers."""
+"""What one shard gives in a round: its draws as a Gaussian factor, and a report."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..cluster import mapreduce
-from ..cluster.placement import Execution
+from ..cluster.mapreduce import Answer, Mapped, map_reduce
 from ..cluster.shards import Shards
+from ..cluster.tasks import broadcast
 from ..shard.coordinates import Coordinates
 from ..shard.device import accelerated
-from ..shard.effects import obstacle
-from ..shard.marginal import modes_at
-from ..shard.nuts import Draws, NotFiniteError, Settings, sample_shards
+from ..shard.engine import engine_of
+from ..shard.nuts import Draws, NotFiniteError, NutsSettings, sample_shards
 from ..shard.starts import Start
-from ..shard.target import tempered
-from ..shard_data import Data, Shard, Size, pad
+from ..shard.target import PriorFactor
+from ..shard_data import ShardData
 from . import gaussian
-from .reports import FitSettings, Report
+from .reports import Anchor, FitSettings, NutsDiagnostics, Report
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
+
+_FIRST_STEP_SIZE = 0.5  # in whitened coordinates, until warm-up has found its own
 
 
 class RoundSettings(NamedTuple):
@@ -31,103 +32,145 @@ class RoundSettings(NamedTuple):
     Attributes
     ----------
     number : int
-    settings : Settings
-    anchor_mean : (d,) array
-    anchor_precision : (d, d) array
-        Zero for one-shot consensus.
+        Names the randomness of the round; 0 for one-shot consensus.
+    fit : FitSettings
+    nuts : NutsSettings
+    anchor : Anchor
     coordinates : Coordinates
     warm : bool
         Start from the anchor and the last round, not at random.
     """
 
     number: int
-    settings: Settings
-    anchor_mean: np.ndarray
-    anchor_precision: np.ndarray
+    fit: FitSettings
+    nuts: NutsSettings
+    anchor: Anchor
     coordinates: Coordinates
     warm: bool
 
 
+class ShardTurn(NamedTuple):
+    """What one shard is given in a round.
+
+    Attributes
+    ----------
+    number : int
+        Of the shard.
+    weight : float
+        Its power of the prior.
+    starts : tuple of Start, or None
+        Where its chains came to in the round before.
+    """
+
+    number: int
+    weight: float
+    starts: tuple[Start, ...] | None
+
+
+def sample_round(
+    settings: RoundSettings, shards: Shards, starts: Sequence[Delayed | None]
+) -> Mapped:
+    """Sample every shard, and add up the Gaussian factors."""
+    return map_reduce(
+        sample_subposteriors,
+        shards,
+        list(zip(range(shards.n), shards.weights, starts, strict=True)),
+        [broadcast(settings)],
+        gaussian.add,
+        title=f"round {settings.number}" if settings.number else "sampling",
+        note=_divergences,
+        keep_states=True,
+    )
+
+
+def mean_ess(reports: Sequence[Report]) -> float:
+    """Effective draws of a shard, on average over shards."""
+    sizes = [gaussian.effective_draws(_nuts(report).ess, 10**9) for report in reports]
+    return float(np.mean(sizes))
+
+
+def monte_carlo_error(reports: Sequence[Report], strength: float) -> float:
+    """Monte Carlo error of the combined mean, in posterior sds: sqrt((1 + c) / ess)."""
+    return float(np.sqrt((1 + strength) / max(mean_ess(reports), 1.0)))
+
+
+def _divergences(reports: list[Report]) -> str:
+    return f"{sum(_nuts(report).divergences for report in reports)} divergences"
+
+
+def _nuts(report: Report) -> NutsDiagnostics:
+    assert report.nuts is not None
+    return report.nuts
+
+
+# On a worker
+
+
 def sample_subposteriors(
-    shards: list[Shard],
-    own: list[tuple[int, float, Size, tuple[Start, ...] | None]],
-    asked: tuple[FitSettings, RoundSettings],
-) -> list[tuple[gaussian.GaussianFactor, Report, tuple[Start, ...]]]:
-    """Sample several shards in a round, and turn their draws into Gaussian factors; runs on a worker.
+    data: list[ShardData], per_shard: list[tuple[Any, ...]], settings: RoundSettings
+) -> list[Answer]:
+    """Sample several shards in a round, and turn their draws into Gaussian factors.
 
     On an accelerator those of one shape run at once, elsewhere one after another.
     """
-    shapes = [mine[2] for mine in own]
-    batches = [[i] for i in range(len(shards))]
+    turns = [ShardTurn(*given) for given in per_shard]
+    shapes = [d.size for d in data]
+    batches = [[i] for i in range(len(data))]
     if accelerated():
-        batches = [[i for i, size in enumerate(shapes) if size == one] for one in set(shapes)]
-    found: dict[int, Any] = {}
+        batches = [[i for i, s in enumerate(shapes) if s == shape] for shape in set(shapes)]
+    answers: dict[int, Answer] = {}
     for batch in batches:
-        some = _sample_batch([shards[i] for i in batch], [own[i] for i in batch], asked)
-        found.update(zip(batch, some, strict=True))
-    return [found[i] for i in range(len(shards))]
+        sampled = _sample_batch([data[i] for i in batch], [turns[i] for i in batch], settings)
+        answers.update(zip(batch, sampled, strict=True))
+    return [answers[i] for i in range(len(data))]
 
 
 def _sample_batch(
-    shards: list[Shard],
-    own: list[tuple[int, float, Size, tuple[Start, ...] | None]],
-    asked: tuple[FitSettings, RoundSettings],
-) -> list[tuple[gaussian.GaussianFactor, Report, tuple[Start, ...]]]:
-    fit_settings, round_settings = asked
-    numbers, weights, padded, states = zip(*own, strict=True)
-    alone = weights[0] == 1
-    data = [Data(*pad(shard, *size)) for shard, size in zip(shards, padded, strict=True)]
-    settings, starts = round_settings.settings, list(states)
-    prior = tempered(0.0, fit_settings.model.dim)
-    if round_settings.warm:
-        prior = prior._replace(
-            anchor_mean=round_settings.anchor_mean, anchor_precision=round_settings.anchor_precision
-        )
+    data: list[ShardData], turns: list[ShardTurn], settings: RoundSettings
+) -> list[Answer]:
+    fit, anchor, nuts = settings.fit, settings.anchor, settings.nuts
+    alone = turns[0].weight == 1
+    starts = [turn.starts for turn in turns]
+    if settings.warm:
         starts = [
-            _starts(fit_settings, round_settings, own_data) if start is None else start
-            for own_data, start in zip(data, starts, strict=True)
+            _starts(settings, d) if start is None else start
+            for d, start in zip(data, starts, strict=True)
         ]
         # Without modes nothing is known of the local sites' scales: they must be learned.
-        settings = settings if starts[0] else settings._replace(adapt_mass=True)
+        nuts = nuts if starts[0] else nuts._replace(adapt_mass=True)
     try:
         sampled = sample_shards(
-            fit_settings.model,
+            fit.model,
             data,
-            [prior._replace(weight=weight) for weight in weights],
-            settings,
-            [(fit_settings.seed, round_settings.number, k) for k in numbers],
-            coordinates=round_settings.coordinates,
+            [PriorFactor(turn.weight, anchor.mean, anchor.precision) for turn in turns],
+            nuts,
+            [(fit.seed, settings.number, turn.number) for turn in turns],
+            coordinates=settings.coordinates,
             starts=starts,
-            num_chains=fit_settings.num_chains,
+            num_chains=fit.num_chains,
         )
-        sites = [_site(draws, fit_settings.diagonal, alone) for draws, _ in sampled]
+        factors = [_factor(draws, fit.diagonal, alone) for draws, _ in sampled]
     except ValueError as error:
         which = error.which if isinstance(error, NotFiniteError) else 0
-        where = f"shard {numbers[which]} ({shards[which].rows} rows)"
+        where = f"shard {turns[which].number} ({int(data[which].rows.sum())} rows)"
         raise ValueError(f"{where}: {error}") from error
     return [
-        (site, _report(shard, weight, draws, _shown(site, alone)), ends)
-        for shard, weight, site, (draws, ends) in zip(shards, weights, sites, sampled, strict=True)
+        Answer(factor, _report(d, turn.weight, draws, _reported(factor, alone)), ends)
+        for d, turn, factor, (draws, ends) in zip(data, turns, factors, sampled, strict=True)
     ]
 
 
-def _shown(site: gaussian.GaussianFactor, alone: bool) -> np.ndarray:
-    """Precision to report: none of a shard alone, where none was estimated."""
-    return np.full_like(site.precision, np.nan) if alone else site.precision
-
-
-def _starts(
-    fit_settings: FitSettings, round_settings: RoundSettings, data: Data
-) -> tuple[Start, ...] | None:
+def _starts(settings: RoundSettings, data: ShardData) -> tuple[Start, ...] | None:
     """Begin every chain at the anchor, its local sites at their modes there."""
-    if obstacle(fit_settings.model):
+    engine = engine_of(settings.fit.model)
+    if engine.obstacle:
         return None
-    modes = modes_at(fit_settings.model, data, round_settings.anchor_mean)
-    start = Start(round_settings.anchor_mean, modes.local, modes.variances, 0.5)
-    return (start,) * fit_settings.num_chains
+    modes = engine.modes(data, settings.anchor.mean)
+    start = Start(settings.anchor.mean, modes.local, modes.variances, _FIRST_STEP_SIZE)
+    return (start,) * settings.fit.num_chains
 
 
-def _site(draws: Draws, diagonal: bool, alone: bool) -> gaussian.GaussianFactor:
+def _factor(draws: Draws, diagonal: bool, alone: bool) -> gaussian.GaussianFactor:
     if alone:
         # Nothing to combine with: any precision gives the draws back, so none is estimated.
         ones = np.ones(draws.u.shape[-1])
@@ -136,76 +179,47 @@ def _site(draws: Draws, diagonal: bool, alone: bool) -> gaussian.GaussianFactor:
     return gaussian.factor_of(draws.u, gaussian.effective_draws(draws.ess, n_draws), diagonal)
 
 
-def _report(shard: Shard, weight: float, draws: Draws, precision: np.ndarray) -> Report:
+def _reported(factor: gaussian.GaussianFactor, alone: bool) -> np.ndarray:
+    """Precision to report: none of a shard alone, where none was estimated."""
+    return np.full_like(factor.precision, np.nan) if alone else factor.precision
+
+
+def _report(data: ShardData, weight: float, draws: Draws, precision: np.ndarray) -> Report:
     flat = draws.u.reshape(-1, draws.u.shape[-1])
-    away = flat - flat.mean(axis=0)
-    spread = np.maximum(away.std(axis=0), np.finfo(float).tiny)
+    centred = flat - flat.mean(axis=0)
+    sd = np.maximum(centred.std(axis=0), np.finfo(float).tiny)
     return Report(
-        rows=shard.rows,
-        groups=shard.groups,
+        rows=int(data.rows.sum()),
+        groups=tuple(int(mask.sum()) for mask in data.groups),
         weight=weight,
         mean=flat.mean(axis=0),
         precision=precision,
-        skew=((away / spread) ** 3).mean(axis=0),
-        joint_skew=joint_skewness(away),
-        ess=draws.ess,
-        r_hat=draws.r_hat,
-        divergences=draws.divergences,
-        steps=draws.steps,
-        step_size=draws.step_size,
-        accept_prob=draws.accept_prob,
         seconds=draws.seconds,
         compile_seconds=draws.compile_seconds,
+        nuts=NutsDiagnostics(
+            skew=((centred / sd) ** 3).mean(axis=0),
+            joint_skew=joint_skewness(centred),
+            ess=draws.ess,
+            r_hat=draws.r_hat,
+            divergences=draws.divergences,
+            steps=draws.steps,
+            step_size=draws.step_size,
+            accept_prob=draws.accept_prob,
+        ),
     )
 
 
-def joint_skewness(away: np.ndarray) -> np.ndarray:
+def joint_skewness(centred: np.ndarray) -> np.ndarray:
     """Mean of each standardised coordinate times the squared Mahalanobis distance, ``(d,)``.
 
     Parameters
     ----------
-    away : (n, d) array
-        Centred draws.
+    centred : (n, d) array
+        Draws less their mean.
     """
-    covariance = away.T @ away / len(away)
-    spread = np.sqrt(np.maximum(np.diag(covariance), np.finfo(float).tiny))
+    covariance = centred.T @ centred / len(centred)
+    sd = np.sqrt(np.maximum(np.diag(covariance), np.finfo(float).tiny))
     inverse = np.linalg.pinv(covariance, hermitian=True)
-    distance = np.einsum("ni,ij,nj->n", away, inverse, away, optimize=True)
+    distance = np.einsum("ni,ij,nj->n", centred, inverse, centred, optimize=True)
     # A constant times centred draws adds nothing; with this one normal draws vary least.
-    return (away * (distance - away.shape[1] - 2)[:, None]).mean(axis=0) / spread
-
-
-def _mean_ess(reports: Sequence[Report]) -> float:
-    return float(np.mean([gaussian.effective_draws(r.ess, 10**9) for r in reports]))
-
-
-def _noise(reports: Sequence[Report], strength: float) -> float:
-    """Monte Carlo error of the combined mean, in posterior sds: sqrt((1 + c) / ess)."""
-    return float(np.sqrt((1 + strength) / max(_mean_ess(reports), 1.0)))
-
-
-# One map over shards
-def _map_reduce(
-    fit_settings: FitSettings,
-    round_settings: RoundSettings,
-    shards: Shards,
-    states: Sequence[Delayed | None],
-    execution: Execution,
-) -> mapreduce.Mapped:
-    """One round: sample every shard, add up the sites."""
-    n = len(shards.parts)
-    return mapreduce.map_reduce(
-        sample_subposteriors,
-        shards.parts,
-        list(zip(range(n), shards.weights, shards.padded, states, strict=True)),
-        [mapreduce.broadcast((fit_settings, round_settings))],
-        gaussian.add,
-        execution=execution,
-        title=f"round {round_settings.number}" if round_settings.number else "sampling",
-        note=_divergences,
-        states=True,
-    )
-
-
-def _divergences(reports: list[Report]) -> str:
-    return f"{sum(report.divergences for report in reports)} divergences"
+    return (centred * (distance - centred.shape[1] - 2)[:, None]).mean(axis=0) / sd

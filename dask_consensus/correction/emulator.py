@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
-from .proposals import Proposal
-from .weights import Estimate, Weighted, estimate_of, log_mixture
+from .proposals import MixtureProposal
+from .weights import Estimate, Weighted, estimate_of
 
 Array = npt.NDArray[np.float64]
 _DEGREE = 4  # of a polynomial, at most
@@ -84,20 +84,20 @@ class Emulator(NamedTuple):
         self,
         points: Array,
         log_target: Array,
-        proposals: Sequence[Proposal],
-        counts: Sequence[int],
+        mixture: MixtureProposal,
         seed: Sequence[int],
     ) -> Estimate:
         """Average over the emulator's density, and add what it misses at the points.
 
         Numbers are not finite where what is missed is as large as what is emulated.
         """
-        population = proposals[-1].draw(_POPULATION, seed)
-        drawn = proposals[-1].log_density(population)
-        mixture = log_mixture(points, proposals, counts) + self.top
+        newest = mixture.proposals[-1]
+        population = newest.draw(_POPULATION, seed)
+        drawn = newest.log_density(population)
+        drawn_at_points = mixture.log_density(points) + self.top
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             emulated = np.exp(self.log_density(population) - self.top - drawn)
-            missed = np.exp(log_target - mixture) - np.exp(self.at_points - mixture)
+            missed = np.exp(log_target - drawn_at_points) - np.exp(self.at_points - drawn_at_points)
             sizes = len(population), len(points)
             estimate = estimate_of(
                 Weighted(
@@ -147,7 +147,7 @@ def fit(
     pull = np.where(finite, np.sqrt(weights), 0.0)
 
     effective = 1 / (weights**2).sum()
-    found: list[Emulator] = []
+    candidates: list[Emulator] = []
     for degree in range(_DEGREE + 1):
         if math.comb(d + degree, degree) > min(_TERMS, effective / _POINTS_A_TERM):
             break
@@ -160,8 +160,8 @@ def fit(
         missed = values - predicted
         error = float(np.sqrt(weights @ (missed - weights @ missed) ** 2))
         at_points = predicted - quadratic + top
-        found.append(Emulator(mean, whiten, terms, fits, bounds, top, at_points, error))
-    return min(found, key=lambda emulator: emulator.error, default=None)
+        candidates.append(Emulator(mean, whiten, terms, fits, bounds, top, at_points, error))
+    return min(candidates, key=lambda emulator: emulator.error, default=None)
 
 
 def _monomials(d: int, degree: int) -> list[tuple[int, ...]]:

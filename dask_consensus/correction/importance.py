@@ -5,7 +5,7 @@ Points are drawn once, every shard returns its log likelihood of each, the sums 
 importance. Where a polynomial fits the log density at these points, it carries the answer between
 them. Otherwise, or where the weights are poor, the weighted points make the next proposal, and
 all points so far count, weighted by the mixture of all proposals (Veach and Guibas 1995; Cornuet,
-Marin, Mira and Robert 2012).
+Marin, Mira and Robert 2012). The loop is a state and three functions: `init`, `step`, `done`.
 """
 
 from __future__ import annotations
@@ -16,22 +16,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..shard.target import log_prior
-from ..shard_data import Data
+from ..config import CorrectionOptions
 from .emulator import fit as emulate
-from .likelihood import (
-    _PROBE,
-    LogPosterior,
-    _enough_nodes,
-    _integration_error,
-    _likelihoods,
-    _working,
-)
-from .proposals import Array, Proposal, mixture_of, single, split
-from .tails import _beyond, _missed, _probe, _reach
-from .weights import Estimate, shrunk_moments, tempered_weights, weigh
+from .likelihood import Evaluated, LogPosterior
+from .proposals import Array, MixtureProposal, Proposal, mixture_of, single, split
+from .tails import Probes, missed_by, probe, reach, tail_log_ratio
+from .weights import Estimate, Weighed, shrunk_moments, tempered_weights, weigh
 
-_POINTS_A_DIMENSION = 10  # of the first turn, at least
+_POINTS_A_DIMENSION = 10  # of the first iteration, at least
+_DRAWS_A_DIMENSION = 20  # that the estimate should be worth, at least
+_TEMPERED_DRAWS_A_DIMENSION = 10.0  # that the next proposal is made from, at least
 _MISSED = 0.1  # weight, in largest weights seen, that an emulator may miss in the tails
 _SHAPED_UP_TO = 8  # dimensions in which a mixture can follow a shape that one t does not have
 _USABLE_K_HAT = 1.0  # above it not even the mean of the weights exists
@@ -48,8 +42,8 @@ class Correction(NamedTuple):
         Where the posterior was evaluated, in unconstrained space.
     weights : (G,) array
         Pareto-smoothed importance weights, adding up to 1.
-    turn : (G,) int array
-        The proposal each point was drawn from.
+    iteration : (G,) int array
+        The iteration each point was drawn in.
     k_hat : float
         Shape of the weights' tail (Vehtari et al. 2024); below 0.7 they may be used.
     estimate : Estimate
@@ -63,10 +57,10 @@ class Correction(NamedTuple):
     log_evidence, log_evidence_error : float
         Log of the marginal likelihood, and its Monte Carlo error.
     modes_not_found : float
-        Share of units whose mode was not found, on average over the weighted points.
+        Share of the groups whose mode was not found, averaged over the weighted points.
     coupling : float
         Largest deviation of a shard's Hessian from block-diagonal.
-    beyond : (d,) array
+    tail_log_ratio : (d,) array
         Log of how much larger a weight would be far out along each coordinate than any seen.
     seconds, compile_seconds : float
         Wall time, and what of it the slowest shards spent compiling.
@@ -74,7 +68,7 @@ class Correction(NamedTuple):
 
     points: Array
     weights: Array
-    turn: npt.NDArray[np.int64]
+    iteration: npt.NDArray[np.int64]
     k_hat: float
     estimate: Estimate
     emulator_error: float
@@ -84,129 +78,271 @@ class Correction(NamedTuple):
     log_evidence_error: float
     modes_not_found: float
     coupling: float
-    beyond: Array
+    tail_log_ratio: Array
     seconds: float
     compile_seconds: float
 
 
-def correct(
-    asked: LogPosterior,
-    example: Data,
-    mean: Array,
-    covariance: Array,
-    *,
-    seed: int,
-    first: int,
-    later: int,
-    turns: int,
-    enough: float,
-    k_hat: float,
-    sd_error: float,
-    tolerance: float,
-) -> Correction:
-    """Weight points of a proposal by the full posterior, and adapt it until they are enough.
+class CorrectionSettings(NamedTuple):
+    """What all iterations share.
 
-    Parameters
+    Attributes
     ----------
-    asked : LogPosterior
-    example : Data
-        Any data the model accepts, for its prior.
     mean : (d,) array
     covariance : (d, d) array
         Of the combination, the first proposal.
     seed : int
-    first, later : int
-        Points of the first turn (more in many dimensions) and of each later one; rounded up to
-        powers of two.
-    turns : int
-        Most turns.
-    enough, k_hat, sd_error : float
-        Stop when means are known as well as from so many independent draws, the weights' tail has
-        at most this shape, and every sd at most this relative Monte Carlo error.
-    tolerance : float
-        Largest error of an emulator, as the sd of its log density's error.
+    options : CorrectionOptions
+    """
+
+    mean: Array
+    covariance: Array
+    seed: int
+    options: CorrectionOptions
+
+
+class Assessment(NamedTuple):
+    """What all points so far say.
+
+    Attributes
+    ----------
+    weighed : Weighed
+    estimate : Estimate
+    emulator_error : float
+        NaN where no emulator is trusted.
+    probes : Probes or None
+        The tails, where they were looked at.
+    tempered : (G,) array
+        Weights to the power at which enough of them count to make a proposal from.
+    mean : (d,) array
+    covariance : (d, d) array
+        Of the points so weighted.
+    """
+
+    weighed: Weighed
+    estimate: Estimate
+    emulator_error: float
+    probes: Probes | None
+    tempered: Array
+    mean: Array
+    covariance: Array
+
+
+class CorrectionState(NamedTuple):
+    """All that one iteration hands to the next.
+
+    Attributes
+    ----------
+    mixture : MixtureProposal
+        What the points were drawn from.
+    points : (G, d) array
+    log_density : (G,) array
+        Of the posterior there, up to one constant.
+    modes_not_found : (G,) array
+    last : Evaluated or None
+        The newest points.
+    assessment : Assessment or None
+        None before the first iteration.
+    long_tailed : bool
+        Whether the first look at the tails found one longer than a Gaussian's.
+    coupling, compile_seconds : float
+    """
+
+    mixture: MixtureProposal
+    points: Array
+    log_density: Array
+    modes_not_found: Array
+    last: Evaluated | None
+    assessment: Assessment | None
+    long_tailed: bool
+    coupling: float
+    compile_seconds: float
+
+    @property
+    def iterations(self) -> int:
+        """Iterations done."""
+        return len(self.mixture.counts)
+
+
+def correct(settings: CorrectionSettings, log_posterior: LogPosterior) -> Correction:
+    """Weight points of a proposal by the full posterior, and adapt it until they are enough.
+
+    Parameters
+    ----------
+    settings : CorrectionSettings
+    log_posterior : LogPosterior
+        Its number of nodes is chosen here.
+
+    Raises
+    ------
+    ValueError
+        If the posterior is not finite at any point.
     """
     began = time.perf_counter()
-    model = asked.model
-    d = model.dim
-    center = _working(model, mean)
-    proposal = single(mean, _FIRST_WIDER * covariance)
-    proposals: list[Proposal] = []
-    batches: list[Array] = []
-    likelihoods: list[Array] = []
-    modes_not_found: list[Array] = []
-    nodes = 0
-    coupling = compile_seconds = 0.0
-    long_tailed = False
-    for turn in range(turns):
-        number = max(first, _POINTS_A_DIMENSION * d) if turn == 0 else later
-        points = _working(model, proposal.draw(number, (seed, turn)))
-        if turn == 0:
-            nodes, compile_seconds = _enough_nodes(asked, points[:_PROBE], center)
-        answer = _likelihoods(asked, points, center, nodes, f"correction, turn {turn + 1}")
-        proposals.append(proposal)
-        batches.append(points)
-        likelihoods.append(answer.log_likelihood)
-        modes_not_found.append(answer.modes_not_found)
-        coupling = max(coupling, answer.coupling)
-        compile_seconds += answer.compile_seconds
+    log_posterior, state = init(settings, log_posterior)
+    while not done(settings, state):
+        state = step(settings, log_posterior, state)
+    return _finished(log_posterior, state, began)
 
-        everything, counts = np.concatenate(batches), [len(batch) for batch in batches]
-        log_target = log_prior(model, example, everything) + np.concatenate(likelihoods)
-        log_target = np.where(np.isfinite(log_target), log_target, -np.inf)
-        weighed = weigh(log_target, everything, proposals, counts)
-        estimate, emulator_error, probes = weighed.estimate(everything), np.nan, None
-        emulator = emulate(everything, log_target, weighed.weights, mean, covariance)
-        if emulator is not None and emulator.error < tolerance:
-            emulated = emulator.estimate(everything, log_target, proposals, counts, (seed, turn, 1))
-            if np.isfinite(emulated.ess):
-                probes = _probe(asked, example, emulated.mean, emulated.covariance, center, nodes)
-            # What holds at the points has to hold in the tails as well.
-            if probes and _missed(probes, emulator, proposals, counts, weighed.raw) < _MISSED:
-                estimate, emulator_error = emulated, emulator.error
-        tempered = tempered_weights(weighed.raw, 10.0 * d)
-        moments = shrunk_moments(everything, tempered, covariance)
-        if turn == 0:
-            probes = probes or _probe(asked, example, *moments, center, nodes)
-            long_tailed = bool(np.max(_reach(probes)) > 1)
-        # A long tail, once found, is worth a turn that follows it.
-        adapted = turn > int(long_tailed) or np.isfinite(emulator_error)
-        precise = estimate.ess >= enough and estimate.sd_error.max() < sd_error
-        if (adapted and precise and weighed.k_hat < k_hat) or turn == turns - 1:
-            break
-        if turn == 0 or d > _SHAPED_UP_TO:
-            probes = probes or _probe(asked, example, *moments, center, nodes)
-            proposal = split(moments[0], _LATER_WIDER * moments[1], *_reach(probes))
-        else:
-            # One t was not enough: follow the points' own shape, and its tails twice.
-            rng = np.random.default_rng([seed, turn])
-            flatter = tempered_weights(weighed.raw / 2, 10.0 * d)
-            proposal = mixture_of(everything, (tempered + flatter) / 2, *moments, rng)
 
-    sd = np.sqrt(np.diag(estimate.covariance))
-    wrong = _integration_error(asked, batches[-1], likelihoods[-1], center, nodes, weighed, sd)
-    if probes is None or not np.isfinite(emulator_error):
-        probes = _probe(asked, example, estimate.mean, estimate.covariance, center, nodes)
-    return Correction(
-        points=everything,
-        weights=weighed.weights,
-        turn=np.repeat(np.arange(len(batches)), counts),
-        k_hat=weighed.k_hat,
-        estimate=estimate,
-        emulator_error=emulator_error,
-        integration_error=wrong,
-        nodes=nodes,
-        log_evidence=estimate.log_total + answer.at_center,
-        log_evidence_error=estimate.log_total_error,
-        modes_not_found=float(weighed.weights @ np.concatenate(modes_not_found)),
-        coupling=coupling,
-        beyond=_beyond(probes, proposals, counts, weighed.raw),
-        seconds=time.perf_counter() - began,
+def init(
+    settings: CorrectionSettings, log_posterior: LogPosterior
+) -> tuple[LogPosterior, CorrectionState]:
+    """Choose the number of nodes on some points of the first proposal."""
+    d = len(settings.mean)
+    points = _first_proposal(settings).draw(_n_points(settings, 0), (settings.seed, 0))
+    log_posterior, compile_seconds = log_posterior.with_enough_nodes(points)
+    nothing = np.empty(0)
+    return log_posterior, CorrectionState(
+        mixture=MixtureProposal(),
+        points=np.empty((0, d)),
+        log_density=nothing,
+        modes_not_found=nothing,
+        last=None,
+        assessment=None,
+        long_tailed=False,
+        coupling=0.0,
         compile_seconds=compile_seconds,
     )
+
+
+def step(
+    settings: CorrectionSettings, log_posterior: LogPosterior, state: CorrectionState
+) -> CorrectionState:
+    """Draw points of the next proposal, evaluate them, and assess all points so far."""
+    index = state.iterations
+    proposal = _next_proposal(settings, log_posterior, state)
+    points = proposal.draw(_n_points(settings, index), (settings.seed, index))
+    evaluated = log_posterior(points, f"correction, iteration {index + 1}")
+    state = state._replace(
+        mixture=state.mixture.and_from(proposal, len(points)),
+        points=np.concatenate([state.points, evaluated.points]),
+        log_density=np.concatenate([state.log_density, evaluated.log_density]),
+        modes_not_found=np.concatenate([state.modes_not_found, evaluated.modes_not_found]),
+        last=evaluated,
+        coupling=max(state.coupling, evaluated.coupling),
+        compile_seconds=state.compile_seconds + evaluated.compile_seconds,
+    )
+    assessment = _assess(settings, log_posterior, state)
+    if index == 0:
+        # A long tail, once found, is worth an iteration that follows it.
+        assessment = _probed(log_posterior, assessment)
+        assert assessment.probes is not None
+        state = state._replace(long_tailed=bool(np.max(reach(assessment.probes)) > 1))
+    return state._replace(assessment=assessment)
+
+
+def done(settings: CorrectionSettings, state: CorrectionState) -> bool:
+    """Stop when the estimate is precise, its weights are well-behaved, and tails were followed."""
+    if state.assessment is None:
+        return False
+    options, d = settings.options, len(settings.mean)
+    _, estimate, emulator_error, *_ = state.assessment
+    adapted = state.iterations > 1 + state.long_tailed or np.isfinite(emulator_error)
+    precise = (
+        estimate.ess >= max(options.ess, _DRAWS_A_DIMENSION * d)
+        and estimate.sd_error.max() < options.sd_error
+    )
+    well_behaved = state.assessment.weighed.k_hat < options.k_hat
+    return bool(adapted and precise and well_behaved) or state.iterations >= options.iterations
 
 
 def usable(correction: Correction) -> bool:
     """Tell whether the weighted points describe the posterior at all, if not precisely."""
     estimate = correction.estimate
     return correction.k_hat < _USABLE_K_HAT and estimate.ess > 5.0 * len(estimate.mean)
+
+
+# Proposals
+
+
+def _n_points(settings: CorrectionSettings, index: int) -> int:
+    options, d = settings.options, len(settings.mean)
+    return options.later_points if index else max(options.first_points, _POINTS_A_DIMENSION * d)
+
+
+def _first_proposal(settings: CorrectionSettings) -> Proposal:
+    return single(settings.mean, _FIRST_WIDER * settings.covariance)
+
+
+def _next_proposal(
+    settings: CorrectionSettings, log_posterior: LogPosterior, state: CorrectionState
+) -> Proposal:
+    """Make a proposal of what the points so far say."""
+    assessment = state.assessment
+    if assessment is None:
+        return _first_proposal(settings)
+    d, before = len(settings.mean), state.iterations - 1
+    mean, covariance = assessment.mean, assessment.covariance
+    if before == 0 or d > _SHAPED_UP_TO:
+        probes = _probed(log_posterior, assessment).probes
+        assert probes is not None
+        return split(mean, _LATER_WIDER * covariance, *reach(probes))
+    # One t was not enough: follow the points' own shape, and its tails twice.
+    rng = np.random.default_rng([settings.seed, before])
+    flatter = tempered_weights(assessment.weighed.raw / 2, _TEMPERED_DRAWS_A_DIMENSION * d)
+    weights = (assessment.tempered + flatter) / 2
+    return mixture_of(state.points, weights, mean, covariance, rng)
+
+
+# Assessment
+
+
+def _assess(
+    settings: CorrectionSettings, log_posterior: LogPosterior, state: CorrectionState
+) -> Assessment:
+    """Weight all points, and see whether an emulator does better."""
+    points, log_density, mixture = state.points, state.log_density, state.mixture
+    weighed = weigh(log_density, points, mixture)
+    estimate, emulator_error, probes = weighed.estimate(points), np.nan, None
+    emulator = emulate(points, log_density, weighed.weights, settings.mean, settings.covariance)
+    if emulator is not None and emulator.error < settings.options.emulator_error:
+        seed = (settings.seed, state.iterations - 1, 1)
+        emulated = emulator.estimate(points, log_density, mixture, seed)
+        if np.isfinite(emulated.ess):
+            probes = probe(log_posterior, emulated.mean, emulated.covariance)
+        # What holds at the points has to hold in the tails as well.
+        if probes and missed_by(emulator, probes, mixture, weighed.raw) < _MISSED:
+            estimate, emulator_error = emulated, emulator.error
+    d = len(settings.mean)
+    tempered = tempered_weights(weighed.raw, _TEMPERED_DRAWS_A_DIMENSION * d)
+    moments = shrunk_moments(points, tempered, settings.covariance)
+    return Assessment(weighed, estimate, emulator_error, probes, tempered, *moments)
+
+
+def _probed(log_posterior: LogPosterior, assessment: Assessment) -> Assessment:
+    """Look at the tails, unless that was done."""
+    if assessment.probes is not None:
+        return assessment
+    probes = probe(log_posterior, assessment.mean, assessment.covariance)
+    return assessment._replace(probes=probes)
+
+
+def _finished(log_posterior: LogPosterior, state: CorrectionState, began: float) -> Correction:
+    """Look at the tails and at the integrals once more, around the final answer."""
+    assert state.assessment is not None
+    assert state.last is not None
+    weighed, estimate, emulator_error, probes, *_ = state.assessment
+    sd = np.sqrt(np.diag(estimate.covariance))
+    newest = weighed.weights[-len(state.last.points) :]
+    integration_error = log_posterior.integration_error(state.last, newest, sd)
+    if probes is None or not np.isfinite(emulator_error):
+        probes = probe(log_posterior, estimate.mean, estimate.covariance)
+    counts = state.mixture.counts
+    return Correction(
+        points=state.points,
+        weights=weighed.weights,
+        iteration=np.repeat(np.arange(len(counts)), counts),
+        k_hat=weighed.k_hat,
+        estimate=estimate,
+        emulator_error=emulator_error,
+        integration_error=integration_error,
+        nodes=log_posterior.n_nodes,
+        log_evidence=estimate.log_total + state.last.at_center,
+        log_evidence_error=estimate.log_total_error,
+        modes_not_found=float(weighed.weights @ state.modes_not_found),
+        coupling=state.coupling,
+        tail_log_ratio=tail_log_ratio(probes, state.mixture, weighed.raw),
+        seconds=time.perf_counter() - began,
+        compile_seconds=state.compile_seconds,
+    )

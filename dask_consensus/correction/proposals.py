@@ -77,6 +77,33 @@ class Proposal(NamedTuple):
         return norm + total
 
 
+class MixtureProposal(NamedTuple):
+    """All proposals that points were drawn from, each by its share of the points.
+
+    Attributes
+    ----------
+    proposals : tuple of Proposal
+    counts : tuple of int
+        Points drawn from each.
+    """
+
+    proposals: tuple[Proposal, ...] = ()
+    counts: tuple[int, ...] = ()
+
+    def and_from(self, proposal: Proposal, count: int) -> MixtureProposal:
+        """Return the mixture with `count` points more, of another proposal."""
+        return MixtureProposal((*self.proposals, proposal), (*self.counts, count))
+
+    def log_density(self, points: Array) -> Array:
+        """Log density at ``(G, d)`` points."""
+        shares = np.log(np.array(self.counts) / sum(self.counts))
+        densities = [
+            share + proposal.log_density(points)
+            for share, proposal in zip(shares, self.proposals, strict=True)
+        ]
+        return scipy.special.logsumexp(densities, axis=0)
+
+
 def single(mean: Array, covariance: Array) -> Proposal:
     """Build one t distribution of this mean and covariance, of lighter tails in more dimensions.
 

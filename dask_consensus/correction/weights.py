@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import scipy.special
 from arviz_stats.base import array_stats
 
-from .proposals import Proposal
-
-Array = npt.NDArray[np.float64]
+from .proposals import Array, MixtureProposal
 
 
 class Weighted(NamedTuple):
@@ -82,11 +79,9 @@ class Weighed(NamedTuple):
         )
 
 
-def weigh(
-    log_target: Array, points: Array, proposals: Sequence[Proposal], counts: Sequence[int]
-) -> Weighed:
+def weigh(log_target: Array, points: Array, mixture: MixtureProposal) -> Weighed:
     """Weight points by the target over the mixture of all proposals, smoothed."""
-    raw = log_target - log_mixture(points, proposals, counts)
+    raw = log_target - mixture.log_density(points)
     raw = np.where(np.isfinite(raw), raw, -np.inf)
     if not np.isfinite(raw.max()):
         raise ValueError(
@@ -99,13 +94,6 @@ def weigh(
     weights = np.exp(smoothed)
     weights /= weights.sum()
     return Weighed(weights, float(k_hat), raw)
-
-
-def log_mixture(points: Array, proposals: Sequence[Proposal], counts: Sequence[int]) -> Array:
-    """Log density of all proposals together, each by its share of the points."""
-    shares = np.log(np.array(counts) / sum(counts))
-    densities = [share + q.log_density(points) for share, q in zip(shares, proposals, strict=True)]
-    return scipy.special.logsumexp(densities, axis=0)
 
 
 def tempered_weights(log_weights: Array, wanted: float) -> Array:

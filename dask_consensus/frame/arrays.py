@@ -3,7 +3,7 @@
 The result is a function of the rows alone, never of the order in which a scheduler delivered them.
 Two steps, so that a shuffle may come between them and carry little: :func:`encode` casts each used
 column to what the model receives, row by row; :func:`collate` sorts the rows and codes the groups.
-:func:`to_shard` is one after the other. :func:`pad` brings shards to common shapes.
+:func:`to_shard` is one after the other.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def to_shard(partition: pd.DataFrame, layout: Layout) -> Shard:
     >>> shard = to_shard(frame, Layout(("who",), columns))
     >>> shard.arguments["patient"], shard.arguments["y"]
     (array([0, 1, 1], dtype=int32), array([2., 1., 3.], dtype=float32))
-    >>> shard.groups, shard.largest
-    ((2,), ('b', 2))
+    >>> shard.groups
+    (2,)
     """
     return collate(encode(partition, layout), layout)
 
@@ -137,7 +137,7 @@ def collate(encoded: pd.DataFrame, layout: Layout) -> Shard:
     -------
     Shard
     """
-    ranks, labels = _rank_keys(encoded, layout)
+    ranks = _rank_keys(encoded, layout)
     values = {
         column.argument: encoded[column.argument].to_numpy()
         for column in layout.columns
@@ -155,7 +155,6 @@ def collate(encoded: pd.DataFrame, layout: Layout) -> Shard:
         arguments=arguments,
         rows=len(encoded),
         groups=tuple(int(code.max(initial=-1)) + 1 for code in codes),
-        largest=_largest_group(codes[0], labels[0]) if layout.by else ("", 0),
         levels={c.argument: c.level for c in layout.columns if c.kind == "group"},
     )
 
@@ -234,10 +233,9 @@ def _as_numbers(values: pd.Series, column: Column, x64: bool) -> np.ndarray:
         return values.to_numpy(dtype=dtype, na_value=np.nan) + dtype.type(0)
 
 
-def _rank_keys(encoded: pd.DataFrame, layout: Layout) -> tuple[list[np.ndarray], list[Any]]:
-    """Return the rank of every row's key among the distinct keys, and those, level by level."""
-    factors = [pd.factorize(encoded[key_name(level)], sort=True) for level in range(len(layout.by))]
-    return [rank for rank, _ in factors], [labels for _, labels in factors]
+def _rank_keys(encoded: pd.DataFrame, layout: Layout) -> list[np.ndarray]:
+    """Return the rank of every row's key among the distinct keys, level by level."""
+    return [pd.factorize(encoded[key_name(level)], sort=True)[0] for level in range(len(layout.by))]
 
 
 def _group_codes(ranks: Iterable[np.ndarray], dtype: np.dtype) -> list[np.ndarray]:
@@ -249,11 +247,3 @@ def _group_codes(ranks: Iterable[np.ndarray], dtype: np.dtype) -> list[np.ndarra
         starts = starts | (np.diff(rank, prepend=rank[:1]) != 0)
         codes.append(np.cumsum(starts, dtype=dtype))
     return codes
-
-
-def _largest_group(codes: np.ndarray, labels: Any) -> tuple[str, int]:
-    """Return label and rows of the group with most rows."""
-    if not len(codes):
-        return "", 0
-    rows = np.bincount(codes)
-    return str(labels[rows.argmax()]), int(rows.max())

@@ -38,8 +38,6 @@ class Assignment(NamedTuple):
         Rows of each shard, exactly.
     groups : ndarray of int64, shape (n_shards,)
         Outermost groups of each shard.
-    exact : bool
-        Whether `groups` is exact, not an estimate.
     kind : {"whole", "divisions", "hash", "rows"}
         All rows in one shard; whole partitions; groups by the hash of their key; rows dealt out.
         The first two need no shuffle.
@@ -56,7 +54,6 @@ class Assignment(NamedTuple):
     n_shards: int
     rows: np.ndarray
     groups: np.ndarray
-    exact: bool
     kind: Literal["whole", "divisions", "hash", "rows"]
     largest: tuple[str, int] | None
     table: BucketMap = BucketMap(np.empty(0, np.uint64), np.empty(0, np.int32), 0)
@@ -208,7 +205,6 @@ def _whole(survey: Survey) -> Assignment:
         n_shards=1,
         rows=np.array([survey.rows]),
         groups=np.array([survey.n_groups]),
-        exact=survey.groups_exact,
         kind="whole",
         largest=None,
         members=np.zeros(len(survey.partition_rows), np.int32),
@@ -221,7 +217,6 @@ def _by_rows(survey: Survey, n_shards: int) -> Assignment:
         n_shards=n_shards,
         rows=survey.rows // n_shards + (np.arange(n_shards) < survey.rows % n_shards),
         groups=np.zeros(n_shards, np.int64),
-        exact=True,
         kind="rows",
         largest=None,
         offsets=np.cumsum(survey.partition_rows) - survey.partition_rows,
@@ -236,7 +231,6 @@ def _by_divisions(survey: Survey, members: np.ndarray, rows: np.ndarray) -> Assi
         n_shards=len(rows),
         rows=rows,
         groups=groups,
-        exact=True,
         kind="divisions",
         largest=_too_large(survey, len(rows)),
         members=members,
@@ -252,7 +246,6 @@ def _by_hash(survey: Survey, n_shards: int) -> Assignment:
         n_shards=n_shards,
         rows=rows,
         groups=groups.round().astype(np.int64),
-        exact=survey.groups_exact,
         kind="hash",
         largest=_too_large(survey, n_shards),
         table=BucketMap(survey.buckets, shard, survey.shift),

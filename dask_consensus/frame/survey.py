@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from dask.delayed import delayed
 
+from ..cluster.tasks import tree
 from .arrays import Layout, encode, plain_key
 from .defects import count_defects, explain_defects
 
@@ -177,12 +178,8 @@ def survey(
         meta=(None, "object"),
         enforce_metadata=False,
     ).to_delayed()
-    while len(surveys) > 1:
-        surveys = [
-            delayed(merge, pure=True)(surveys[start : start + split_every], buckets)
-            for start in range(0, len(surveys), split_every)
-        ]
-    return surveys[0]
+    merged = delayed(merge, pure=True)
+    return tree(surveys, lambda parts: merged(parts, buckets), split_every)
 
 
 def survey_partition(

@@ -33,7 +33,7 @@ def draw_values(
     return values
 
 
-# Data flow
+# ShardData flow
 def sources(
     model: ShardModel, example: Example, terms: Sequence[str], sites: Sequence[str]
 ) -> tuple[dict[str, frozenset[Source]], dict[str, frozenset[Source]]]:
@@ -109,18 +109,29 @@ class Probe:
         # function of its own for each precision, the user's first.
         self._terms, self._exact_terms = (_terms_of(model) for _ in range(2))
         self.terms(draw_values(model, example, seed=0), example)
-        self._double = self._bears_double(example)
+        traced = self._traced_in_double(example)
+        #: Whether the model can be evaluated in double precision.
+        self.double = traced is not None
+        self._exact = traced is not None and not _rounds(traced.jaxpr)
 
-    def _bears_double(self, example: Example) -> bool:
-        """Tell whether the model, given doubles, computes in nothing less."""
+    def _traced_in_double(self, example: Example) -> ClosedJaxpr | None:
+        """Trace density and gradient in double precision; None where the model does not bear it."""
         values, arguments = draw_values(self.model, example, seed=0), _doubles(example)
+
+        def total(values: Any) -> jax.Array:
+            terms = self.model.log_terms(values, arguments, example.groups)[0]
+            return sum((jnp.sum(term) for term in terms.values()), start=jnp.zeros(()))
+
+        # Nothing but the precision is new, and that was not the user's choice: whatever is raised
+        # now comes of it.
         try:
             with jax.enable_x64(True):
                 traced = self._exact_terms.trace(values, arguments, example.groups)
                 traced.lower()
-        except Exception:  # whatever may be raised where a model insists on single precision
-            return False
-        return not _rounds(traced.jaxpr.jaxpr)
+                jax.eval_shape(jax.grad(total), {k: jnp.asarray(v) for k, v in values.items()})
+        except Exception:
+            return None
+        return traced.jaxpr
 
     def terms(self, values: Mapping[str, Any], example: Example) -> dict[str, np.ndarray]:
         """Every term of the density, entry by entry, in the user's precision."""
@@ -129,7 +140,7 @@ class Probe:
 
     def exact_terms(self, values: Mapping[str, Any], example: Example) -> dict[str, np.ndarray]:
         """Every term of the density, entry by entry, in double precision if possible."""
-        if not self._double:
+        if not self._exact:
             return self.terms(values, example)
         with jax.enable_x64(True):
             found = self._exact_terms(values, _doubles(example), example.groups)
@@ -151,7 +162,7 @@ class Probe:
             others[site.name] = embed(values[site.name], others[site.name], site.axis)
         ours, theirs = self.exact_terms(values, small), self.exact_terms(others, other)
         # Sums in another order differ by a few roundings of their largest term.
-        relative = 1e-11 if self._double else 1e-4
+        relative = 1e-11 if self._exact else 1e-4
         changed = set()
         for term in model.terms:
             if (term.level is not None) is not local:

@@ -107,6 +107,11 @@ class ShardModel:
         Deterministic sites that depend on shared sites alone -> name of each axis of their value.
     x64 : bool
         Whether the user works in double precision.
+    double : bool
+        Whether the model can be evaluated in double precision, in which likelihoods are added up;
+        it may hold constants of single precision that cannot meet the other.
+    cache : str
+        Folder of compiled code; empty for none. No part of the token.
     coupled : tuple of str
         Terms by which groups depend on each other, so that no product over shards is exact.
     """
@@ -121,6 +126,8 @@ class ShardModel:
     terms: tuple[Term, ...] = ()
     deterministics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     x64: bool = False
+    double: bool = True
+    cache: str = ""
     coupled: tuple[str, ...] = ()
 
     @property
@@ -241,7 +248,7 @@ def _wrapped(function: Any) -> Any:
 
 def named(model: ShardModel) -> ShardModel:
     """Name a model, once it is read, by all that its compiled code depends on."""
-    content = repr(replace(model, pickled=b"", token="")).encode() + model.pickled
+    content = repr(replace(model, pickled=b"", token="", cache="")).encode() + model.pickled
     return replace(model, token=hashlib.sha256(content).hexdigest()[:16])
 
 

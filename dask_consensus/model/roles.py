@@ -53,7 +53,7 @@ class _SiteShape(NamedTuple):
     dims: tuple[str, ...] = ()
 
 
-def read_model(function: Callable[..., Any], inputs: ModelInputs) -> ShardModel:
+def read_model(function: Callable[..., Any], inputs: ModelInputs, *, cache: str = "") -> ShardModel:
     """Find the roles of a model's sites, and refuse what cannot be sharded.
 
     Parameters
@@ -62,6 +62,8 @@ def read_model(function: Callable[..., Any], inputs: ModelInputs) -> ShardModel:
         The NumPyro model, as the user wrote it.
     inputs : ModelInputs
         What the data offers it.
+    cache : str
+        Folder of compiled code; empty for none.
 
     Raises
     ------
@@ -83,6 +85,7 @@ def read_model(function: Callable[..., Any], inputs: ModelInputs) -> ShardModel:
             constants=dict(inputs.constants),
             latents=_latents(function, inputs, (small, large), traced),
             x64=double_precision(),
+            cache=cache,
         )
         if not model.shared:
             raise ValueError(
@@ -96,7 +99,7 @@ def read_model(function: Callable[..., Any], inputs: ModelInputs) -> ShardModel:
         check_prior_counts(probe, small, large)
         check_initial_density(probe, small)
         coupled = probe.changed_terms(small, large, local=True)
-    return named(replace(model, coupled=tuple(sorted(coupled))))
+    return named(replace(model, double=probe.double, coupled=tuple(sorted(coupled))))
 
 
 # Tracing

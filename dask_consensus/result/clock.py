@@ -29,7 +29,7 @@ class Clock:
         return time.perf_counter() - self._began
 
 
-def _compiling(combined: Combined, corrected: Correction | None) -> float:
+def seconds_compiling(combined: Combined, correction: Correction | None) -> float:
     """Seconds of the phases in which the slowest shard of a pass compiled, or waited for it."""
-    passes = [max(report.compile_seconds for report in one.reports) for one in combined.rounds]
-    return float(sum(passes)) + (corrected.compile_seconds if corrected is not None else 0.0)
+    passes = [max(report.compile_seconds for report in r.reports) for r in combined.rounds]
+    return float(sum(passes)) + (correction.compile_seconds if correction is not None else 0.0)

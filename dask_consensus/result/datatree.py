@@ -7,29 +7,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from ..combination.reports import Combined
+from ..combination.reports import Combined, Round
 from ..correction.draws import equal_weight_draws
 from ..correction.importance import Correction, usable
+from ..model.model import ShardModel
 from ..plan.plan import Plan
 from ..shard.constrain import constrain
-from .clock import Clock, _compiling
+from .clock import Clock, seconds_compiling
 from .verdict import Verdict
 
-if TYPE_CHECKING:
-    from ..combination.reports import Round
-    from ..correction.importance import Correction
-    from ..model.model import ShardModel
+_LIBRARIES = ("dask_consensus", "numpyro", "jax", "dask", "xarray", "numpy")
 
 
 def result(
     plan: Plan,
     combined: Combined,
-    corrected: Correction | None,
+    correction: Correction | None,
     verdict: Verdict,
     clock: Clock,
 ) -> xr.DataTree:
@@ -40,39 +38,36 @@ def result(
         "shards": shards_dataset(model, combined.rounds),
         "rounds": rounds_dataset(model, combined.rounds),
     }
-    if corrected is not None:
-        groups["correction"] = correction_dataset(model, corrected)
-    if corrected is not None and usable(corrected):
+    if correction is not None:
+        groups["correction"] = correction_dataset(model, correction)
+    if correction is not None and usable(correction):
         rng = np.random.default_rng([options.seed, 1])
         shape = (options.num_chains, options.num_samples)
         groups["uncorrected"] = groups["posterior"]
-        groups["posterior"] = _posterior(plan, equal_weight_draws(corrected.estimate, shape, rng))
+        groups["posterior"] = _posterior(plan, equal_weight_draws(correction.estimate, shape, rng))
     # JSON has no infinity: an error of unknown size is null.
     sizes = [float(size) if np.isfinite(size) else None for size in verdict.error]
-    accuracy = dict(zip(model.coordinate_names(), sizes, strict=True))
     return to_datatree(
         groups,
         {
             **asdict(options),
             "n_shards": plan.n_shards,
+            "method_used": plan.method,
             "by": [str(key) for key in plan.bindings.layout.by],
             "sampling_time": clock.total(),
-            "profile": clock.seconds | {"compile": _compiling(combined, corrected)},
+            "profile": clock.seconds | {"compile": seconds_compiling(combined, correction)},
             "verdict": verdict.text,
             "verdict_good": int(verdict.good),
-            "accuracy": accuracy,
+            "verdict_reasons": verdict.reasons_as_json(),
+            "accuracy": dict(zip(model.coordinate_names(), sizes, strict=True)),
         },
     )
 
 
 def _posterior(plan: Plan, draws: np.ndarray) -> xr.Dataset:
-    example = plan.example
-    values = constrain(plan.model, draws, example.arguments, example.rows, example.groups)
+    values = constrain(plan.model, draws, plan.example)
     labels = {c.argument: c.categories for c in plan.bindings.layout.columns if c.categories}
     return posterior_dataset(plan.model, values, labels)
-
-
-_LIBRARIES = ("dask_consensus", "numpyro", "jax", "dask", "xarray", "numpy")
 
 
 def posterior_dataset(
@@ -108,41 +103,62 @@ def posterior_dataset(
 
 
 def shards_dataset(model: ShardModel, rounds: Sequence[Round]) -> xr.Dataset:
-    """Diagnostics of every shard in every round, dims ``(round, shard)``."""
+    """Diagnostics of every shard in every round, dims ``(round, shard)``.
+
+    What only sampling shows is there where shards were sampled; NaN in rounds that sampled none.
+    """
     per_shard = {
         "rows": "rows of the shard",
         "weight": "power of the prior that the shard took",
+        "seconds": "wall time of the work on the shard, compilation excluded (s)",
+        "compile_seconds": "wall time of compiling, or of waiting for it (s)",
+    }
+    of_nuts = {
         "divergences": "diverging transitions after warm-up",
         "steps": "leapfrog steps a transition, on average",
         "step_size": "step size after warm-up",
         "accept_prob": "mean acceptance probability",
-        "seconds": "wall time of sampling, compilation excluded (s)",
-        "compile_seconds": "wall time of compiling, or of waiting for it (s)",
     }
-    per_coordinate = {
-        "mean": "mean of the unconstrained draws",
+    of_nuts_per_coordinate = {
         "skew": "skewness of the unconstrained draws",
         "joint_skew": "mean of the standardised coordinate times the squared distance",
         "ess": "effective sample size",
         "r_hat": "split r_hat",
     }
-
-    def table(name: str) -> np.ndarray:
-        return np.array([[getattr(report, name) for report in one.reports] for one in rounds])
-
     dims = ("round", "shard")
+    names = model.coordinate_names()
+
+    def of_reports(name: str) -> np.ndarray:
+        return np.array([[getattr(report, name) for report in this.reports] for this in rounds])
+
+    def of_sampling(name: str, missing: Any) -> np.ndarray:
+        return np.array(
+            [
+                [missing if r.nuts is None else getattr(r.nuts, name) for r in this.reports]
+                for this in rounds
+            ]
+        )
+
     variables: dict[str, Any] = {
-        name: (dims, table(name), {"long_name": text}) for name, text in per_shard.items()
+        name: (dims, of_reports(name), {"long_name": text}) for name, text in per_shard.items()
     }
-    for name, text in per_coordinate.items():
-        variables[name] = ((*dims, "coordinate"), table(name), {"long_name": text})
-    precision = table("precision")
+    variables["mean"] = (
+        (*dims, "coordinate"),
+        of_reports("mean"),
+        {"long_name": "mean of the shard's subposterior, unconstrained"},
+    )
+    if any(report.nuts is not None for this in rounds for report in this.reports):
+        for name, text in of_nuts.items():
+            variables[name] = (dims, of_sampling(name, np.nan), {"long_name": text})
+        for name, text in of_nuts_per_coordinate.items():
+            values = of_sampling(name, np.full(len(names), np.nan))
+            variables[name] = ((*dims, "coordinate"), values, {"long_name": text})
+    precision = of_reports("precision")
     extra = ("coordinate", "coordinate_") if precision.ndim == 4 else ("coordinate",)
-    text = "precision of the unconstrained draws, the anchor's included"
+    text = "precision of the shard's subposterior, the anchor's included"
     variables["precision"] = ((*dims, *extra), precision, {"long_name": text})
     if model.levels:
-        variables["groups"] = ((*dims, "level"), table("groups"), {"long_name": "groups"})
-    names = model.coordinate_names()
+        variables["groups"] = ((*dims, "level"), of_reports("groups"), {"long_name": "groups"})
     coords: dict[str, Any] = {
         "round": np.arange(len(rounds)),
         "shard": np.arange(len(rounds[0].reports)),
@@ -158,18 +174,20 @@ def shards_dataset(model: ShardModel, rounds: Sequence[Round]) -> xr.Dataset:
 def rounds_dataset(model: ShardModel, rounds: Sequence[Round]) -> xr.Dataset:
     """Tabulate the combination after every round, dims ``(round, ...)``."""
     per_round = {
-        "strength": "precision of the anchor, in units of a site's",
         "movement": "largest change of a mean (posterior sds) or of a log sd",
         "noise": "Monte Carlo error that the movement is judged by (posterior sds)",
         "seconds": "wall time (s)",
     }
     variables: dict[str, Any] = {
-        name: ("round", [getattr(one, name) for one in rounds], {"long_name": text})
+        name: ("round", [getattr(this, name) for this in rounds], {"long_name": text})
         for name, text in per_round.items()
     }
+    strengths = [this.anchor.strength for this in rounds]
+    text = "precision of the anchor, in units of a shard's own; 0 without an anchor"
+    variables["strength"] = ("round", strengths, {"long_name": text})
     dims = ("round", "coordinate")
-    means = np.array([one.mean for one in rounds])
-    sds = np.array([np.sqrt(np.diag(one.covariance)) for one in rounds])
+    means = np.array([this.mean for this in rounds])
+    sds = np.array([np.sqrt(np.diag(this.covariance)) for this in rounds])
     variables["mean"] = (dims, means, {"long_name": "combined mean, unconstrained"})
     variables["sd"] = (dims, sds, {"long_name": "combined sd, unconstrained"})
     return xr.Dataset(
@@ -185,13 +203,13 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
         "nodes": "quadrature nodes an axis (grid) or in all; 0 without local effects",
         "log_evidence": "log of the marginal likelihood",
         "log_evidence_error": "its Monte Carlo error",
-        "modes_not_found": "largest share of groups whose mode was not found",
+        "modes_not_found": "share of groups whose mode was not found, averaged over the points",
         "coupling": "largest relative size of a shard's Hessian between groups",
         "seconds": "wall time (s)",
         "compile_seconds": "what of it the slowest shards spent compiling (s)",
     }
     per_coordinate = {
-        "beyond": "log of how much larger a weight would be far out than any seen",
+        "tail_log_ratio": "log of how much larger a weight would be far out than any seen",
         "integration_error": "change of the mean with the next number of nodes (posterior sds)",
     }
     of_estimate = {
@@ -213,7 +231,8 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
     dims = ("point", "coordinate")
     variables["points"] = (dims, correction.points, {"long_name": "unconstrained points"})
     variables["weights"] = ("point", correction.weights, {"long_name": "smoothed weights"})
-    variables["turn"] = ("point", correction.turn, {"long_name": "proposal of the point"})
+    text = "iteration in which the point was drawn"
+    variables["iteration"] = ("point", correction.iteration, {"long_name": text})
     return xr.Dataset(variables, {"coordinate": model.coordinate_names()})
 
 

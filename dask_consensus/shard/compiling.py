@@ -1,8 +1,8 @@
 """Compiled code: one of each a process, whatever thread asks first, and kept on disk for the next.
 
-JAX's compilation cache is set to a folder of this machine's own kind of processor under
-``~/.cache/dask_consensus``, or under ``$DASK_CONSENSUS_CACHE``; empty, that turns it off. A cache
-that JAX has been given already is left alone.
+JAX's compilation cache is set to a folder of this machine's own kind of processor under the one
+that the model names (``consensus.cache``); none is used where that is empty. A cache that JAX has
+been given already is left alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..model.model import TRACE_LOCK
+from ..model.model import TRACE_LOCK, ShardModel
 
 _COMPILED: dict[Hashable, Callable[..., Any]] = {}
 _LOCKS: dict[Hashable, threading.Lock] = {}
@@ -32,18 +32,21 @@ _BLOCK = 256  # points evaluated by one call
 _WORTH_KEEPING = 0.2  # seconds of compilation from which code is kept on disk
 
 
-def compiled(signature: Hashable, build: Callable[[], Callable[..., Any]], *arguments: Any) -> Any:
-    """Compile ``build()`` for arguments of these shapes, once a process for each signature.
+def compiled(
+    model: ShardModel, kind: Hashable, build: Callable[[], Callable[..., Any]], *arguments: Any
+) -> Any:
+    """Compile ``build()`` for arguments of these shapes, once a process for model and `kind`.
 
     Threads that need the same code wait for one to compile it. Python code of the model runs
     under the tracing lock; XLA compiles outside of it.
     """
     began = time.perf_counter()
+    signature = (model.token, kind, shapes_of(arguments))
     with _GUARD:
         lock = _LOCKS.setdefault(signature, threading.Lock())
     with lock:
         if signature not in _COMPILED:
-            _keep_on_disk()
+            _keep_on_disk(model.cache)
             with TRACE_LOCK:
                 lowered = jax.jit(build()).lower(*arguments)
             fresh = lowered.compile()
@@ -62,11 +65,10 @@ def seconds_compiling() -> float:
     return getattr(_SPENT, "seconds", 0.0)
 
 
-def _keep_on_disk() -> None:
-    """Give JAX a compilation cache, unless it has one."""
+def _keep_on_disk(folder: str) -> None:
+    """Give JAX a compilation cache under `folder`, unless it has one."""
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
-    folder = os.environ.get("DASK_CONSENSUS_CACHE", "~/.cache/dask_consensus")
     if folder:
         path = os.path.join(os.path.expanduser(folder), _processor())
         # Where nothing can be written JAX warns at every compilation.
@@ -88,7 +90,8 @@ def _processor() -> str:
 
 
 def in_blocks(
-    name: tuple[Hashable, ...],
+    model: ShardModel,
+    kind: Hashable,
     build: Callable[[], Callable[[Any, jax.Array], Any]],
     fixed: Any,
     points: np.ndarray,
@@ -97,8 +100,9 @@ def in_blocks(
 
     Parameters
     ----------
-    name : tuple
-        Names the code, but for shapes.
+    model : ShardModel
+    kind : hashable
+        Names the code, with the model and the shapes of `fixed`.
     build : callable
     fixed
         Pytree of NumPy arrays.
@@ -111,9 +115,9 @@ def in_blocks(
     padded = np.resize(points, (-(-len(points) // _BLOCK) * _BLOCK, points.shape[1]))
     given = on_device(fixed)
     blocks = [on_device(padded[i : i + _BLOCK]) for i in range(0, len(padded), _BLOCK)]
-    run = compiled((*name, shapes_of((given, blocks[0]))), build, given, blocks[0])
-    found = jax.device_get([run(given, block) for block in blocks])
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(points)], *found)
+    run = compiled(model, kind, build, given, blocks[0])
+    values = jax.device_get([run(given, block) for block in blocks])
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(points)], *values)
 
 
 def shapes_of(tree: Any) -> Hashable:

@@ -9,28 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..model.model import Arrays, ShardModel
+from ..shard_data import ShardData
 from .compiling import in_blocks, precision
 
 
-def constrain(
-    model: ShardModel, u: np.ndarray, arguments: Arrays, rows: int, groups: tuple[int, ...]
-) -> dict[str, np.ndarray]:
+def constrain(model: ShardModel, u: np.ndarray, example: ShardData) -> dict[str, np.ndarray]:
     """Map draws of `u` to the shared sites and to the deterministics of shared sites alone.
 
     Parameters
     ----------
     model : ShardModel
     u : (..., d) array
-    arguments : mapping
+    example : ShardData
         Any data the model accepts; nothing that is returned depends on it.
-    rows, groups
-        Its numbers of rows and groups.
 
     Returns
     -------
     dict
         Name -> array of shape ``(..., *site shape)``.
     """
+    rows, groups = example.size
     names = [*(site.name for site in model.shared), *model.deterministics]
 
     def build() -> Callable[[Arrays, jax.Array], dict[str, jax.Array]]:
@@ -45,5 +43,5 @@ def constrain(
 
     flat = u.reshape(-1, u.shape[-1])
     with precision(model.x64):
-        values = in_blocks(("constrain", model.token, rows, groups), build, dict(arguments), flat)
+        values = in_blocks(model, ("constrain", groups), build, dict(example.arguments), flat)
     return {name: value.reshape(*u.shape[:-1], *value.shape[1:]) for name, value in values.items()}

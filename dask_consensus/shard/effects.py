@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..model.model import ShardModel
-from ..shard_data import ROWS, Data
+from ..shard_data import ROWS, ShardData
 from .target import Terms, terms_of
 
 MOST_EFFECTS = 16  # local effects a unit beyond which the integral is not attempted
@@ -32,7 +32,7 @@ class Reference(NamedTuple):
     groups: tuple[jax.Array, ...]
 
 
-def nothing_subtracted(data: Data, u: jax.Array) -> Reference:
+def nothing_subtracted(data: ShardData, u: jax.Array) -> Reference:
     """Make a reference of zeros, in the precision of `u`."""
     groups = tuple(jnp.zeros(len(mask), u.dtype) for mask in data.groups)
     return Reference(jnp.zeros(len(data.rows), u.dtype), groups)
@@ -77,7 +77,7 @@ def unpack(model: ShardModel, effects: jax.Array) -> dict[str, jax.Array]:
 
 
 def unit_density(
-    model: ShardModel, u: jax.Array, effects: jax.Array, data: Data, reference: Reference
+    model: ShardModel, u: jax.Array, effects: jax.Array, data: ShardData, reference: Reference
 ) -> tuple[jax.Array, Terms]:
     """Log density of each unit ``(U,)``, less the reference's; and all terms."""
     terms = terms_of(model, u, unpack(model, effects), data)

@@ -23,9 +23,9 @@ import numpy as np
 from jax import lax
 
 from ..model.model import ShardModel
-from ..shard_data import Data
+from ..shard_data import ShardData
 from . import newton
-from .compiling import compiled, on_device, precision, shapes_of
+from .compiling import compiled, on_device, precision
 from .device import accelerated
 from .effects import (
     Reference,
@@ -93,7 +93,7 @@ class _Center(NamedTuple):
 
 
 def log_likelihoods(
-    model: ShardModel, data: Data, points: np.ndarray, center: np.ndarray, n_nodes: int
+    model: ShardModel, data: ShardData, points: np.ndarray, center: np.ndarray, n_nodes: int
 ) -> Values:
     """Evaluate ``log l_k(u) - log l_k(u0)`` at many points.
 
@@ -101,7 +101,7 @@ def log_likelihoods(
     ----------
     model : ShardModel
         One without :func:`obstacle`.
-    data : Data
+    data : ShardData
         The shard's padded NumPy arrays.
     points : (G, d) array
         Rounded to the working precision before use: round them first where it matters.
@@ -110,24 +110,6 @@ def log_likelihoods(
     n_nodes : int
         Number of nodes (see :func:`~dask_consensus.shard.quadrature.ladder`).
     """
-    try:
-        return _log_likelihoods(model, data, points, center, n_nodes, x64=True)
-    except (TypeError, ValueError):
-        # A model may hold constants of one precision that cannot meet the other.
-        if model.x64:
-            raise
-        return _log_likelihoods(model, data, points, center, n_nodes, x64=False)
-
-
-def _log_likelihoods(
-    model: ShardModel,
-    data: Data,
-    points: np.ndarray,
-    center: np.ndarray,
-    n_nodes: int,
-    *,
-    x64: bool,
-) -> Values:
     q = effects_per_unit(model)
     nodes = rule(q, n_nodes) if q else Nodes(np.zeros((1, 0)), np.zeros(1))
     count = np.int32(len(nodes.log_weights))
@@ -135,12 +117,11 @@ def _log_likelihoods(
         nodes = nodes.padded(most_nodes(q))
     block = max(1, min(_BLOCK, _AT_ONCE // max(len(data.rows), 1)))
     padded = np.resize(points, (-(-len(points) // block) * block, points.shape[1]))
-    with precision(x64):
+    with precision(model.double):
         arrays, start, rules = on_device((data, center, (nodes, count)))
         origin = _center(model, arrays, start)
         example = (arrays, origin, *rules, on_device(padded[:block]))
-        signature = ("values", model.token, shapes_of(example))
-        evaluate = compiled(signature, lambda: _evaluate(model), *example)
+        evaluate = compiled(model, "values", lambda: _evaluate(model), *example)
         found = [
             jax.device_get(evaluate(arrays, origin, *rules, on_device(padded[i : i + block])))
             for i in range(0, len(padded), block)
@@ -160,7 +141,7 @@ def _log_likelihoods(
     )
 
 
-def modes_at(model: ShardModel, data: Data, u: np.ndarray) -> Modes:
+def modes_at(model: ShardModel, data: ShardData, u: np.ndarray) -> Modes:
     """Find the modes of all local sites given `u`, for a model without :func:`obstacle`."""
     with precision(model.x64):
         arrays, point = on_device((data, u))
@@ -169,9 +150,8 @@ def modes_at(model: ShardModel, data: Data, u: np.ndarray) -> Modes:
         return jax.device_get(found)
 
 
-def _center(model: ShardModel, arrays: Data, point: jax.Array) -> _Center:
-    signature = ("center", model.token, shapes_of((arrays, point)))
-    return compiled(signature, lambda: _find_center(model), arrays, point)(arrays, point)
+def _center(model: ShardModel, arrays: ShardData, point: jax.Array) -> _Center:
+    return compiled(model, "center", lambda: _find_center(model), arrays, point)(arrays, point)
 
 
 # The center and the points
@@ -179,7 +159,7 @@ def _find_center(model: ShardModel) -> Callable[..., _Center]:
     """Modes of all units at the center, and how they move with u."""
     q = effects_per_unit(model)
 
-    def plain(data: Data, u: jax.Array) -> _Center:
+    def plain(data: ShardData, u: jax.Array) -> _Center:
         terms = terms_of(model, u, {}, data)
         nothing = jnp.zeros((0, 0), u.dtype)
         return _Center(
@@ -191,7 +171,7 @@ def _find_center(model: ShardModel) -> Callable[..., _Center]:
             variances=nothing,
         )
 
-    def with_effects(data: Data, u: jax.Array) -> _Center:
+    def with_effects(data: ShardData, u: jax.Array) -> _Center:
         units = len(data.mask(unit_level(model)))
         begin = jnp.full((units, q), ALMOST_ZERO, u.dtype)
         nothing = nothing_subtracted(data, u)
@@ -222,7 +202,7 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
     q = effects_per_unit(model)
 
     def evaluate(
-        data: Data, center: _Center, nodes: Nodes, count: jax.Array, points: jax.Array
+        data: ShardData, center: _Center, nodes: Nodes, count: jax.Array, points: jax.Array
     ) -> tuple[jax.Array, ...]:
         def units_at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
             if not q:

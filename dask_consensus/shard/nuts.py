@@ -15,8 +15,8 @@ from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer.hmc import hmc
 
 from ..model.model import ShardModel
-from ..shard_data import Data
-from .compiling import compiled, on_device, precision, shapes_of
+from ..shard_data import ShardData
+from .compiling import compiled, on_device, precision
 from .coordinates import _SHARED, Coordinates, unwhitened
 from .starts import Start, _prior_medians, _starting_point, _why_not_finite, key_of
 from .target import PriorFactor, log_density
@@ -24,7 +24,7 @@ from .target import PriorFactor, log_density
 _DENSE_UP_TO = 256  # dimensions of u for which a dense mass matrix is adapted
 
 
-class Settings(NamedTuple):
+class NutsSettings(NamedTuple):
     """How to sample, in NumPyro's words; part of what is compiled."""
 
     num_warmup: int
@@ -77,9 +77,9 @@ class _Chain(NamedTuple):
 
 def sample_shard(
     model: ShardModel,
-    data: Data,
+    data: ShardData,
     factor: PriorFactor,
-    settings: Settings,
+    settings: NutsSettings,
     key: tuple[int, ...],
     *,
     coordinates: Coordinates | None = None,
@@ -91,11 +91,11 @@ def sample_shard(
     Parameters
     ----------
     model : ShardModel
-    data : Data
+    data : ShardData
         The shard's padded NumPy arrays.
     factor : PriorFactor
         Its share of the prior, and its anchor.
-    settings : Settings
+    settings : NutsSettings
     key : tuple of int
         Names the randomness: seed, round, shard.
     coordinates : Coordinates, optional
@@ -138,9 +138,9 @@ class NotFiniteError(ValueError):
 
 def sample_shards(
     model: ShardModel,
-    data: Sequence[Data],
+    data: Sequence[ShardData],
     factors: Sequence[PriorFactor],
-    settings: Settings,
+    settings: NutsSettings,
     keys: Sequence[tuple[int, ...]],
     *,
     coordinates: Coordinates | None = None,
@@ -171,8 +171,9 @@ def sample_shards(
             if starts is not None and starts[0] is not None:
                 begin = on_device(together([start[chain] for start in starts if start is not None]))
             arguments = (arrays, factor, space, begin, key)
-            signature = (model.token, "nuts", settings, shapes_of(arguments))
-            run = compiled(signature, lambda: _chain_of(model, settings, several), *arguments)
+            run = compiled(
+                model, ("nuts", settings), lambda: _chain_of(model, settings, several), *arguments
+            )
             if not chain:
                 began = time.perf_counter()
                 compiling += began
@@ -192,11 +193,11 @@ def sample_shards(
     return found
 
 
-def _chain_of(model: ShardModel, settings: Settings, several: bool) -> Callable[..., _Chain]:
+def _chain_of(model: ShardModel, settings: NutsSettings, several: bool) -> Callable[..., _Chain]:
     """One chain of NUTS, as a function of arrays alone; of several shards, one each."""
 
     def chain(
-        data: Data,
+        data: ShardData,
         factor: PriorFactor,
         coordinates: Coordinates,
         start: Start | None,
@@ -286,7 +287,7 @@ def _welford(sums: Any, values: dict[str, jax.Array], counts: jax.Array) -> Any:
 
 
 def _summary(
-    chains: list[_Chain], settings: Settings, seconds: float, compile_seconds: float
+    chains: list[_Chain], settings: NutsSettings, seconds: float, compile_seconds: float
 ) -> Draws:
     u = np.stack([np.asarray(chain.u, dtype=np.float64) for chain in chains])
     enough = settings.num_samples >= 4

@@ -16,9 +16,9 @@ import numpy as np
 from jax import lax
 
 from ..model.model import ShardModel
-from ..shard_data import Data
+from ..shard_data import ShardData
 from . import newton
-from .compiling import compiled, on_device, precision, shapes_of
+from .compiling import compiled, on_device, precision
 from .effects import effects_per_unit, nothing_subtracted, others, unit_density, unit_level
 from .marginal import ALMOST_ZERO, integral
 from .quadrature import Nodes, most_nodes, rule
@@ -62,14 +62,14 @@ class Expansion(NamedTuple):
 
 
 def expansion(
-    model: ShardModel, data: Data, u: np.ndarray, axes: np.ndarray, weight: float, n_nodes: int
+    model: ShardModel, data: ShardData, u: np.ndarray, axes: np.ndarray, weight: float, n_nodes: int
 ) -> Expansion:
     """Expand a shard's log density by differences of gradients.
 
     Parameters
     ----------
     model : ShardModel
-    data : Data
+    data : ShardData
     u : (d,) array
     axes : (d, d) array
         Columns are the steps of the differences, of about a posterior sd.
@@ -86,14 +86,16 @@ def expansion(
     return Expansion(float(value[0]), here, (precision + precision.T) / 2, third_derivative)
 
 
-def score(model: ShardModel, data: Data, points: np.ndarray, weight: float, n_nodes: int) -> Score:
+def score(
+    model: ShardModel, data: ShardData, points: np.ndarray, weight: float, n_nodes: int
+) -> Score:
     """Evaluate a shard's log density, local effects integrated out, and its gradient.
 
     Parameters
     ----------
     model : ShardModel
         One without :func:`~dask_consensus.shard.units.obstacle`.
-    data : Data
+    data : ShardData
         The shard's padded NumPy arrays.
     points : (n, d) array
         Near each other: each begins from the modes of the one before.
@@ -102,42 +104,23 @@ def score(model: ShardModel, data: Data, points: np.ndarray, weight: float, n_no
     n_nodes : int
         Nodes, one of :func:`.quadrature.gradient_ladder`.
     """
-    try:
-        return _score(model, data, points, weight, n_nodes, x64=True)
-    except (TypeError, ValueError):
-        # A model may hold constants of one precision that cannot meet the other.
-        if model.x64:
-            raise
-        return _score(model, data, points, weight, n_nodes, x64=False)
-
-
-def _score(
-    model: ShardModel,
-    data: Data,
-    points: np.ndarray,
-    weight: float,
-    n_nodes: int,
-    *,
-    x64: bool,
-) -> Score:
     q = effects_per_unit(model)
     units = len(data.mask(unit_level(model))) if q else 0
     nodes = rule(q, n_nodes) if q else Nodes(np.zeros((1, 0)), np.zeros(1))
     count = np.int32(len(nodes.log_weights))
     if q:
         nodes = nodes.padded(most_nodes(q))
-    with precision(x64):
+    with precision(model.double):
         fixed = on_device((data, np.float64(weight), nodes, count))
         effects = on_device(np.full((units, q), ALMOST_ZERO))
         where = [on_device(point) for point in points]
-        signature = ("score", model.token, shapes_of((fixed, effects)))
-        run = compiled(signature, lambda: _score_at(model), *fixed, effects, where[0])
-        found = []
+        run = compiled(model, "score", lambda: _score_at(model), *fixed, effects, where[0])
+        answers = []
         for point in where:
             value, gradient, effects = run(*fixed, effects, point)
-            found.append((value, gradient))
-        found = jax.device_get(found)
-    value, gradient = (np.array(part, np.float64) for part in zip(*found, strict=True))
+            answers.append((value, gradient))
+        answers = jax.device_get(answers)
+    value, gradient = (np.array(part, np.float64) for part in zip(*answers, strict=True))
     return Score(value, gradient)
 
 
@@ -145,7 +128,7 @@ def _score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, ja
     """Value, gradient and modes at one point."""
 
     def plain(
-        data: Data,
+        data: ShardData,
         weight: jax.Array,
         nodes: Nodes,
         count: jax.Array,
@@ -161,7 +144,7 @@ def _score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, ja
         return value, gradient, effects
 
     def integrated(
-        data: Data,
+        data: ShardData,
         weight: jax.Array,
         nodes: Nodes,
         count: jax.Array,

@@ -15,7 +15,7 @@ from numpyro.distributions import biject_to
 from numpyro.infer import init_to_median, init_to_sample
 
 from ..model.model import TRACE_LOCK, ShardModel
-from ..shard_data import Data
+from ..shard_data import ShardData
 from .compiling import precision
 from .coordinates import _SHARED, Coordinates
 from .target import terms_of
@@ -53,7 +53,7 @@ def key_of(seed: int, *path: int) -> jax.Array:
 
 
 def _prior_medians(
-    model: ShardModel, data: Data, coordinates: Coordinates, key: jax.Array
+    model: ShardModel, data: ShardData, coordinates: Coordinates, key: jax.Array
 ) -> dict[str, jax.Array]:
     """Medians of a few prior draws of every site, as coordinates of the sampler.
 
@@ -67,12 +67,12 @@ def _prior_medians(
 
 
 def _prior_point(
-    model: ShardModel, data: Data, strategy: Callable[[], Any], key: jax.Array
+    model: ShardModel, data: ShardData, strategy: Callable[[], Any], key: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Take every site from its prior by one of NumPyro's strategies; shared and local sites."""
     seeded = numpyro.handlers.seed(model.function, key)
     placed = numpyro.handlers.substitute(seeded, substitute_fn=strategy())
-    keywords = model.keywords(data.arguments, data.sizes[1])
+    keywords = model.keywords(data.arguments, data.size[1])
     trace = numpyro.handlers.trace(placed).get_trace(**keywords)
     values = {
         site.name: biject_to(trace[site.name]["fn"].support).inv(trace[site.name]["value"])
@@ -81,13 +81,15 @@ def _prior_point(
     return jnp.concatenate([jnp.ravel(values.pop(site.name)) for site in model.shared]), values
 
 
-def prior_points(model: ShardModel, data: Data, seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+def prior_points(
+    model: ShardModel, data: ShardData, seed: int, n: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Take points of u from the prior, to begin a search from.
 
     Parameters
     ----------
     model : ShardModel
-    data : Data
+    data : ShardData
         Any data the model accepts.
     seed, n : int
 
@@ -138,15 +140,15 @@ def _starting_point(
     return state[1], state[2]
 
 
-def _why_not_finite(model: ShardModel, data: Data) -> str:
+def _why_not_finite(model: ShardModel, data: ShardData) -> str:
     """Name the terms that are not finite at zero, and how many rows or groups have them."""
-    shapes = model.local_shapes(*data.sizes)
+    shapes = model.local_shapes(*data.size)
     local = {name: jnp.zeros(shape) for name, shape in shapes.items()}
     u = jnp.zeros(model.dim)
 
-    def run(data: Data) -> tuple[dict[str, jax.Array], jax.Array]:
+    def run(data: ShardData) -> tuple[dict[str, jax.Array], jax.Array]:
         values = {**model.unravel(u), **local}
-        found, _ = model.log_terms(values, data.arguments, data.sizes[1])
+        found, _ = model.log_terms(values, data.arguments, data.size[1])
         return found, terms_of(model, u, local, data).rows
 
     # Compiled: NumPyro warns of values outside a support wherever it can see them.

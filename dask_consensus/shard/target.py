@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..model.model import Latent, ShardModel
-from ..shard_data import ROWS, Data
+from ..shard_data import ROWS, ShardData
 from .compiling import in_blocks, precision
 
 
@@ -60,7 +60,9 @@ class Terms(NamedTuple):
     padding: jax.Array
 
 
-def terms_of(model: ShardModel, u: jax.Array, local: dict[str, jax.Array], data: Data) -> Terms:
+def terms_of(
+    model: ShardModel, u: jax.Array, local: dict[str, jax.Array], data: ShardData
+) -> Terms:
     """Evaluate a shard's log density term by term.
 
     Parameters
@@ -70,13 +72,13 @@ def terms_of(model: ShardModel, u: jax.Array, local: dict[str, jax.Array], data:
         Shared sites, unconstrained and raveled.
     local : dict
         Unconstrained local sites, of padded shapes.
-    data : Data
+    data : ShardData
 
     Notes
     -----
     Runs the model's Python code: trace it under :data:`~dask_consensus.shard.model.TRACE_LOCK`.
     """
-    n_rows, n_groups = data.sizes
+    n_rows, n_groups = data.size
     values = {**model.unravel(u), **local}
     log_terms, _ = model.log_terms(values, data.arguments, n_groups)
     prior = jnp.zeros((), u.dtype)
@@ -103,7 +105,7 @@ def terms_of(model: ShardModel, u: jax.Array, local: dict[str, jax.Array], data:
     )
 
 
-def _padding_density(site: Latent, value: jax.Array, data: Data) -> jax.Array:
+def _padding_density(site: Latent, value: jax.Array, data: ShardData) -> jax.Array:
     assert site.level is not None
     mask = data.mask(site.level)
     shape = [1] * value.ndim
@@ -115,7 +117,7 @@ def log_density(
     model: ShardModel,
     u: jax.Array,
     local: dict[str, jax.Array],
-    data: Data,
+    data: ShardData,
     factor: PriorFactor,
 ) -> jax.Array:
     """Log density that a shard samples, at shared `u` and `local`, both unconstrained."""
@@ -126,13 +128,13 @@ def log_density(
     return factor.weight * terms.prior + anchor + own + terms.padding
 
 
-def log_prior(model: ShardModel, data: Data, points: np.ndarray) -> np.ndarray:
+def log_prior(model: ShardModel, data: ShardData, points: np.ndarray) -> np.ndarray:
     """Log density of all prior terms at many points, in double precision where the model bears it.
 
     Parameters
     ----------
     model : ShardModel
-    data : Data
+    data : ShardData
         Any data the model accepts; prior terms do not depend on it.
     points : (G, d) array
 
@@ -140,23 +142,15 @@ def log_prior(model: ShardModel, data: Data, points: np.ndarray) -> np.ndarray:
     -------
     (G,) float64 array
     """
-    try:
-        return _log_prior(model, data, points, x64=True)
-    except (TypeError, ValueError):
-        # A model may hold constants of one precision that cannot meet the other.
-        return _log_prior(model, data, points, x64=model.x64)
+    rows, groups = data.size
 
-
-def _log_prior(model: ShardModel, data: Data, points: np.ndarray, *, x64: bool) -> np.ndarray:
-    rows, groups = data.sizes
-
-    def build() -> Callable[[Data, jax.Array], jax.Array]:
-        def many(data: Data, points: jax.Array) -> jax.Array:
+    def build() -> Callable[[ShardData, jax.Array], jax.Array]:
+        def many(data: ShardData, points: jax.Array) -> jax.Array:
             shapes = model.local_shapes(rows, groups)
             local = {name: jnp.zeros(shape) for name, shape in shapes.items()}
             return jax.vmap(lambda u: terms_of(model, u, local, data).prior)(points)
 
         return many
 
-    with precision(x64):
-        return in_blocks(("prior", model.token, rows, groups), build, data, points)
+    with precision(model.double):
+        return in_blocks(model, "prior", build, data, points)

@@ -1,0 +1,36 @@
+"""What a Dask task is made of: a call, a value sent once, a result brought here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import dask
+from dask.delayed import Delayed, delayed
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Delayed:
+    """Make one task of a function call; arguments may be tasks."""
+    return delayed(function, pure=False, traverse=False)(*arguments)
+
+
+def broadcast(value: Any) -> Delayed:
+    """Make a value one task of its own, so that it travels to a worker once."""
+    return delayed(value, traverse=False)
+
+
+def persist_tasks(tasks: Sequence[Delayed]) -> list[Delayed]:
+    """Compute each task and keep its result where it is: on the cluster, or here without one."""
+    return list(dask.persist(*tasks))
+
+
+def compute(tasks: Sequence[Delayed]) -> list[Any]:
+    """Bring the results of tasks to the client."""
+    return list(dask.compute(*tasks))
+
+
+def tree(parts: list[Any], combine: Callable[[list[Any]], Any], split_every: int) -> Any:
+    """Reduce parts by `combine` on up to `split_every` neighbours at a time, level by level."""
+    while len(parts) > 1:
+        parts = [combine(parts[i : i + split_every]) for i in range(0, len(parts), split_every)]
+    return parts[0]
