@@ -35,7 +35,7 @@ from dask.sizeof import sizeof
 from distributed import Client
 
 from .cases.sized import ROWS_A_GROUP, TRUTH, simulate_slopes, slopes
-from .measure.fits import ROWS_A_SHARD
+from .measure.fits import n_shards_of
 from .measure.internals import add, make_factor, tree_of_sums
 from .measure.machine import MIB, TaskCount, local_cluster, peak_mib
 from .measure.script import Store, parse
@@ -44,8 +44,9 @@ from .tables import cost
 ROWS_A_FILE, FILES_AT_ONCE = 250_000, 4  # whose rows are shuffled among each other
 WAYS = ("tree-cluster", "tree-threads", "flat")
 AHEAD = 8  # contributions that are on their way to the client while one is added
+REDUCED = {"sites": 10_000, "dim": 50, "draws": 1_000, "split_every": 8, "shards_per_task": 1}
 TOY = {
-    "rows": [400, 800], "workers": 1, "cores": 1, "cores_rows": 400,
+    "rows": [400], "workers": 1, "cores": 1, "cores_rows": 400,
     "sites": 12, "dim": 3, "draws": 10,
 }  # fmt: skip
 
@@ -76,7 +77,7 @@ def fit(rows: int, setting: Sequence[int], seed: int, here: bool) -> dict[str, A
             client = stack.enter_context(Client(cluster))
             cluster.scheduler.add_plugin(count)
         frame = dd.read_parquet(Path(folder) / "rows")
-        options = {"by": "group", "seed": seed, "n_shards": max(2, -(-rows // ROWS_A_SHARD))}
+        options = {"by": "group", "seed": seed, "n_shards": n_shards_of(rows)}
         before, began = peak_mib(), time.perf_counter()
         tree = frame.consensus.fit(slopes, progress=False, **options)
         seconds = time.perf_counter() - began
@@ -124,8 +125,7 @@ def cores(args: argparse.Namespace) -> None:
 def add_up(way: str, size: dict[str, int], here: bool) -> dict[str, Any]:
     """Add contributions up in one way, and hold the sum against one made here."""
     start, count, moved, worker_mib = peak_mib(), TaskCount(), 0.0, None
-    numbers = range(size["sites"])
-    arguments = (size["dim"], size["draws"])
+    numbers, arguments = range(size["sites"]), (size["dim"], size["draws"])
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         client = None
         if way == "tree-threads":
@@ -137,17 +137,17 @@ def add_up(way: str, size: dict[str, int], here: bool) -> dict[str, Any]:
             cluster.scheduler.add_plugin(count)
         began = time.perf_counter()
         if way == "flat":
-            total = reduce(_add, _fetched(client, numbers, arguments))
+            total = reduce(add, _fetched(client, numbers, arguments))
         else:
             total = tree_of_sums(**{key: n for key, n in size.items() if key != "workers"})
         seconds = time.perf_counter() - began
         if client:
-            moved, worker_mib = sum(client.run(_sent).values()), max(client.run(peak_mib).values())
+            sent = client.run(lambda dask_worker: dask_worker.transfer_outgoing_bytes_total)
+            moved, worker_mib = sum(sent.values()), max(client.run(peak_mib).values())
     peak = peak_mib()
-    exact = reduce(_add, (make_factor(number, *arguments) for number in numbers))
-    difference = max(
-        np.abs(a - b).max() / np.abs(b).max() for a, b in zip(total, exact, strict=True)
-    )
+    exact = reduce(add, (make_factor(number, *arguments) for number in numbers))
+    parts = zip(total, exact, strict=True)
+    difference = max(np.abs(a - b).max() / np.abs(b).max() for a, b in parts)
     if difference > 1e-10:
         raise AssertionError(f"{way} is {difference:.1e} away from a flat sum")
     at_once = 2 if way == "flat" else max(size["split_every"], size["shards_per_task"])
@@ -164,10 +164,6 @@ def add_up(way: str, size: dict[str, int], here: bool) -> dict[str, Any]:
     }
 
 
-def _add(total: Any, site: Any) -> Any:
-    return add([total, site])
-
-
 def _fetched(client: Client, numbers: range, arguments: tuple[int, int]) -> Iterator[Any]:
     """Contributions made on workers, in order; a few at a time are on their way."""
     waiting: deque[Any] = deque()
@@ -179,20 +175,15 @@ def _fetched(client: Client, numbers: range, arguments: tuple[int, int]) -> Iter
         yield waiting.popleft().result()
 
 
-def _sent(dask_worker: Any) -> int:
-    return dask_worker.transfer_outgoing_bytes_total
-
-
 def reduction(args: argparse.Namespace) -> None:
-    store, names = Store(args, "reduction"), ("sites", "dim", "draws", *TREE, "workers")
-    size = {name: getattr(args, name) for name in names}
+    store = Store(args, "reduction")
+    size = {name: getattr(args, name) for name in (*REDUCED, "workers")}
     for way in () if args.table else WAYS:
         store.measure({**size, "way": way}, add_up, way, size, args.toy)
     print(*cost.reduction(store.rows()), sep="\n")
 
 
 PARTS = {"growth": growth, "cores": cores, "reduction": reduction}
-TREE = ("split_every", "shards_per_task")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -203,11 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=[10**6, 3 * 10**6, 10**7])
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--cores-rows", type=int, default=10**6, help="of cores")
-    parser.add_argument("--sites", type=int, default=10_000, help="contributions to add up")
-    parser.add_argument("--dim", type=int, default=50)
-    parser.add_argument("--draws", type=int, default=1_000)
-    parser.add_argument("--split-every", type=int, default=8)
-    parser.add_argument("--shards-per-task", type=int, default=1)
+    parser.set_defaults(**REDUCED)
     args = parse(parser, argv, TOY)
     for part in args.part or PARTS:
         PARTS[part](args)

@@ -1,14 +1,11 @@
 """Speed beside NumPyro's own ways: full-data NUTS, a loop over shards, HMC on subsamples.
 
 - ``full``: a fit with the package's defaults beside NUTS on all rows, on a random intercept and
-  slope with 10 rows a group and on a logistic regression without groups. Compared is the smallest
-  effective sample size of the shared parameters, unconstrained, per second of wall time. NUTS
-  begins at the values the data were drawn from and runs two chains until it has ``--ess``
-  effective draws or ``--cap`` seconds are over.
-- ``loop``: one-shot consensus of unequal shards at equal draws, beside ``MCMC.run`` for each
-  shard in a Python loop and NumPyro's ``consensus``.
-- ``hmcecs``: a fit with the defaults beside ``HMCECS`` with a second-order Taylor proxy, for
-  several sizes of its subsample, on the logistic regression.
+  slope with 10 rows a group and on a logistic regression without groups: effective draws of the
+  worst shared parameter, unconstrained, a second. NUTS begins at the values the data were drawn
+  from; it ends at ``--ess`` effective draws or ``--cap`` seconds.
+- ``loop``: one-shot consensus of unequal shards, beside ``MCMC.run`` for each shard in a loop.
+- ``hmcecs``: a fit with the defaults beside ``HMCECS``, on the logistic regression.
 
 Every measurement runs in a process of its own, compilation included, from data in memory. Figures
 to quote are ratios of one run on one machine. Data have fixed seeds; ``--seed`` is the samplers'.
@@ -32,16 +29,16 @@ from .measure.script import Store, parse
 from .tables.speed import tables
 
 SIZES = {"full": (50_000, 200_000, 1_000_000), "loop": (100_000,), "hmcecs": (400_000,)}
-CHAINS = 2
 TOY = {
-    "size": [400], "ess": 20, "cap": 10, "full_warmup": 50, "shards": 4, "warmup": 20,
-    "samples": 40, "subsample": [50], "blocks": 5,
+    "size": [400], "case": ["slopes"], "ess": 20, "cap": 60, "chains": 1, "full_warmup": 50,
+    "ways": (loop.HAND_ONCE, loop.OURS), "shards": 2, "warmup": 100, "samples": 100,
+    "subsample": [50], "blocks": 5,
 }  # fmt: skip
 
 
 def run_full(store: Store, args: argparse.Namespace, rows: int) -> None:
     """Both models at one size."""
-    sampling = Sampling(CHAINS, args.full_warmup, 10, args.ess, args.cap, args.seed)
+    sampling = Sampling(args.chains, args.full_warmup, 10, args.ess, args.cap, args.seed)
     for case in args.case:
         key = {"part": "full", "case": case, "rows": rows, "seed": args.seed}
         store.measure(key | {"who": OURS}, by_default, case, rows, args.seed)
@@ -51,7 +48,7 @@ def run_full(store: Store, args: argparse.Namespace, rows: int) -> None:
 def run_loop(store: Store, args: argparse.Namespace, rows: int) -> None:
     """All ways to run the loop."""
     setting = loop.Loop(rows, args.shards, args.warmup, args.samples)
-    for way in loop.WAYS:
+    for way in args.ways:
         key = {"part": "loop", "case": "slopes", **setting._asdict(), "seed": args.seed}
         store.measure(key | {"who": way}, loop.measure, setting, args.seed, way)
 
@@ -61,7 +58,7 @@ def run_hmcecs(store: Store, args: argparse.Namespace, rows: int) -> None:
     key = {"part": "hmcecs", "case": "logistic", "rows": rows, "seed": args.seed}
     store.measure(key | {"who": OURS}, by_default, "logistic", rows, args.seed)
     warmup, piece = args.full_warmup, 5 * args.full_warmup // 2
-    sampling = Sampling(CHAINS, warmup, piece, args.ess, args.cap, args.seed)
+    sampling = Sampling(args.chains, warmup, piece, args.ess, args.cap, args.seed)
     for size in args.subsample:
         who = {"who": f"HMCECS, {size:,} rows in {args.blocks} blocks"}
         store.measure(key | who, hmcecs.measure, sampling, rows, size, args.blocks, args.toy)
@@ -82,7 +79,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--case", nargs="*", default=["slopes", "logistic"], help="of full")
     parser.add_argument("--ess", type=float, default=2_000, help="effective draws to stop at")
     parser.add_argument("--cap", type=float, default=600, help="seconds for one run of NUTS")
+    parser.add_argument("--chains", type=int, default=2, help="of NUTS on all rows, of HMCECS")
     parser.add_argument("--full-warmup", type=int, default=400, help="transitions, full and hmcecs")
+    parser.add_argument(
+        "--ways", nargs="*", choices=loop.WAYS, default=loop.WAYS, help="of the loop"
+    )
     parser.add_argument("--shards", type=int, default=40, help="of the loop")
     parser.add_argument("--warmup", type=int, default=500, help="transitions of the loop")
     parser.add_argument("--samples", type=int, default=500, help="draws of the loop")

@@ -40,10 +40,9 @@ class Case:
     columns: Mapping[str, str] = field(default_factory=dict)  # argument -> column, if not the same
     fails: str = ""  # why shards cannot be trusted here; empty for a case that must succeed
     # Local site -> how centred the full fit takes it, 0 to 1; 1, as written, if absent.
-    centred: Mapping[str, Any] = field(default_factory=dict)
+    centred: Mapping[str, float] = field(default_factory=dict)
     variance: float | None = None  # known error variance, where the posterior is integrated
-    # Options of the full fit; None where the posterior has no mean, or modes it does not cross.
-    full: Mapping[str, Any] | None = field(default_factory=dict)
+    full: bool = True  # False: the posterior has no mean, or modes that a full fit does not cross
     toy: Callable[[], pd.DataFrame] | None = None  # a few of the rows, for tests
 
     def at_toy_size(self) -> Case:
@@ -67,10 +66,7 @@ class Case:
     def problem(self, frame: pd.DataFrame) -> Problem:
         """The full fit, its local sites as centred as suits the data."""
         arrays, counts = self.arguments(frame)
-        config = {
-            site: LocScaleReparam(centring(frame) if callable(centring) else centring)
-            for site, centring in self.centred.items()
-        }
+        config = {site: LocScaleReparam(share) for site, share in self.centred.items()}
         model = numpyro.handlers.reparam(self.model, config=config) if config else self.model
         return Problem(functools.partial(model, **counts), arrays, self.start, tuple(self.start))
 
@@ -86,19 +82,6 @@ def case(name: str, **fields: Any) -> Callable[[Callable[..., None]], Callable[.
         return model
 
     return register
-
-
-def informed(by: str, ratio: float) -> Callable[[pd.DataFrame], np.ndarray]:
-    """How centred each group's effect should be: the share of it that its rows tell.
-
-    `ratio` is the variance of the effects, in units of the error variance of a row.
-    """
-
-    def centring(frame: pd.DataFrame) -> np.ndarray:
-        rows = frame[by].value_counts().sort_index().to_numpy()
-        return rows * ratio / (rows * ratio + 1.0)
-
-    return centring
 
 
 def takes(names: Sequence[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:

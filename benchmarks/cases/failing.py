@@ -18,12 +18,7 @@ def two_modes(rows: int = 2_000) -> pd.DataFrame:
     return pd.DataFrame({"y": centres + rng.normal(size=rows)})
 
 
-@case(
-    "label-switching",
-    frame=two_modes,
-    fails="two symmetric modes",
-    full=None,
-)
+@case("label-switching", frame=two_modes, fails="two symmetric modes", full=False)
 def mixture(y=None):
     mu = numpyro.sample("mu", dist.Normal(0.0, 5.0).expand([2]).to_event(1))
     sigma = numpyro.sample("sigma", dist.HalfNormal(2.0))
@@ -92,12 +87,7 @@ def separated(rows: int = 800) -> pd.DataFrame:
     return pd.DataFrame({"x": x, "y": y})
 
 
-@case(
-    "separation",
-    frame=separated,
-    fails="perfect separation under Cauchy priors",
-    full=None,
-)
+@case("separation", frame=separated, fails="perfect separation under Cauchy priors", full=False)
 def separated_model(x, y=None):
     alpha = numpyro.sample("alpha", dist.Cauchy(0.0, 10.0))
     beta = numpyro.sample("beta", dist.Cauchy(0.0, 2.5))
@@ -137,12 +127,7 @@ def no_doses(rows: int = 800) -> pd.DataFrame:
     return pd.DataFrame({"x": x, "dose": 0.0, "y": 1.0 + 0.5 * x + rng.normal(size=rows)})
 
 
-@case(
-    "heavy-tails",
-    frame=no_doses,
-    fails="a Cauchy posterior",
-    full=None,
-)
+@case("heavy-tails", frame=no_doses, fails="a Cauchy posterior", full=False)
 def unidentified(x, dose, y=None):
     alpha = numpyro.sample("alpha", dist.Normal(0.0, 5.0))
     beta = numpyro.sample("beta", dist.Normal(0.0, 5.0))

@@ -9,8 +9,6 @@ effects, predictors in a matrix, and a thread for each chain.
 from __future__ import annotations
 
 import contextlib
-import functools
-import operator
 from dataclasses import replace
 
 import numpy as np
@@ -31,18 +29,13 @@ def slopes(group, x, y=None, *, n_group):
     _slopes(group, x, y, n_group)
 
 
-def slopes_by(look_up):
-    """The same model, values of groups looked up as told."""
-    return functools.partial(_slopes, look_up=look_up)
-
-
 def slopes_of_shard(group, x, y, rows, *, n_group, power):
     """The same model as its author would temper it, with a mask for padding rows."""
     mask = NOTHING if rows is None else numpyro.handlers.mask(mask=rows)
     _slopes(group, x, y, n_group, numpyro.handlers.scale(scale=power), mask)
 
 
-def _slopes(group, x, y, n_group, tempered=NOTHING, masked=NOTHING, look_up=operator.getitem):
+def _slopes(group, x, y, n_group, tempered=NOTHING, masked=NOTHING):
     with tempered:
         mu_a = numpyro.sample("mu_a", dist.Normal(0.0, 5.0))
         mu_b = numpyro.sample("mu_b", dist.Normal(0.0, 5.0))
@@ -52,9 +45,8 @@ def _slopes(group, x, y, n_group, tempered=NOTHING, masked=NOTHING, look_up=oper
     with numpyro.plate("groups", n_group):
         a = numpyro.sample("a", dist.Normal(mu_a, sigma_a))
         b = numpyro.sample("b", dist.Normal(mu_b, sigma_b))
-    mean = look_up(a, group) + look_up(b, group) * x
     with numpyro.plate("rows", len(x)), masked:
-        numpyro.sample("obs", dist.Normal(mean, sigma), obs=y)
+        numpyro.sample("obs", dist.Normal(a[group] + b[group] * x, sigma), obs=y)
 
 
 def logistic_matrix(x, y=None, *, size=None):
@@ -84,16 +76,11 @@ def _equal_groups(rows: int) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     return simulate_slopes(np.random.default_rng(51), sizes)
 
 
-def _frame_of_slopes(rows: int) -> pd.DataFrame:
-    return _equal_groups(rows)[0]
-
-
 def sized_case(name: str, rows: int) -> Case:
     """``slopes`` or ``logistic`` with so many rows, in the form a user would write."""
     if name == "logistic":
-        return replace(CASES["logistic-plain"], frame=functools.partial(sound.plain, rows))
-    frame = functools.partial(_frame_of_slopes, rows)
-    return Case(name, slopes, frame, start=TRUTH, by="group")
+        return replace(CASES["logistic-plain"], frame=lambda: sound.plain(rows))
+    return Case(name, slopes, lambda: _equal_groups(rows)[0], start=TRUTH, by="group")
 
 
 def full_problem(name: str, rows: int) -> Problem:

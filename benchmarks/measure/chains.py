@@ -6,8 +6,9 @@ mass matrix, effects of groups a diagonal one. Nothing here knows of this packag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -36,31 +37,29 @@ class Sampling(NamedTuple):
     ess: float
     seconds: float
     seed: int
-    x64: bool = False
 
-    def enough(self, sites: Sites, clock: Clock) -> bool:
-        """Whether a chain has its share of effective draws, or no time left."""
-        n = len(next(iter(sites.values())))
+    def enough(self, sites: Sites) -> bool:
+        """Whether a chain has its share of effective draws."""
+        n = len(next(iter(sites.values()), ()))
         # Looked at each time there are a tenth more draws.
-        look = n >= 50 and int(np.log(n) / 0.1) > int(np.log(max(n - self.piece, 1)) / 0.1)
-        has_share = look and least_ess(sites) >= self.ess / self.chains
-        return has_share or clock.seconds > self.seconds
+        look = n >= 50 and int(10 * np.log(n)) > int(10 * np.log(max(n - self.piece, 1)))
+        return look and least_ess(sites) >= self.ess / self.chains
 
 
 def side_by_side(chain: Callable[..., Any], sampling: Sampling, here: bool, *arguments: Any) -> Any:
     """Run ``chain(sampling, number, *arguments)`` for every chain, in processes unless `here`."""
-    given = [[value] * sampling.chains for value in arguments]
-    numbers = range(sampling.chains)
+    calls = [(sampling, number, *arguments) for number in range(sampling.chains)]
     if here:
-        return list(map(chain, [sampling] * sampling.chains, numbers, *given))
+        return [chain(*call) for call in calls]
     with ProcessPoolExecutor(sampling.chains, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(chain, [sampling] * sampling.chains, numbers, *given))
+        return list(pool.map(chain, *zip(*calls, strict=True)))
 
 
 def joined(chains: list[tuple[Sites, dict[str, Any]]]) -> dict[str, Any]:
     """One row of chains that ran side by side, from draws that all have."""
     n = min(len(next(iter(sites.values()))) for sites, _ in chains)
-    row = {key: max(row[key] for _, row in chains) for key in chains[-1][1]}
+    rows = [row for _, row in chains]
+    row = {key: max(row[key] for row in rows) for key in set.intersection(*map(set, rows))}
     if n < 4:
         return row | {"draws": 0, "ess": 0.0}
     draws = {name: np.stack([sites[name][:n] for sites, _ in chains]) for name in chains[0][0]}
@@ -73,98 +72,55 @@ def joined(chains: list[tuple[Sites, dict[str, Any]]]) -> dict[str, Any]:
     }
 
 
-class Chain(NamedTuple):
-    """Unconstrained draws of the shared sites, what they took, and their way to the constrained."""
-
-    sites: Sites
-    row: dict[str, Any]
-    marks: Mapping[str, tuple[float, float]]  # wall and processor seconds at the end of phases
-    constrain: Callable[[Sites], Sites]
-
-
-def nuts(sampling: Sampling, number: int, problem: Problem) -> Chain:
-    """Run one chain of NUTS until it has its share of draws."""
-    with jax.enable_x64(sampling.x64):
-        clock, key = Clock(), random.fold_in(random.key(sampling.seed), number)
-        working = np.dtype(jnp.result_type(float))
-        data = {
-            name: jnp.asarray(value, working if value.dtype.kind == "f" else None)
-            for name, value in problem.data.items()
-        }
-        start = {name: jnp.asarray(value) for name, value in problem.start.items()}
-        initial, potential_of, postprocess_of, _ = initialize_model(
-            key,
-            problem.model,
-            init_strategy=init_to_value(values=start),
-            dynamic_args=True,
-            model_kwargs=data,
-        )
-        begin, advance = _kernel(potential_of, sorted(problem.shared), sampling)
-        state = begin(initial.z, key, data)
-        code = jax.jit(advance).lower(state, data).compile()
-        clock.mark("compile")
-        for done in range(sampling.warmup // sampling.piece):
-            state, (z, *_) = jax.device_get(code(state, data))
-            if clock.seconds > sampling.seconds:
-                none = {name: value[:0] for name, value in z.items()}
-                return Chain(none, _row(clock, sampling, done + 1, []), clock.marks, dict)
-        clock.mark("warmup")
-        pieces, sites = [], {}
-        while not sites or not sampling.enough(sites, clock):
-            state, piece = jax.device_get(code(state, data))
-            pieces.append(piece)
-            draws = [z for z, *_ in pieces]
-            sites = {name: np.concatenate([z[name] for z in draws]) for name in draws[0]}
-        clock.mark("sampling")
-        local = {name: z for name, z in initial.z.items() if name not in problem.shared}
-        postprocess = postprocess_of(**data)
-
-    def constrain(sites: Sites) -> Sites:
-        def at(point: Sites) -> Sites:
-            values = postprocess({**local, **point})
-            return {name: values[name] for name in sites}
-
-        with jax.enable_x64(sampling.x64):
-            over_all = jax.jit(lambda points: jax.lax.map(at, points, batch_size=256))
-            return jax.device_get(over_all(sites))
-
-    row = _row(clock, sampling, sampling.warmup // sampling.piece + len(pieces), pieces)
-    return Chain(sites, row, clock.marks, constrain)
+def nuts(sampling: Sampling, number: int, problem: Problem) -> tuple[Sites, dict[str, Any]]:
+    """One chain of NUTS: unconstrained draws of the shared sites, and what they took."""
+    clock, key = Clock(), random.fold_in(random.key(sampling.seed), number)
+    data = {name: jnp.asarray(value) for name, value in problem.data.items()}
+    start = {name: jnp.asarray(value) for name, value in problem.start.items()}
+    initial, potential_of, *_ = initialize_model(
+        key,
+        problem.model,
+        init_strategy=init_to_value(values=start),
+        dynamic_args=True,
+        model_kwargs=data,
+    )
+    begin, advance = _kernel(potential_of, sorted(problem.shared), sampling)
+    state = begin(initial.z, key, data)
+    code = jax.jit(advance).lower(state, data).compile()
+    n_warm, pieces, sites, more = sampling.warmup // sampling.piece, [], {}, {}
+    while clock.seconds < sampling.seconds and not sampling.enough(sites):
+        state, piece = code(state, data)
+        pieces.append(jax.device_get(piece))
+        if len(pieces) == n_warm:
+            more["warm_seconds"] = clock.seconds
+        drawn, steps, diverging = zip(*pieces[min(n_warm, len(pieces) - 1) :], strict=True)
+        sites = {name: np.concatenate([z[name] for z in drawn]) for name in drawn[0]}
+    if len(pieces) > n_warm:
+        more |= {"steps": float(np.mean(steps)), "divergences": int(np.sum(diverging))}
+    else:
+        sites = {name: value[:0] for name, value in sites.items()}
+    capped = clock.seconds >= sampling.seconds
+    iterations = sampling.piece * len(pieces)
+    return sites, {**clock.read(), "iterations": iterations, "capped": capped, **more}
 
 
 def _kernel(potential_of: Any, shared: Sequence[str], sampling: Sampling) -> tuple[Any, Any]:
     """How a chain begins, and how it advances by a piece, keeping the shared sites."""
     init, step = hmc(potential_fn_gen=potential_of, algo="NUTS")
+    options = {"dense_mass": [tuple(shared)], "step_size": 0.1}
 
     def begin(z: Any, key: jax.Array, data: Any) -> Any:
-        options = {"dense_mass": [tuple(shared)], "step_size": 0.1, "model_kwargs": data}
-        return init(z, sampling.warmup, rng_key=key, **options)
+        return init(z, sampling.warmup, rng_key=key, model_kwargs=data, **options)
+
+    def transition(data: Any, state: Any, _: None) -> Any:
+        state = step(state, (), data)
+        z = {name: state.z[name] for name in shared}
+        return state, (z, state.num_steps, state.diverging)
 
     def advance(state: Any, data: Any) -> Any:
-        def transition(state: Any, _: None) -> Any:
-            state = step(state, (), data)
-            return state, (
-                {name: state.z[name] for name in shared},
-                state.num_steps,
-                state.diverging,
-            )
-
-        return jax.lax.scan(transition, state, None, length=sampling.piece)
+        return jax.lax.scan(partial(transition, data), state, None, length=sampling.piece)
 
     return begin, advance
-
-
-def _row(clock: Clock, sampling: Sampling, n_pieces: int, pieces: Sequence[Any]) -> dict[str, Any]:
-    row = {
-        **clock.read(),
-        "iterations": sampling.piece * n_pieces,
-        "capped": clock.seconds > sampling.seconds,
-    }
-    if pieces:
-        row["warm_seconds"] = clock.marks["warmup"][0]
-        row["steps"] = float(np.mean([steps for _, steps, _ in pieces]))
-        row["divergences"] = int(np.sum([diverging for *_, diverging in pieces]))
-    return row
 
 
 def full(sampling: Sampling, name: str, rows: int, here: bool) -> dict[str, Any]:
@@ -173,4 +129,4 @@ def full(sampling: Sampling, name: str, rows: int, here: bool) -> dict[str, Any]
 
 
 def _sized(sampling: Sampling, number: int, name: str, rows: int) -> tuple[Sites, dict[str, Any]]:
-    return nuts(sampling, number, full_problem(name, rows))[:2]
+    return nuts(sampling, number, full_problem(name, rows))

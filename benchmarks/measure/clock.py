@@ -20,26 +20,15 @@ jax.monitoring.register_event_duration_secs_listener(_compiled)
 
 
 class Clock:
-    """Runs from when it is made.
-
-    Attributes
-    ----------
-    marks : dict
-        Name -> wall and processor seconds at that moment.
-    """
+    """Runs from when it is made."""
 
     def __init__(self) -> None:
         self._began, self._spent = time.perf_counter(), time.process_time()
-        self.marks: dict[str, tuple[float, float]] = {}
 
     @property
     def seconds(self) -> float:
         """Wall seconds so far."""
         return time.perf_counter() - self._began
-
-    def mark(self, name: str) -> None:
-        """Keep this moment."""
-        self.marks[name] = self.seconds, time.process_time() - self._spent
 
     def read(self) -> dict[str, float]:
         """All three; tracing counts as compiling, and what threads compile at once counts once."""

@@ -16,7 +16,10 @@ from ..cases.sized import sized_case
 from .clock import Clock
 from .draws import moments, table_of
 
-ROWS_A_SHARD = 50_000
+
+def n_shards_of(rows: int) -> int:
+    """Shards of 50,000 rows, at least four."""
+    return max(4, -(-rows // 50_000))
 
 
 def in_memory(frame: pd.DataFrame, npartitions: int) -> dd.DataFrame:
@@ -36,26 +39,20 @@ def record(tree: xr.DataTree) -> dict[str, Any]:
     corrected = "correction" in tree.children
     group = tree["correction"] if corrected else tree["rounds"].isel(round=-1)
     posterior = {name: array.values for name, array in tree["posterior"].data_vars.items()}
-    diagnostics = tree["shards"]
+    mean, sd, names = (group[name].values for name in ("mean", "sd", "coordinate"))
     row = {
         "constrained": moments(posterior),
-        "unconstrained": table_of(
-            group["mean"].values, group["sd"].values, group["coordinate"].values
-        ),
+        "unconstrained": table_of(mean, sd, names),
         "good": bool(tree.attrs["verdict_good"]),
         "verdict": tree.attrs["verdict"],
         "error": json.loads(tree.attrs["accuracy"]),
-        "rounds": tree["rounds"].sizes["round"],
         "profile": json.loads(tree.attrs["profile"]),
     }
-    if "divergences" in diagnostics:
-        row["divergences"] = int(diagnostics["divergences"].sum())
-    if "steps" in diagnostics:
-        row["steps"] = float(diagnostics["steps"].isel(round=-1).mean())
+    if "steps" in tree["shards"]:  # where shards were sampled
+        row["steps"] = float(tree["shards"]["steps"].isel(round=-1).mean())
+        row["divergences"] = int(tree["shards"]["divergences"].sum())
     if corrected:
-        for name in ("k_hat", "ess", "nodes", "seconds", "emulator_error"):
-            row[f"correction_{name}"] = float(group[name])
-        row["correction_points"] = group.sizes["point"]
+        row |= {f"correction_{name}": float(group[name]) for name in ("k_hat", "ess")}
         row["ess"] = effective(tree)
     return row
 
@@ -73,10 +70,9 @@ def effective(tree: xr.DataTree) -> float:
 def by_default(name: str, rows: int, seed: int) -> dict[str, Any]:
     """Fit a sized case with the package's defaults, on Dask's threads."""
     case = sized_case(name, rows)
-    n_shards = max(4, rows // ROWS_A_SHARD)
+    n_shards = n_shards_of(rows)
     ddf = in_memory(case.frame(), n_shards)
     clock = Clock()
     options = {"by": case.by, "n_shards": n_shards, "seed": seed, "progress": False}
     tree = quietly(ddf.consensus.fit(case.model, compute=False, **options))
-    took = clock.read()
-    return {**record(tree), **took, "n_shards": n_shards}
+    return {**clock.read(), **record(tree), "n_shards": n_shards}

@@ -11,30 +11,26 @@ import jax
 import numpy as np
 from dask.callbacks import Callback
 
-from dask_consensus.cluster import mapreduce
+from dask_consensus.cluster.mapreduce import Answer, each, map_reduce
+from dask_consensus.cluster.placement import Execution
+from dask_consensus.cluster.shards import Shards, persist
 from dask_consensus.combination import gaussian
 from dask_consensus.combination.gaussian import GaussianFactor
 from dask_consensus.frame import assign
 from dask_consensus.model.roles import ModelInputs, read_model
 from dask_consensus.shard.constrain import constrain
 from dask_consensus.shard.target import log_density, tempered
-from dask_consensus.shard_data import Shard, ShardData, pad, padded_sizes, size_of
-
-add = gaussian.add
+from dask_consensus.shard_data import ShardData, Size
 
 # Shards, for the loop written by hand
 
 
-def shards_of(lazy: Any) -> list[tuple[Shard, ShardData, float]]:
-    """Cut the shards of a fit that has not run: as they are, padded, and their powers."""
+def shards_of(lazy: Any) -> list[tuple[ShardData, Size, float]]:
+    """Cut the shards of a fit that has not run: padded, their own sizes, powers of the prior."""
     plan = lazy.plan()
-    shards = dask.compute(*assign.shards(lazy.frame, plan.bindings.layout, plan.assignment))
-    rows = sum(shard.rows for shard in shards)
-    sizes = padded_sizes([size_of(shard) for shard in shards])
-    return [
-        (shard, pad(shard, *size), shard.rows / rows)
-        for shard, size in zip(shards, sizes, strict=True)
-    ]
+    unpadded = assign.shards(lazy.frame, plan.bindings.layout, plan.assignment)
+    shards = persist(unpadded, Execution())
+    return list(zip(dask.compute(*shards.data), shards.sizes, shards.weights, strict=True))
 
 
 # Draws of shards, for NumPyro's consensus
@@ -54,20 +50,13 @@ class ShardDraws(Callback):
     def constrained(self, lazy: Any) -> list[dict[str, np.ndarray]]:
         """Draws of the shared sites of every shard, ``(draws, ...)``."""
         plan = lazy.plan()
-        model, example = plan.model, plan.example
-        values = [
-            constrain(
-                model,
-                gaussian.solve(factor.precision, factor.draws),
-                example.arguments,
-                example.rows,
-                example.groups,
-            )
-            for factor in self._factors
-        ]
-        return [
-            {site.name: np.concatenate(each[site.name]) for site in model.shared} for each in values
-        ]
+        sites = [site.name for site in plan.model.shared]
+        shards = []
+        for factor in self._factors:
+            u = gaussian.solve(factor.precision, factor.draws)
+            values = constrain(plan.model, u, plan.example)
+            shards.append({site: np.concatenate(values[site]) for site in sites})
+        return shards
 
 
 # The tree of sums
@@ -84,27 +73,23 @@ def make_factor(number: int, dim: int, draws: int) -> GaussianFactor:
     return GaussianFactor(precision, rng.normal(size=dim), rng.normal(size=(1, draws, dim)))
 
 
-def _map_factor(number: int, dim: int, draws: int) -> tuple[GaussianFactor, int, None]:
-    return make_factor(number, dim, draws), number, None
+def add(total: GaussianFactor, factor: GaussianFactor) -> GaussianFactor:
+    """Add one contribution."""
+    return gaussian.add([total, factor])
+
+
+def _map_factor(number: int, dim: int, draws: int) -> Answer:
+    return Answer(make_factor(number, dim, draws), number)
 
 
 def tree_of_sums(
     sites: int, dim: int, draws: int, split_every: int, shards_per_task: int
 ) -> GaussianFactor:
     """Add all contributions by the package's tree, on whatever scheduler is there."""
-    numbers = list(range(sites))  # in place of shards
-    execution = mapreduce.Execution(split_every, progress=False, shards_per_task=shards_per_task)
-    mapped = mapreduce.map_reduce(
-        mapreduce.each(_map_factor),
-        numbers,
-        [()] * sites,
-        [dim, draws],
-        gaussian.add,
-        execution=execution,
-        title="sites",
-    )
-    assert mapped.reports == numbers
-    return mapped.total
+    execution = Execution(split_every, progress=False, shards_per_task=shards_per_task)
+    shards = Shards(range(sites), [], [], execution)  # numbers in place of data
+    given, shared = [()] * sites, [dim, draws]
+    return map_reduce(each(_map_factor), shards, given, shared, gaussian.add, title="sites").total
 
 
 # The density a shard samples

@@ -1,4 +1,4 @@
-"""A loop over shards, as written by hand and as this package runs it, measures switched off.
+"""A loop over shards, as written by hand and as this package runs it.
 
 Both sides sample the package's shards, so that the subposteriors are the same ones; cutting them
 counts towards the package's time alone.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-import dask
 import jax
 import numpy as np
 from jax import random
@@ -24,9 +23,8 @@ from .draws import moments
 from .fits import in_memory, quietly, record
 
 HAND, HAND_ONCE = "MCMC.run in a loop", "the same, padded and jitted once"
-OURS, IN_TURN = "ours", "ours, a shard at a time"
-ANCHORED, DEFAULTS = "ours, one anchored round", "ours by default: Newton steps, corrected"
-WAYS = (HAND, HAND_ONCE, OURS, IN_TURN, ANCHORED, DEFAULTS)
+OURS, DEFAULTS = "ours", "ours by default: Newton steps, corrected"
+WAYS = (HAND, HAND_ONCE, OURS, DEFAULTS)
 
 
 class Loop(NamedTuple):
@@ -44,27 +42,15 @@ def measure(loop: Loop, seed: int, way: str) -> dict[str, Any]:
     sizes = sizes_of_groups(rng, loop.rows // ROWS_A_GROUP, loop.rows)
     ddf = in_memory(simulate_slopes(rng, sizes)[0], loop.n_shards)
     transitions = {"num_warmup": loop.num_warmup, "num_samples": loop.num_samples}
-    uncorrected = {"correct": False, "num_samples": loop.num_samples}
-    options: dict[str, dict[str, Any]] = {
-        DEFAULTS: {},
-        ANCHORED: {"method": "anchored", "rounds": 1, **uncorrected},
-    }
-    lazy = ddf.consensus.fit(
-        slopes,
-        by="group",
-        n_shards=loop.n_shards,
-        seed=seed,
-        progress=False,
-        compute=False,
-        **options.get(way, {"method": "consensus", "correct": False, **transitions}),
-    )
+    options = {"by": "group", "n_shards": loop.n_shards, "seed": seed, "progress": False}
+    if way != DEFAULTS:
+        options |= {"method": "consensus", "correct": False, **transitions}
+    lazy = ddf.consensus.fit(slopes, compute=False, **options)
     if way in (HAND, HAND_ONCE):
         return _by_hand(internals.shards_of(lazy), transitions, seed, once=way == HAND_ONCE)
-    with dask.config.set(scheduler="synchronous" if way == IN_TURN else "threads"):
-        clock = Clock()
-        tree = quietly(lazy)
-        took = clock.read()
-    return {**record(tree), **took}
+    clock = Clock()
+    tree = quietly(lazy)
+    return {**clock.read(), **record(tree)}
 
 
 def _by_hand(
@@ -83,14 +69,14 @@ def _by_hand(
     # With `jit_model_args=True` a second run still compiles its start anew; so jitted, none does.
     jitted = jax.jit(run, static_argnames="n_group")
     draws, steps = [], []
-    for k, (shard, padded, power) in enumerate(shards):
+    for k, (data, size, power) in enumerate(shards):
         key = random.fold_in(random.key(seed), k)
         if once:
-            more = {"rows": padded.rows, "power": power}
-            subposterior, taken = jitted(key, len(padded.groups[0]), **padded.arguments, **more)
+            more = {"rows": data.rows, "power": power}
+            subposterior, taken = jitted(key, len(data.groups[0]), **data.arguments, **more)
         else:
-            more = {"rows": None, "power": power}
-            subposterior, taken = run(key, shard.groups[0], **shard.arguments, **more)
+            arguments = {name: values[: size.rows] for name, values in data.arguments.items()}
+            subposterior, taken = run(key, size.groups[0], **arguments, rows=None, power=power)
         draws.append(subposterior)
         steps.append(float(taken))
     combined = jax.block_until_ready(consensus(draws))
@@ -99,5 +85,5 @@ def _by_hand(
         **took,
         "constrained": moments({site: np.asarray(v)[None] for site, v in combined.items()}),
         "steps": float(np.mean(steps)),
-        "shapes": len({(*shard.groups, shard.rows) for shard, *_ in shards}),
+        "shapes": len({size for _, size, _ in shards}),
     }

@@ -22,10 +22,8 @@ MIB = 2**20
 
 def facts() -> dict[str, Any]:
     """Where and with what a row is measured, and how busy the machine is."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    git = subprocess.run(
-        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    git = subprocess.run([*command, "--abbrev=12"], capture_output=True, text=True, check=False)
     return {
         "processor": _field("/proc/cpuinfo", "model name") or platform.processor(),
         "cores": os.cpu_count(),

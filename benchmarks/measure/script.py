@@ -19,14 +19,7 @@ def parse(
 ) -> argparse.Namespace:
     """Add the options that all scripts have, and read the command line.
 
-    Parameters
-    ----------
-    parser : argparse.ArgumentParser
-        With the script's own options.
-    argv : sequence of str or None
-        None reads those of the process.
-    toy : mapping
-        Defaults that ``--toy`` puts in place of the script's.
+    ``--toy`` puts other defaults in place of the script's.
     """
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     parser.add_argument("--again", action="store_true", help="measure what is in the file, too")
@@ -79,16 +72,8 @@ class Store:
         if row is not None:
             return row
         machine = facts()
-        measured = self.call(function, *arguments)
-        return self.put(key, {**measured, "machine": machine})
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function in a process of its own, at toy size in this one."""
-        return (function if self._here else _apart(function))(*arguments)
-
-
-def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *arguments: in_own_process(function, *arguments)
+        row = function(*arguments) if self._here else in_own_process(function, *arguments)
+        return self.put(key, {**row, "machine": machine})
 
 
 def _same(row: Mapping[str, Any], key: Mapping[str, Any]) -> bool:

@@ -58,15 +58,17 @@ def summary(rows: Rows) -> str:
         pairs = [d.ratios for d in _distances(_of(runs, "corrected"))]
         return f"{np.min(pairs, initial=np.inf):.2f} - {np.max(pairs, initial=0):.2f}"
 
+    def seconds(runs: Rows) -> str:
+        took = corrected("seconds")(runs)
+        return f"{min(took):.0f} ({max(took):.0f})"
+
     columns: Columns = {
         "case": lambda runs: runs[0]["case"],
         "shards": lambda runs: str(runs[0]["shards"]),
         "corrected: difference (worst)": difference("corrected", "3g"),
         "sd ratios": ratios,
         "k-hat": lambda runs: f"{max(corrected('correction_k_hat')(runs)):.2f}",
-        "s (with compiling)": lambda runs: "{:.0f} ({:.0f})".format(
-            *(of(corrected("seconds")(runs)) for of in (min, max))
-        ),
+        "s (with compiling)": seconds,
         "full NUTS, s": lambda runs: _full_nuts(corrected("correction_ess")(runs), runs[0]),
         "laplace": difference("laplace"),
         "anchored": difference("anchored"),
@@ -91,16 +93,12 @@ def coverage(rows: Rows) -> str:
     """How often twice the estimated error, with the reference's, covered the true one."""
     kinds = {"all": rows, "called good": [row for row in rows if row["good"]]}
     kinds |= {method: _of(rows, method) for method in sorted({row["method"] for row in rows})}
+    covered = [(kind, [d.covered for d in _distances(some)]) for kind, some in kinds.items()]
     columns: Columns = {
-        "runs": lambda kind: kind[0],
-        "difference covered": lambda kind: (
-            f"{sum(d.covered for d in _distances(kind[1]))} of {len(kind[1])}"
-        ),
-        "parameters covered": lambda kind: "{} of {}".format(
-            *np.sum([d.within for d in _distances(kind[1])], axis=0)
-        ),
+        "runs": lambda pair: pair[0],
+        "difference covered": lambda pair: f"{sum(pair[1])} of {len(pair[1])}",
     }
-    return markdown(columns, [(kind, some) for kind, some in kinds.items() if some])
+    return markdown(columns, covered)
 
 
 def failures(rows: Rows) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from . import Columns, markdown, number
 
 Row = Mapping[str, Any]
+MODEL = "the model's"
 TASK_SECONDS = 1e-3  # of a scheduler a task; Dask's documentation says 0.2 to 1 ms
 
 
@@ -109,13 +110,14 @@ def reduction(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def gradient(rows: Sequence[Row]) -> Iterator[str]:
-    """All ways to the gradient, and the memory traffic, by model and precision."""
+    """The gradient, by model and precision, and its memory traffic."""
     for row in rows:
-        groups = f", {row['groups']:,} {'unequal' if row['unequal'] else 'equal'} groups"
-        name, precision = "lung" if row["groups"] else "logistic", "f64" if row["x64"] else "f32"
+        groups = f", {row['groups']:,} equal groups"
+        name = "random intercept and slope" if row["groups"] else "logistic"
+        precision = "f64" if row["x64"] else "f32"
         yield f"{name}, {precision}: {row['rows']:,} rows{groups * bool(row['groups'])}\n"
         ns = dict(row["ns_a_row"]["in_a_loop"])
-        model, speed = ns["the model's"], row["memory_bytes_a_second"] / 1e9
+        model, speed = ns[MODEL], row["memory_bytes_a_second"] / 1e9
         ns[f"({row['bytes_a_row']:.1f} bytes a row, {speed:.0f} GB/s)"] = row["bytes_a_row"] / speed
         columns: Columns = {
             "gradient": lambda way: way[0],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -21,8 +20,8 @@ ORDER = ("part", "case", "rows", "seed", *loop.Loop._fields)
 def tables(rows: Sequence[Row], references: Mapping[str, Row]) -> Iterator[str]:
     """All tables, and what they were measured on."""
 
-    def order(row: Row) -> tuple[str, ...]:
-        return tuple(f"{row.get(name, 0):>9}" for name in ORDER)
+    def order(row: Row) -> tuple[Any, ...]:
+        return tuple(row[name] for name in (ORDER if row["part"] == "loop" else ORDER[:4]))
 
     # What was measured of the same rows: who -> row.
     groups = [{r["who"]: r for r in group} for _, group in groupby(sorted(rows, key=order), order)]
@@ -38,14 +37,10 @@ def tables(rows: Sequence[Row], references: Mapping[str, Row]) -> Iterator[str]:
 
 
 def measured_on(rows: Sequence[Row]) -> Iterator[str]:
-    """Say where the figures come from."""
-    names = ("cores", "processor", "commit", "versions")
-    machines = {json.dumps([row["machine"][name] for name in names]) for row in rows}
-    for cores, processor, commit, versions in map(json.loads, sorted(machines)):
-        libraries = ", ".join(f"{name} {number}" for name, number in versions.items())
-        yield f"Measured on {cores} cores of {processor}; {libraries}; at {commit}."
-    if len(machines) > 1:
-        yield "These are NOT of one commit on one machine: do not quote ratios across them."
+    """Say where the figures come from: ratios are of one commit on one machine."""
+    facts = {tuple(str(r["machine"][k]) for k in ("cores", "processor", "commit")) for r in rows}
+    for cores, processor, commit in sorted(facts):
+        yield f"Measured on {cores} cores of {processor}, at {commit}."
 
 
 def rate(row: Row) -> float:
@@ -96,8 +91,10 @@ def full(groups: Sequence[Mapping[str, Row]]) -> Iterator[str]:
         "ours: ess/s": lambda pair: f"{rate(pair[0]):.3g}",
         "ours / NUTS": lambda pair: times(rate(pair[0]) / rate(pair[1])) if rate(pair[1]) else "-",
         f"at {EQUAL:,} effective draws": lambda pair: _at_equal(*pair),
-        "largest difference, sds": lambda pair: _agreement(pair[0], _moments(pair[1]))[0],
-        "sd ratios": lambda pair: _agreement(pair[0], _moments(pair[1]))[1],
+        "largest difference, sds": lambda pair: _agreement(pair[0], pair[1].get("unconstrained"))[
+            0
+        ],
+        "sd ratios": lambda pair: _agreement(pair[0], pair[1].get("unconstrained"))[1],
         "verdict": lambda pair: "good" if pair[0]["good"] else "not good",
     }
     if pairs:
@@ -109,10 +106,6 @@ def full(groups: Sequence[Mapping[str, Row]]) -> Iterator[str]:
             chains += f", r_hat {nuts['r_hat']:.3f}, {nuts['steps']:.0f} steps each"
         yield f"- {ours['case']}, {ours['rows']:,} rows: NUTS {chains}; ours, seconds: {phases}"
     yield ""
-
-
-def _moments(nuts: Row) -> Mapping[str, Any] | None:
-    return nuts.get("unconstrained")
 
 
 def _draws_or_warmup(nuts: Row) -> str:
@@ -129,8 +122,7 @@ def _at_equal(ours: Row, nuts: Row) -> str:
 
 def loops(rows: Mapping[str, Row]) -> Iterator[str]:
     """The loop by all ways, and how its answers differ."""
-    ways = sorted(rows.values(), key=lambda row: loop.WAYS.index(row["who"]))
-    first, best = ways[0], rows.get(loop.DEFAULTS)
+    first, best = next(iter(rows.values())), rows.get(loop.DEFAULTS)
     yield (
         f"One round on {first['n_shards']} shards of {first['rows']:,} rows in all, "
         f"{first['num_warmup']} + {first['num_samples']} transitions on each:\n"
@@ -142,7 +134,7 @@ def loops(rows: Mapping[str, Row]) -> Iterator[str]:
         "steps a transition": lambda row: f"{row.get('steps', np.nan):.1f}".replace("nan", "-"),
         "off the corrected answer, sds": lambda row: _off(row, best),
     }
-    yield markdown(columns, ways)
+    yield markdown(columns, rows.values())
 
 
 def _off(row: Row, best: Row | None) -> str:
@@ -165,7 +157,7 @@ def hmcecs(group: Mapping[str, Row], reference: Row | None) -> Iterator[str]:
         "ess": number("ess"),
         "ess/s": lambda row: f"{rate(row):.3g}",
         "after warm-up": lambda row: f"{warm_rate(row):.3g}" if row is not ours else "-",
-        "ours is times as fast": lambda row: times(rate(ours) / rate(row)) if rate(row) else "-",
+        "ours is times as fast": lambda row: times(rate(ours) / rate(row)) if ours else "-",
         "largest difference, sds": lambda row: _agreement(row, known)[0],
         "sd ratios": lambda row: _agreement(row, known)[1],
         "r_hat": number("r_hat", ".3f"),
