@@ -402,10 +402,10 @@ def _sds_of(precision: Draws) -> Draws:
 
 def _unconstrained(tree: xr.DataTree, names: Sequence[str]) -> Moments:
     """Take means and sds of a result, after its correction if it has one."""
-    found = _coordinates(tree)
-    if found != list(names):
+    expected = _coordinates(tree)
+    if expected != list(names):
         raise ValueError(
-            f"the reference has parameters {', '.join(found)}, the result has {', '.join(names)}"
+            f"the reference has parameters {', '.join(expected)}, the result has {', '.join(names)}"
         )
     if "uncorrected" in tree.children:
         correction = _group(tree, "correction")

@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 
 # Tests count compilations, and leave nothing behind on the machine.
-os.environ["DASK_CONSENSUS_CACHE"] = ""
+os.environ["DASK_CONSENSUS__CACHE"] = ""
 
 # Examples are few and the same in every run; how long they take depends on the machine.
 hypothesis.settings.register_profile(

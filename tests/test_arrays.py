@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from dask_consensus.frame.arrays import Column, Layout, encode, to_shard
-from dask_consensus.shard_data import Shard, pad
+from dask_consensus.shard_data import Shard, Size, pad, size_of
 
 VISITS = Layout(
     by=("region", "county"),
@@ -90,7 +90,6 @@ def test_inner_codes_tell_counties_of_two_regions_apart():
     assert shard.arguments["county"].tolist() == [0, 1, 2, 2]
     assert shard.arguments["y"].tolist() == [1, 2, 3, 4]
     assert shard.groups == (2, 3)
-    assert shard.largest == ("a", 2)
     assert shard.levels == {"region": 0, "county": 1}
 
 
@@ -126,7 +125,6 @@ def test_keys_sort_by_value_whatever_their_dtype(key):
     shard = to_shard(pd.DataFrame({"k": key, "y": [4.0, 2.0, 3.0, 1.0]}), layout)
     assert shard.arguments["k"].tolist() == [0, 0, 1, 2]
     assert shard.arguments["y"].tolist() == [1, 2, 3, 4]
-    assert shard.largest == (str(key[1]), 2)
 
 
 @pytest.mark.parametrize(
@@ -213,14 +211,14 @@ def test_columns_may_have_any_label_and_feed_two_arguments():
 def test_without_keys_rows_sort_by_value():
     shard = to_shard(pd.DataFrame({"y": [2.0, 1.0]}), Layout((), (Column("y", "y", "value"),)))
     assert shard.arguments["y"].tolist() == [1, 2]
-    assert (shard.rows, shard.groups, shard.largest) == (2, (), ("", 0))
+    assert (shard.rows, shard.groups) == (2, ())
 
 
 @given(visits(), st.integers(0, 5), st.integers(1, 3))
 def test_padding_changes_no_sum_over_a_real_group(frame, more_rows, more_groups):
     shard = to_shard(frame, VISITS)
     groups = tuple(n + more_groups for n in shard.groups)
-    padded = pad(shard, shard.rows + more_rows, groups)
+    padded = pad(shard, Size(shard.rows + more_rows, groups))
 
     assert padded.rows.sum() == shard.rows
     for level, name in enumerate(VISITS.by):
@@ -245,7 +243,7 @@ def test_padding_changes_no_sum_over_a_real_group(frame, more_rows, more_groups)
 def test_no_padding_where_sizes_are_equal():
     frame = pd.DataFrame({"region": ["a", "b"], "county": 1, "sex": "male", "y": [1.0, 2.0]})
     shard = to_shard(frame, VISITS)
-    padded = pad(shard, shard.rows, shard.groups)
+    padded = pad(shard, size_of(shard))
     assert padded.rows.all()
     assert all(mask.all() for mask in padded.groups)
     assert_same(shard, shard._replace(arguments=padded.arguments))
@@ -264,12 +262,12 @@ def test_no_padding_where_sizes_are_equal():
 def test_padding_without_room_is_refused(rows, groups, message):
     frame = pd.DataFrame({"region": ["a", "b"], "county": 1, "sex": "male", "y": [1.0, 2.0]})
     with pytest.raises(ValueError, match=message):
-        pad(to_shard(frame, VISITS), rows, groups)
+        pad(to_shard(frame, VISITS), Size(rows, groups))
 
 
 def test_shard_without_rows_has_nothing_to_repeat():
     frame = pd.DataFrame({"region": [], "county": [], "sex": [], "y": []})
     shard = to_shard(frame, VISITS)
-    assert (shard.rows, shard.groups, shard.largest) == (0, (0, 0), ("", 0))
+    assert (shard.rows, shard.groups) == (0, (0, 0))
     with pytest.raises(ValueError, match="without rows"):
-        pad(shard, 1, (1, 1))
+        pad(shard, Size(1, (1, 1)))

@@ -7,7 +7,7 @@ import scipy.stats
 
 from dask_consensus.correction.draws import equal_weight_draws
 from dask_consensus.correction.emulator import fit
-from dask_consensus.correction.proposals import single
+from dask_consensus.correction.proposals import MixtureProposal, single
 from dask_consensus.correction.weights import weigh
 
 MEAN = np.array([1.0, -2.0])
@@ -33,13 +33,14 @@ def weighted(log_target, mean, covariance, n=256, seed=0):
     proposal = single(mean, 1.5 * covariance)
     points = proposal.draw(n, (seed,))
     values = log_target(points)
-    return points, values, weigh(values, points, [proposal], [n]), [proposal], [n]
+    mixture = MixtureProposal().and_from(proposal, n)
+    return points, values, weigh(values, points, mixture), mixture
 
 
 def emulated(log_target, mean, covariance, n=256, seed=0):
-    points, values, weighed, proposals, counts = weighted(log_target, mean, covariance, n, seed)
+    points, values, weighed, mixture = weighted(log_target, mean, covariance, n, seed)
     emulator = fit(points, values, weighed.weights, mean, covariance)
-    return emulator, emulator.estimate(points, values, proposals, counts, (seed, 1))
+    return emulator, emulator.estimate(points, values, mixture, (seed, 1))
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.4])
@@ -59,11 +60,11 @@ def test_skew_is_followed_and_the_error_is_honest():
     plain, better, promised = [], [], []
     for seed in range(12):
         mode, curvature = np.log(9.0), np.eye(2) / 9
-        points, values, weighed, proposals, counts = weighted(
+        points, values, weighed, mixture = weighted(
             log_gamma, np.full(2, mode), curvature, seed=seed
         )
         emulator = fit(points, values, weighed.weights, np.full(2, mode), curvature)
-        estimate = emulator.estimate(points, values, proposals, counts, (seed, 1))
+        estimate = emulator.estimate(points, values, mixture, (seed, 1))
         assert emulator.error < 0.05
         plain.append((weighed.estimate(points).mean - mean) / sd)
         better.append((estimate.mean - mean) / sd)

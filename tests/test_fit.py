@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import dask
@@ -19,9 +18,10 @@ import xarray as xr
 from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC, NUTS
 
-from dask_consensus.cluster import mapreduce
+from dask_consensus.cluster.progress import Progress
+from dask_consensus.shard.starts import prior_points
 
-from . import OSIC, data_file, fit, from_pandas, raise_if_dask_computes
+from . import OSIC, data_file, fit, from_pandas, plan, raise_if_dask_computes
 from .models import ZOO, frame, normal_rows
 
 intercepts = ZOO["intercepts"].model
@@ -238,15 +238,15 @@ def test_a_killed_worker(small, expected, cluster, monkeypatch):
     """Its shards are made and sampled again, with the same draws."""
     with cluster(2, 1) as client:
         pids = list(client.run(os.getpid).values())
-        tell, told = mapreduce.Progress.tell, []
+        tell, told = Progress.tell, []
 
-        def tell_and_kill(self: mapreduce.Progress, report: Any) -> None:
+        def tell_and_kill(self: Progress, report: Any) -> None:
             tell(self, report)
             told.append(report)
             if len(told) == 1:
                 os.kill(pids[0], signal.SIGKILL)
 
-        monkeypatch.setattr(mapreduce.Progress, "tell", tell_and_kill)
+        monkeypatch.setattr(Progress, "tell", tell_and_kill)
         tree = fit(small, intercepts, **SMALL)
     assert len(told) == 4
     xr.testing.assert_identical(posterior(tree), expected)
@@ -255,67 +255,66 @@ def test_a_killed_worker(small, expected, cluster, monkeypatch):
 # One compilation serves all shards
 
 
-@contextmanager
-def compilations(name: str) -> Iterator[list[str]]:
-    """XLA's compilations of a function, as JAX reports them to whoever listens."""
-    found: list[str] = []
+class Traced:
+    """A model that counts how often its Python code runs: once for each code that is compiled."""
 
-    def listen(event: str, _: float, **about: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration" and name in about["fun_name"]:
-            found.append(about["fun_name"])
+    def __init__(self, scale: float) -> None:
+        self.scale, self.runs = scale, 0
 
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+    def __call__(self, county, y, n_county):
+        self.runs += 1
+        tau = numpyro.sample("tau", dist.HalfNormal(self.scale))
+        with numpyro.plate("county", n_county):
+            alpha = numpyro.sample("alpha", dist.Normal(0, tau))
+        normal_rows(alpha[county], 1.0, y)
+
+    def runs_in(self, work: Callable[[], Any]) -> int:
+        before = self.runs
+        work()
+        return self.runs - before
 
 
-@pytest.mark.parametrize(
-    ("sizes", "expected"),
-    [((30, 33, 28, 31, 32, 29), 1), ((30, 33, 28, 31, 32, 290), 2)],
-    ids=["alike", "one exceptional"],
-)
+FEW = ((30, 33, 28),)
+MANY = ((30, 33, 28, 31, 32, 29),)
+ONE_EXCEPTIONAL = ((30, 33, 28, 31, 32, 290),)
+
+
+def brief(model: Any, sizes: Any, **options: Any) -> xr.DataTree:
+    """Fit one shard a county, as several threads do."""
+    given = {"by": "county", "n_shards": len(sizes[0]), "num_warmup": 20, "num_samples": 60}
+    with dask.config.set(scheduler="threads", num_workers=4):
+        return fit(from_pandas(frame(sizes)), model, **given, **options)
+
+
 @pytest.mark.filterwarnings("ignore:group 'county 5'")
-def test_compiled_once(sizes, expected):
-    unlike = 1 + len(str(sizes)) / 100  # code that no other test has compiled
-
-    def model(county, y, n_county):
-        tau = numpyro.sample("tau", dist.HalfNormal(unlike))
-        with numpyro.plate("county", n_county):
-            alpha = numpyro.sample("alpha", dist.Normal(0, tau))
-        normal_rows(alpha[county], 1.0, y)
-
-    rows = from_pandas(frame((sizes,)))
-    options = {"by": "county", "n_shards": 6, "num_warmup": 5, "num_samples": 50}
-    with compilations("chain") as found, dask.config.set(scheduler="threads", num_workers=4):
-        tree = fit(rows, model, **options)
-        assert len(found) == expected
-        assert int(tree["shards"].sizes["shard"]) == 6
-        # Nor is anything compiled for another fit of the same model.
-        fit(rows, model, **options, seed=1)
-        assert len(found) == expected
+def test_compiled_once():
+    # Scales that no other test's code holds.
+    few, many, exceptional = (Traced(1 + k / 128) for k in (1, 2, 3))
+    runs = few.runs_in(lambda: brief(few, FEW))
+    assert runs > 0
+    assert many.runs_in(lambda: brief(many, MANY)) == runs
+    # Nor is anything compiled for another fit of the same model, but what reads it.
+    reading = many.runs_in(lambda: plan(from_pandas(frame(MANY)), many, by="county", n_shards=6))
+    assert many.runs_in(lambda: brief(many, MANY, seed=1)) == reading < runs
+    # A shard of another shape is sampled by other code.
+    sampling = runs - reading
+    more = exceptional.runs_in(lambda: brief(exceptional, ONE_EXCEPTIONAL)) - runs
+    assert 0 < more < sampling
 
 
-KERNELS = {"integrated", "with_effects", "evaluate", "many"}
-
-
-def test_climbing_and_correcting_compile_each_kernel_once():
-    def model(county, y, n_county):
-        tau = numpyro.sample("tau", dist.HalfNormal(1.375))
-        with numpyro.plate("county", n_county):
-            alpha = numpyro.sample("alpha", dist.Normal(0, tau))
-        normal_rows(alpha[county], 1.0, y)
-
-    rows = from_pandas(frame(((30, 33, 28, 31, 32, 29),)))
-    options = {"by": "county", "n_shards": 6, "progress": False}
-    with compilations("") as found, dask.config.set(scheduler="threads", num_workers=4):
-        rows.consensus.fit(model, **options)
-        counts = {name: sum(name in one for one in found) for name in KERNELS}
-        assert counts == dict.fromkeys(KERNELS, 1)
-        # Nor does another fit of the same model compile them again.
-        rows.consensus.fit(model, **options, seed=1)
-        assert {name: sum(name in one for one in found) for name in KERNELS} == counts
+def test_a_default_fit_compiles_nothing_twice():
+    model = Traced(1 + 4 / 128)
+    rows = from_pandas(frame(MANY))
+    options = {"by": "county", "n_shards": 6}
+    with dask.config.set(scheduler="threads", num_workers=4):
+        first = model.runs_in(lambda: rows.consensus.fit(model, **options, progress=False))
+        made: list[Any] = []
+        reading = model.runs_in(lambda: made.append(rows.consensus.plan(model, **options)))
+        (read,) = made
+        searching = model.runs_in(lambda: prior_points(read.model, read.example, 0, 6))
+        # Another fit of the same model reads it, and takes points of its prior: no more.
+        again = model.runs_in(lambda: rows.consensus.fit(model, **options, progress=False, seed=1))
+    assert again == reading + searching < first
 
 
 def scaled(smoking, y, n_smoking):

@@ -62,7 +62,7 @@ def test_product_of_two_gaussians(dim: int):
             for precision, mean in zip(precisions, means, strict=True)
         ]
     )
-    mean, matrix = gaussian.covariance_of(total)
+    mean, matrix = gaussian.moments_of(total)
     first, second = covariances
     # The product written without precisions: A (A + B)^-1 B, and the same for the means.
     np.testing.assert_allclose(matrix, first @ np.linalg.solve(first + second, second), rtol=1e-10)
@@ -75,9 +75,7 @@ def test_one_site_gives_its_draws_back(diagonal: bool):
     sample = np.random.default_rng(2).normal(size=(2, 40, 3)) * [1, 10, 0.1] + 5
     total = gaussian.factor_of(sample, diagonal=diagonal)
     np.testing.assert_allclose(gaussian.consensus_draws(total), sample, rtol=1e-12)
-    np.testing.assert_allclose(
-        gaussian.covariance_of(total)[0], sample.mean(axis=(0, 1)), rtol=1e-12
-    )
+    np.testing.assert_allclose(gaussian.moments_of(total)[0], sample.mean(axis=(0, 1)), rtol=1e-12)
 
 
 @pytest.mark.parametrize(("dim", "diagonal"), [(1, False), (4, False), (4, True)])
@@ -178,8 +176,7 @@ def test_tree_equals_flat(diagonal: bool, subposteriors: np.ndarray, split_every
     sites = sites_of(subposteriors, diagonal)
     flat, summed = gaussian.add(sites), tree(sites, gaussian.add, split_every)
     results = [
-        (*gaussian.covariance_of(total), gaussian.consensus_draws(total))
-        for total in (flat, summed)
+        (*gaussian.moments_of(total), gaussian.consensus_draws(total)) for total in (flat, summed)
     ]
     for one, other in zip(*results, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10 * np.abs(one).max())
@@ -200,7 +197,7 @@ def test_equal_to_numpyro(diagonal: bool, subposteriors: np.ndarray):
     if dim == 1 and not diagonal:
         return  # where NumPyro fails: see below
     total = gaussian.add(sites_of(subposteriors, diagonal))
-    mean, matrix = gaussian.covariance_of(total)
+    mean, matrix = gaussian.moments_of(total)
     scale = np.sqrt(np.diag(matrix))
 
     their_draws = consensus(theirs(subposteriors), diagonal=diagonal)

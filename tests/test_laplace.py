@@ -1,4 +1,4 @@
-"""The climb: modes and their curvature in closed form, rival modes, what cannot be climbed."""
+"""Newton steps to the mode: curvature in closed form, rival modes, what has no mode to find."""
 
 import dask
 import numpy as np
@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from dask_consensus.combination.ascent import Peak, _ascend
-from dask_consensus.combination.mode_search import _distinct
+from dask_consensus.combination.ascent import Peak, ascend
+from dask_consensus.combination.laplace import draws_of
+from dask_consensus.combination.mode_search import distinct
+from dask_consensus.combination.reports import FitSettings, LaplaceApproximation
 from dask_consensus.shard.score import Expansion
 
 from .test_importance import fit, regression
@@ -17,31 +19,31 @@ def normal(mean, covariance, height=0.0):
     """Expansions of a Gaussian log density."""
     precision = np.linalg.inv(covariance)
 
-    def look(u, axes):
+    def expand(u, axes):
         away = mean - u
         value = height - 0.5 * away @ precision @ away
         return Expansion(value, precision @ away, precision, np.zeros_like(u))
 
-    return look
+    return expand
 
 
-def test_a_gaussian_is_climbed_in_two_looks():
+def test_a_gaussian_takes_two_expansions():
     covariance = np.array([[2.0, 0.9], [0.9, 1.0]])
-    looks = []
-    look = normal(np.array([3.0, -40.0]), covariance)
-    arrived = _ascend(lambda *a: looks.append(a) or look(*a), np.zeros(2), np.eye(2), 5)
+    expansions = []
+    expand = normal(np.array([3.0, -40.0]), covariance)
+    arrived = ascend(lambda *a: expansions.append(a) or expand(*a), np.zeros(2), np.eye(2), 5)
     assert arrived is not None
     peak, shift = arrived
     np.testing.assert_allclose(peak.u, [3.0, -40.0])
     np.testing.assert_allclose(peak.covariance, covariance)
     np.testing.assert_allclose(shift, 0)
-    assert len(looks) == 2
+    assert len(expansions) == 2
 
 
 def gamma(shape):
     """Log of a gamma variate: skewed to the left, mode log(shape)."""
 
-    def look(u, axes):
+    def expand(u, axes):
         def gradient(x):
             return shape - np.exp(x)
 
@@ -54,12 +56,12 @@ def gamma(shape):
             np.array([ahead - 2 * here + behind]),
         )
 
-    return look
+    return expand
 
 
 @pytest.mark.parametrize("start", [-6.0, 0.0, 9.0])
 def test_a_skewed_density_gives_its_mean_to_first_order(start):
-    arrived = _ascend(gamma(30.0), np.array([start]), np.array([[1.0]]), 40)
+    arrived = ascend(gamma(30.0), np.array([start]), np.array([[1.0]]), 40)
     assert arrived is not None
     peak, shift = arrived
     sd = np.sqrt(peak.covariance[0, 0])
@@ -72,9 +74,9 @@ def test_a_skewed_density_gives_its_mean_to_first_order(start):
 
 def test_no_mode_is_no_answer():
     slope = lambda u, axes: Expansion(float(u[0]), np.ones(1), np.zeros((1, 1)), np.zeros(1))  # noqa: E731
-    assert _ascend(slope, np.zeros(1), np.eye(1), 10) is None
+    assert ascend(slope, np.zeros(1), np.eye(1), 10) is None
     broken = lambda u, axes: Expansion(np.nan, np.ones(1), np.eye(1), np.zeros(1))  # noqa: E731
-    assert _ascend(broken, np.zeros(1), np.eye(1), 10) is None
+    assert ascend(broken, np.zeros(1), np.eye(1), 10) is None
 
 
 def test_peaks_count_once_and_only_if_they_are_comparable():
@@ -82,8 +84,8 @@ def test_peaks_count_once_and_only_if_they_are_comparable():
         return Peak(np.array([x]), np.array([[1.0]]), height)
 
     peaks = [peak(0.0, -5.0), peak(0.1, -4.9), peak(20.0, -6.0), peak(40.0, -60.0)]
-    assert [p.u[0] for p in _distinct(peaks)] == [0.1, 20.0]
-    assert _distinct([]) == []
+    assert [p.u[0] for p in distinct(peaks)] == [0.1, 20.0]
+    assert distinct([]) == []
 
 
 def test_laplace_alone_is_the_posterior_of_a_conjugate_model():
@@ -91,27 +93,52 @@ def test_laplace_alone_is_the_posterior_of_a_conjugate_model():
     x = rng.normal(size=600)
     z = 0.9 * x + 0.3 * rng.normal(size=600)
     table = pd.DataFrame({"x": x, "z": z, "y": 1 + x - z + 1.5 * rng.normal(size=600)})
+    shape = {"num_samples": 2000, "num_chains": 2}
     with dask.config.set(scheduler="synchronous"):
-        tree = fit(table, regression, n_shards=6, method="laplace", correct=False, num_samples=4000)
+        tree = fit(table, regression, n_shards=6, method="laplace", correct=False, **shape)
     design = np.column_stack([np.ones(600), x, z])
     covariance = np.linalg.inv(design.T @ design / 1.5**2 + np.eye(3) / 4)
     mean = covariance @ design.T @ table["y"].to_numpy() / 1.5**2
     last = tree["rounds"].isel(round=-1)
     sd = np.sqrt(np.diag(covariance))
     # Columns of single precision are all that is inexact.
-    np.testing.assert_allclose((last["mean"] - mean) / sd, 0, atol=1e-4)
-    np.testing.assert_allclose(last["sd"], sd, rtol=1e-4)
-    draws = tree["posterior"]["beta"].to_numpy().reshape(-1, 3)
-    np.testing.assert_allclose((draws.mean(axis=0) - mean) / sd, 0, atol=4 / np.sqrt(4000))
+    # Single precision rounds 600 rows to 6e-8 of their size each.
+    np.testing.assert_allclose((last["mean"] - mean) / sd, 0, atol=1e-6)
+    np.testing.assert_allclose(last["sd"], sd, rtol=1e-6)
+    # The moments of the draws are what they were matched to; that they are draws of a Gaussian,
+    # independent of each other, is not: a distance has a chi-square distribution, and its
+    # product with the next is uncorrelated. Bounds that chance crosses once in 1,000 times.
+    draws = tree["posterior"]["beta"].to_numpy()
+    assert draws.shape == (2, 2000, 3)
+    distance = scipy.stats.chi2(3).cdf(_squares(draws.reshape(-1, 3) - mean, covariance))
+    assert scipy.stats.kstest(distance, "uniform").pvalue > 0.001
+    assert abs(np.corrcoef(distance[1:], distance[:-1])[0, 1]) < 3.3 / np.sqrt(4000)
+    assert len(np.unique(draws[..., 0])) == 4000
     # Each shard's Gaussian is its own share of the posterior.
     shards = tree["shards"].isel(round=-1)
     np.testing.assert_allclose(
-        shards["precision"].sum("shard"), np.linalg.inv(covariance), rtol=1e-4, atol=1e-3
+        shards["precision"].sum("shard"), np.linalg.inv(covariance), rtol=1e-6
     )
     assert "correct=False" in tree.attrs["verdict"]
 
 
-def test_what_cannot_be_climbed_says_so():
+def _squares(away, covariance):
+    return np.einsum("ni,ij,nj->n", away, np.linalg.inv(covariance), away)
+
+
+@pytest.mark.parametrize(("shape", "matched"), [((2, 1), False), ((1, 2), False), ((1, 3), True)])
+def test_no_more_draws_than_dimensions_are_not_matched(shape, matched):
+    """Their covariance is singular: no map gives them another."""
+    mean, covariance = np.array([1.0, 2.0]), np.array([[2.0, 0.9], [0.9, 1.0]])
+    approximation = LaplaceApproximation(mean, covariance, np.zeros(2), 1, [])
+    combined = draws_of(FitSettings(None, 1, False, 0), approximation, shape)
+    assert combined.draws.shape == (*shape, 2)
+    is_mean = np.allclose(combined.draws.mean(axis=(0, 1)), mean)
+    assert is_mean is matched
+    np.testing.assert_array_equal(combined.mean, mean)
+
+
+def test_nested_effects_have_no_laplace_approximation():
     def nested(county, house, y=None, *, n_county, n_house):
         import numpyro
         import numpyro.distributions as dist

@@ -18,7 +18,7 @@ from dask_consensus.model.roles import ModelInputs, read_model
 from dask_consensus.shard.effects import obstacle
 from dask_consensus.shard.marginal import log_likelihoods, modes_at
 from dask_consensus.shard.quadrature import ladder, rule
-from dask_consensus.shard_data import Data
+from dask_consensus.shard_data import ShardData
 
 
 def read(model, values, *, groups=(), levels=()):
@@ -37,7 +37,7 @@ def data_of(values, codes=None, padding=0):
     for name, code in codes.items():
         arguments[name] = np.append(code, sizes[name] + np.arange(padding)).astype(np.int32)
     masks = tuple(np.arange(size + padding) < size for size in sizes.values())
-    return Data(arguments, np.arange(rows + padding) < rows, masks)
+    return ShardData(arguments, np.arange(rows + padding) < rows, masks)
 
 
 def slopes(g, x, y=None, *, n_g):

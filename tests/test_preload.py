@@ -2,6 +2,7 @@
 
 import sys
 
+import dask
 import pytest
 
 from dask_consensus.cluster import preload
@@ -11,7 +12,7 @@ VARIABLES = ("XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
-    for name in (*VARIABLES, "DASK_CONSENSUS_GPU_MEMORY"):
+    for name in VARIABLES:
         # Set first, so that what the preload sets is taken back too.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -32,15 +33,24 @@ def test_memory_is_taken_as_needed(monkeypatch):
 def test_what_the_user_said_stands(monkeypatch):
     monkeypatch.delitem(sys.modules, "jax", raising=False)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.3")
-    monkeypatch.setenv("DASK_CONSENSUS_GPU_MEMORY", "0.5")
-    preload.dask_setup(None)
+    with dask.config.set({"consensus.gpu-memory": 0.5}):
+        preload.dask_setup(None)
     assert variables() == ("false", "0.3")
 
 
-@pytest.mark.parametrize("share", ["0", "1.5", "half"])
-def test_a_share_is_a_share(monkeypatch, share):
-    monkeypatch.setenv("DASK_CONSENSUS_GPU_MEMORY", share)
-    with pytest.raises(ValueError, match="must lie between 0 and 1"):
+def test_the_share_is_configured(monkeypatch):
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    with dask.config.set({"consensus.gpu-memory": 0.5}):
+        preload.dask_setup(None)
+    assert variables() == ("false", "0.5")
+
+
+@pytest.mark.parametrize("share", [0, 1.5, "half", None])
+def test_a_share_is_a_share(share):
+    with (
+        dask.config.set({"consensus.gpu-memory": share}),
+        pytest.raises(ValueError, match="must lie between 0 and 1"),
+    ):
         preload.dask_setup(None)
 
 

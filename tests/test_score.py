@@ -5,6 +5,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import scipy.stats
 
 from dask_consensus.shard.marginal import log_likelihoods
 from dask_consensus.shard.quadrature import gradient_ladder, ladder, rule
@@ -37,15 +38,21 @@ def test_gaussian_effects_need_the_fewest_nodes(linear_case, padding, x64):
         model = read(slopes, values, groups=["g"])
         data = data_of(values, codes, padding)
         fewest = gradient_ladder(2)[0]
-        found = score(model, data, u[None], 0.25, fewest)
-        prior = differences(lambda u: log_prior(model, data, u[None])[0], u, 1e-4)
-        value = 0.25 * log_prior(model, data, u[None])[0]
-    values = {name: np.float32(column).astype(float) for name, column in values.items()}
-    expected = differences(lambda u: gaussian_log_likelihood(u, values, codes), u, 1e-4)
-    # Without x64 the data reach the model in single precision.
-    np.testing.assert_allclose(found.gradient[0], expected + 0.25 * prior, rtol=2e-3, atol=2e-3)
-    constant = gaussian_log_likelihood(u, values, codes) - found.value[0]
-    assert abs(constant + value) < 2e-3 + 0.5 * 2 * 12 * np.log(2 * np.pi)
+        at_u = score(model, data, u[None], 0.25, fewest)
+
+    def tempered(u):
+        # Normal(0, 5) for mu, HalfNormal(2) of exp(u) and its Jacobian for tau and sigma.
+        normal = scipy.stats.norm.logpdf(u[:2], 0, 5).sum()
+        half = scipy.stats.halfnorm.logpdf(np.exp(u[2:]), scale=2).sum() + u[2:].sum()
+        return gaussian_log_likelihood(u, values, codes) + 0.25 * (normal + half)
+
+    # Double precision either way: a Gaussian integral is exact but for rounding. What a value
+    # leaves out is log(2 pi) / 2 for each of two effects of twelve groups.
+    constant = 12 * np.log(2 * np.pi)
+    np.testing.assert_allclose(at_u.value[0] + constant, tempered(u), rtol=1e-10)
+    # Differences over 1e-4 of values near -100 err by 1e-12 / 1e-4, and by third derivatives of
+    # some 100 times 1e-8 / 6.
+    np.testing.assert_allclose(at_u.gradient[0], differences(tempered, u, 1e-4), atol=2e-6)
 
 
 def intercepts(g, y=None, *, n_g):
@@ -65,12 +72,13 @@ def test_more_nodes_give_the_likelihoods_own_gradient():
     u = 0.1 * np.arange(model.dim)
 
     def total(u):
-        found = log_likelihoods(model, data, u[None], np.zeros_like(u), ladder(1)[-1])
-        return (found.log_likelihood + log_prior(model, data, u[None]))[0]
+        values = log_likelihoods(model, data, u[None], np.zeros_like(u), ladder(1)[-1])
+        return (values.log_likelihood + log_prior(model, data, u[None]))[0]
 
     expected = differences(total, u, 1e-3)
     most = score(model, data, u[None], 1.0, gradient_ladder(1)[-1]).gradient[0]
-    np.testing.assert_allclose(most, expected, atol=1e-3, rtol=1e-3)
+    # Differences over 1e-3 err by 1e-6 / 6 times third derivatives, sums over 120 rows.
+    np.testing.assert_allclose(most, expected, atol=1e-4)
 
 
 def test_expansion_of_a_quadratic_is_exact():
@@ -81,12 +89,13 @@ def test_expansion_of_a_quadratic_is_exact():
     values = {"y": np.arange(20.0)}
     model = read(location, values)
     axes = np.array([[0.3, 0.0], [-0.2, 0.1]])
-    found = expansion(model, data_of(values), np.array([1.0, 2.0]), axes, 1.0, 1)
+    around = expansion(model, data_of(values), np.array([1.0, 2.0]), axes, 1.0, 1)
     precision = 20 / 1.5**2 * np.ones((2, 2)) + np.eye(2) / 4
-    np.testing.assert_allclose(found.precision, precision, rtol=1e-8)
-    np.testing.assert_allclose(found.third_derivative, 0, atol=1e-8)
+    # Differences of linear functions are exact but for rounding.
+    np.testing.assert_allclose(around.precision, precision, rtol=1e-8)
+    np.testing.assert_allclose(around.third_derivative, 0, atol=1e-8)
     expected = (values["y"] - 3.0).sum() / 1.5**2 - np.array([1.0, 2.0]) / 4
-    np.testing.assert_allclose(found.gradient, expected, rtol=1e-8)
+    np.testing.assert_allclose(around.gradient, expected, rtol=1e-8)
 
 
 @pytest.mark.parametrize("q", [1, 2, 3, 4, 7])
@@ -94,6 +103,7 @@ def test_fewest_nodes_hold_mean_and_variance(q):
     nodes = rule(q, gradient_ladder(q)[0])
     # Shares of the integral of 1 against a standard normal density.
     share = np.exp(nodes.log_weights - (nodes.points**2).sum(axis=1) / 2)
+    # Exact rules: rounding alone is left.
     np.testing.assert_allclose(share.sum(), 1, rtol=1e-12)
     np.testing.assert_allclose(share @ nodes.points, 0, atol=1e-12)
     second = (nodes.points * share[:, None]).T @ nodes.points

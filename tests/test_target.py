@@ -18,7 +18,7 @@ from numpyro.infer.util import potential_energy
 from dask_consensus.frame.arrays import Column, Layout, to_shard
 from dask_consensus.model.model import ShardModel
 from dask_consensus.shard.target import log_density, tempered
-from dask_consensus.shard_data import ROWS, Data, Shard, pad
+from dask_consensus.shard_data import ROWS, Shard, ShardData, Size, pad
 
 from .models import ZOO, frame, planned
 from .strategies import Cut, cuts
@@ -62,7 +62,7 @@ class Full(NamedTuple):
 class Piece(NamedTuple):
     """A shard's data, and where its real rows and groups are in the full data, by level."""
 
-    data: Data
+    data: ShardData
     weight: float
     positions: dict[int, np.ndarray]
 
@@ -78,7 +78,7 @@ def pieces(cut: Cut, layout: Layout, full: Full) -> list[Piece]:
             rows, groups = full.sizes
             # A row for each padding group, as there always is.
             sizes = (rows + max(groups, default=0) + 2, tuple(count + 2 for count in groups))
-        data = Data(*pad(shard, *sizes))
+        data = pad(shard, Size(*sizes))
         row = data.arguments.pop(ROW)[: shard.rows]
         found.append(Piece(data, shard.rows / len(table), positions_of(shard, row, full)))
     return found
@@ -98,7 +98,7 @@ def local_values(
     """Return a shard's local values, and the log density that those of its padding should have."""
     values, padding = {}, 0.0
     for site in model.local:
-        shape = model.local_shapes(*piece.data.sizes)[site.name]
+        shape = model.local_shapes(*piece.data.size)[site.name]
         value = np.moveaxis(rng.uniform(-1, 1, shape), site.axis, 0)
         own = piece.positions[site.level]
         value[: len(own)] = np.moveaxis(whole[site.name], site.axis, 0)[own]

@@ -3,45 +3,61 @@
 import numpy as np
 import pytest
 
-from dask_consensus.combination.laplace import LaplaceApproximation
-from dask_consensus.combination.reports import Combined, Report, Round
+from dask_consensus.combination.reports import (
+    Anchor,
+    Combined,
+    LaplaceApproximation,
+    NutsDiagnostics,
+    Report,
+    Round,
+)
+from dask_consensus.config import Options
 from dask_consensus.correction.importance import Correction
 from dask_consensus.correction.weights import Estimate, Weighted
-from dask_consensus.result.verdict import judge, strange_shard
+from dask_consensus.result.estimates import strange_shard
+from dask_consensus.result.reasons import Evidence
+from dask_consensus.result.verdict import judge
 
 NAMES = ["mu", "tau"]
 
 
-def reports(n=12, seed=0, **one):
-    """Shards that agree but for chance; `one` replaces fields of shard 3."""
+def reports(n=12, seed=0, **changed):
+    """Shards that agree but for chance; `changed` replaces fields of shard 3."""
     rng = np.random.default_rng(seed)
-    found = []
-    for k in range(n):
-        report = Report(
+    nuts = NutsDiagnostics(
+        skew=np.zeros(2),
+        joint_skew=np.zeros(2),
+        ess=np.full(2, 900.0),
+        r_hat=np.ones(2),
+        divergences=0,
+        steps=7.0,
+        step_size=0.5,
+        accept_prob=0.8,
+    )
+    alike = [
+        Report(
             rows=100,
             groups=(),
             weight=1 / n,
             mean=rng.normal(size=2) * np.sqrt(n),
             precision=np.eye(2) / n,
-            skew=np.zeros(2),
-            joint_skew=np.zeros(2),
-            ess=np.full(2, 900.0),
-            r_hat=np.ones(2),
-            divergences=0,
-            steps=7.0,
-            step_size=0.5,
-            accept_prob=0.8,
             seconds=1.0,
             compile_seconds=0.0,
+            nuts=nuts,
         )
-        found.append(report._replace(**one) if k == 3 else report)
-    return found
+        for _ in range(n)
+    ]
+    of_nuts = {name: value for name, value in changed.items() if name in NutsDiagnostics._fields}
+    others = {name: value for name, value in changed.items() if name not in of_nuts}
+    alike[3] = alike[3]._replace(nuts=nuts._replace(**of_nuts), **others)
+    return alike
 
 
-def combined(some, mean=(0.0, 0.0), movement=0.01):
+def combined(reports, mean=(0.0, 0.0), movement=0.01):
     mean = np.array(mean)
-    last = Round(some, mean, np.eye(2), mean, np.zeros((2, 2)), 0.0, movement, 0.05, 1.0)
-    return Combined(np.zeros((1, 1000, 2)), mean, np.eye(2), [last])
+    anchor = Anchor(mean, np.zeros((2, 2)), 0.0)
+    last = Round(reports, mean, np.eye(2), anchor, movement, 0.05, 1.0)
+    return Combined(np.zeros((1, 1000, 2)), mean, np.eye(2), [last], "anchored")
 
 
 def correction(**changed):
@@ -61,7 +77,7 @@ def correction(**changed):
     good = {
         "points": points.points,
         "weights": points.weights,
-        "turn": np.zeros(3000, int),
+        "iteration": np.zeros(3000, int),
         "k_hat": 0.1,
         "estimate": estimate._replace(**own),
         "emulator_error": np.nan,
@@ -71,7 +87,7 @@ def correction(**changed):
         "log_evidence_error": 0.01,
         "modes_not_found": 0.0,
         "coupling": 0.0,
-        "beyond": np.full(2, -5.0),
+        "tail_log_ratio": np.full(2, -5.0),
         "seconds": 1.0,
         "compile_seconds": 0.0,
     }
@@ -79,13 +95,17 @@ def correction(**changed):
     return Correction(**(good | rest))
 
 
-def verdict(
-    one, corrected=None, *, modes=1, approximation=None, because="correct=False", coupled=()
-):
+def verdict(combination, corrected=None, because="correct=False", **evidence):
     return judge(
-        NAMES, one, corrected, modes=modes, approximation=approximation, n_draws=1000,
-        uncorrected_because=because, coupled=coupled,
-    )  # fmt: skip
+        Evidence(
+            names=NAMES,
+            options=Options.frozen(),
+            combined=combination,
+            correction=corrected,
+            uncorrected_because=because,
+            **evidence,
+        )
+    )
 
 
 def test_good_diagnostics_are_good():
@@ -102,7 +122,7 @@ def test_good_diagnostics_are_good():
         ({"ess": 300.0}, "3,000 weighted points are as good as 300 independent"),
         ({"sd_error": np.array([0.01, 0.2])}, "the sd of tau is known to 20% only"),
         ({"integration_error": np.array([0.3, 0.0])}, "0.3 posterior sds on mu"),
-        ({"beyond": np.array([0.0, 3.0])}, "mass far out on tau"),
+        ({"tail_log_ratio": np.array([0.0, 3.0])}, "mass far out on tau"),
         ({"coupling": 0.5}, "effects couple groups"),
         ({"modes_not_found": 0.2}, "the mode of 20.0% of the groups was not found"),
     ],
@@ -122,7 +142,7 @@ def test_unusable_weights_leave_the_error_unknown():
     assert "the posterior given is the uncorrected one" in found.text
 
 
-def test_uncorrected_means_are_held_against_the_mode_that_was_climbed():
+def test_uncorrected_means_are_held_against_the_mode():
     approximation = LaplaceApproximation(
         np.array([0.3, 0.0]), np.eye(2), np.array([0.0, 0.04]), 1, []
     )
@@ -132,16 +152,16 @@ def test_uncorrected_means_are_held_against_the_mode_that_was_climbed():
 
 
 @pytest.mark.parametrize(
-    ("one", "reason"),
+    ("changed", "reason"),
     [
         ({"r_hat": np.array([1.0, 1.4])}, "shard 3 has r_hat 1.40 on tau"),
         ({"ess": np.array([20.0, 900.0])}, "shard 3 has 20 effective draws of mu"),
         ({"divergences": 400}, "400 divergences"),
     ],
 )
-def test_each_trouble_of_sampling_is_named(one, reason):
+def test_each_trouble_of_sampling_is_named(changed, reason):
     approximation = LaplaceApproximation(np.zeros(2), np.eye(2), np.zeros(2), 1, [])
-    found = verdict(combined(reports(**one)), approximation=approximation)
+    found = verdict(combined(reports(**changed)), approximation=approximation)
     assert not found.good
     assert reason in found.text
 
@@ -155,12 +175,12 @@ def test_modes_and_coupling_are_named():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_shards_that_differ_by_chance_are_not_strange(seed):
-    assert strange_shard(combined(reports(n=8, seed=seed))) is None
-    assert strange_shard(combined(reports(n=40, seed=seed))) is None
+    assert strange_shard(combined(reports(n=8, seed=seed)), 6.0) is None
+    assert strange_shard(combined(reports(n=40, seed=seed)), 6.0) is None
 
 
 @pytest.mark.parametrize("n", [5, 12, 40])
 def test_a_shard_far_from_all_others_is_named_with_its_coordinate(n):
     far = reports(n, mean=np.array([0.0, 12.0 * np.sqrt(n)]))
-    assert strange_shard(combined(far)) == (3, 1)
+    assert strange_shard(combined(far), 6.0)[:2] == (3, 1)
     assert "shard 3 disagrees with the others, most on tau" in verdict(combined(far)).text

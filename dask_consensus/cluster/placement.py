@@ -19,23 +19,12 @@ def current_client() -> Any | None:
 class Execution(NamedTuple):
     """How maps over shards run.
 
-    Attributes
-    ----------
-    split_every : int
-        Contributions added by one task of the reduction tree.
-    retries : int
-        Times that a failed task is run again, under a distributed client.
-    progress : bool or None
-        Whether to show progress; None where there is a terminal or a notebook.
-    resources : mapping or None
-        What a worker must have to run mapped tasks, as in ``{"GPU": 1}``; reductions run anywhere.
-    shards_per_task : int
-        Shards that one task takes.
+    Mapped tasks run where a worker has the `resources`, as in ``{"GPU": 1}``; reductions anywhere.
     """
 
-    split_every: int = 8
-    retries: int = 0
-    progress: bool | None = None
+    split_every: int = 8  # contributions added by one task of the reduction tree
+    retries: int = 0  # of a failed task, under a distributed client
+    progress: bool | None = None  # whether to show it; None: in a terminal or a notebook
     resources: Mapping[str, float] | None = None
     shards_per_task: int = 1
 
@@ -51,18 +40,18 @@ def check_resources(resources: Mapping[str, float] | None) -> None:
     if not resources:
         return
     client = current_client()
-    asked = ", ".join(f"{name}={amount:g}" for name, amount in resources.items())
+    wanted = ", ".join(f"{name}={amount:g}" for name, amount in resources.items())
     if client is None:
         raise ValueError(
-            f"resources ({asked}) are those of workers: create a distributed.Client first, or "
+            f"resources ({wanted}) are those of workers: create a distributed.Client first, or "
             "leave resources out"
         )
     if not workers_with(resources):
         offers = _offers(client)
-        offered = sorted({f"{name}={amount:g}" for o in offers for name, amount in o.items()})
+        offered = {f"{name}={amount:g}" for offer in offers for name, amount in offer.items()}
         raise ValueError(
-            f"no worker has the resources {asked}; the {len(offers)} workers offer "
-            f"{', '.join(offered) or 'none'}. Start workers with --resources "
+            f"no worker has the resources {wanted}; the {len(offers)} workers offer "
+            f"{', '.join(sorted(offered)) or 'none'}. Start workers with --resources "
             f"'{next(iter(resources))}=1', or leave resources out"
         )
 
@@ -72,8 +61,10 @@ def workers_with(resources: Mapping[str, float] | None) -> int:
     client = current_client()
     if client is None:
         return 1
-    asked = (resources or {}).items()
-    return sum(all(o.get(n, 0) >= amount for n, amount in asked) for o in _offers(client))
+    needs = (resources or {}).items()
+    return sum(
+        all(offer.get(name, 0) >= amount for name, amount in needs) for offer in _offers(client)
+    )
 
 
 def _offers(client: Any) -> list[Mapping[str, float]]:

@@ -5,7 +5,8 @@ one GPU, or a worker beside cuDF, fail. Give every worker this module::
 
     dask worker tcp://... --resources GPU=1 --preload dask_consensus.cluster.preload
 
-Memory is then taken as it is needed, up to ``$DASK_CONSENSUS_GPU_MEMORY`` of it (0.9 if unset).
+Memory is then taken as it is needed, up to the share ``consensus.gpu-memory`` of Dask's
+configuration (``DASK_CONSENSUS__GPU_MEMORY`` in the environment; 0.9 if unset).
 What JAX's own variables say already is left alone.
 """
 
@@ -16,29 +17,24 @@ import sys
 import warnings
 from typing import Any
 
+import dask.config
+
 
 def dask_setup(worker: Any) -> None:
     """Set JAX's memory variables in a worker's process; Dask calls this as the worker starts.
 
-    Raises
-    ------
-    ValueError
-        If ``$DASK_CONSENSUS_GPU_MEMORY`` is no number between 0 and 1.
-
-    Warns
-    -----
-    UserWarning
-        If the process has imported JAX already.
+    A ``consensus.gpu-memory`` that is no number between 0 and 1 raises a ValueError. A process that
+    has imported JAX already gets a UserWarning.
     """
-    share = os.environ.get("DASK_CONSENSUS_GPU_MEMORY", "0.9")
+    share = dask.config.get("consensus.gpu-memory", 0.9)
     try:
         valid = 0 < float(share) <= 1
-    except ValueError:
+    except (TypeError, ValueError):
         valid = False
     if not valid:
-        raise ValueError(f"DASK_CONSENSUS_GPU_MEMORY must lie between 0 and 1, got {share!r}")
+        raise ValueError(f"consensus.gpu-memory must lie between 0 and 1, got {share!r}")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", share)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(share))
     if "jax" in sys.modules:
         warnings.warn(
             f"worker {getattr(worker, 'name', '')} had imported jax before "

@@ -133,9 +133,11 @@ def factor_of(draws: Array, effective: float = np.inf, diagonal: bool = False) -
     return GaussianFactor(precision, times(precision, mean), times(precision, draws))
 
 
-def add(sites: list[GaussianFactor]) -> GaussianFactor:
+def add(factors: list[GaussianFactor]) -> GaussianFactor:
     """Add contributions: one node of the reduction tree."""
-    return GaussianFactor(*(np.sum(np.stack(parts), axis=0) for parts in zip(*sites, strict=True)))
+    return GaussianFactor(
+        *(np.sum(np.stack(parts), axis=0) for parts in zip(*factors, strict=True))
+    )
 
 
 def moments_of(total: GaussianFactor) -> tuple[Array, Array]:
@@ -161,33 +163,32 @@ def gaussian_draws(
     mean: Array, covariance: Array, shape: tuple[int, int], rng: np.random.Generator
 ) -> Array:
     """Draw ``shape + (d,)`` independent points of a Gaussian."""
-    scale = np.linalg.cholesky(covariance)
-    return mean + rng.standard_normal((*shape, len(mean))) @ scale.T
+    return rng.multivariate_normal(mean, covariance, shape, method="cholesky")
 
 
 def subtract_anchors(
-    total: GaussianFactor, n_sites: int, precision: Array, mean: Array
+    total: GaussianFactor, n_factors: int, precision: Array, mean: Array
 ) -> tuple[Array, Array]:
-    """Take the same anchor out of every site of a sum; precision and shift of the rest.
+    """Take the same anchor out of every factor of a sum; precision and shift of the rest.
 
     Parameters
     ----------
     total : GaussianFactor
-        Sum of `n_sites` anchored sites.
-    n_sites : int
+        Sum of `n_factors` anchored factors.
+    n_factors : int
     precision : (d, d) or (d,) array
-        Precision of the anchor, in the form of the sites' precisions.
+        Precision of the anchor, in the form of the factors' precisions.
     mean : (d,) array
         Mean of the anchor.
     """
-    shift = total.shift - n_sites * times(precision, mean)
-    return total.precision - n_sites * precision, shift
+    shift = total.shift - n_factors * times(precision, mean)
+    return total.precision - n_factors * precision, shift
 
 
 def floored(precision: Array, reference: Array, least: float) -> Array:
     """Raise a precision to at least `least` times a reference, direction by direction.
 
-    Single sites need not have a positive definite precision, and neither need a noisy sum of
+    Single factors need not have a positive definite precision, and neither need a noisy sum of
     them; a sum of what was measured, the reference, always has.
     """
     if precision.ndim == 1:
@@ -214,8 +215,8 @@ def matched(
     little where the moments are nearly right. With `of` it is that mean and covariance which are
     mapped to the given ones.
     """
-    own_mean, own_covariance = moments(draws) if of is None else of
-    own, wanted = np.linalg.cholesky(own_covariance), np.linalg.cholesky(covariance)
-    flat = (draws - own_mean).reshape(-1, draws.shape[-1])
-    moved = scipy.linalg.solve_triangular(own, flat.T, lower=True)
+    mean_now, covariance_now = moments(draws) if of is None else of
+    factor, wanted = np.linalg.cholesky(covariance_now), np.linalg.cholesky(covariance)
+    flat = (draws - mean_now).reshape(-1, draws.shape[-1])
+    moved = scipy.linalg.solve_triangular(factor, flat.T, lower=True)
     return (wanted @ moved).T.reshape(draws.shape) + mean

@@ -25,22 +25,16 @@ def equal_weight_draws(
     must not stretch all the others.
     """
     points, weights = estimate.population
-    number = shape[0] * shape[1]
+    n_draws = shape[0] * shape[1]
     axis = scipy.linalg.eigh(estimate.covariance)[1][:, -1]
-    draws = points[rng.permutation(resample(points, weights, axis, number, rng))]
-    low, high = (_quantile(points, weights, q) for q in (_TAIL, 1 - _TAIL))
+    draws = points[rng.permutation(resample(points, weights, axis, n_draws, rng))]
+    low, high = np.quantile(
+        points, [_TAIL, 1 - _TAIL], axis=0, weights=weights, method="inverted_cdf"
+    )
     everywhere, measure = estimate.measure
     wanted = weighted_moments(np.clip(everywhere, low, high), measure)
     # Fewer distinct points than dimensions have no covariance to match.
     with contextlib.suppress(np.linalg.LinAlgError):
-        own = gaussian.moments(np.clip(draws, low, high))
-        draws = gaussian.matched(draws, *wanted, of=own)
+        moments = gaussian.moments(np.clip(draws, low, high))
+        draws = gaussian.matched(draws, *wanted, of=moments)
     return draws.reshape(*shape, -1)
-
-
-def _quantile(points: Array, weights: Array, q: float) -> Array:
-    """Weighted quantile of each coordinate."""
-    order = np.argsort(points, axis=0)
-    below = np.cumsum(weights[order], axis=0) <= q * weights.sum()
-    position = np.minimum(below.sum(axis=0), len(points) - 1)
-    return np.take_along_axis(points, np.take_along_axis(order, position[None], 0), 0)[0]

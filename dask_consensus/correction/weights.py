@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.optimize
 import scipy.special
 from arviz_stats.base import array_stats
 
@@ -104,21 +105,17 @@ def tempered_weights(log_weights: Array, wanted: float) -> Array:
         weights = np.exp(np.where(np.isfinite(scaled), scaled, -np.inf))
         return weights / weights.sum()
 
-    wanted = min(wanted, len(log_weights) / 2)
-    low, high = 0.0, 1.0
-    if 1 / (normalised(1.0) ** 2).sum() >= wanted:
+    def excess(power: float) -> float:
+        return float(1 / (normalised(power) ** 2).sum()) - min(wanted, len(log_weights) / 2)
+
+    if excess(1.0) >= 0:
         return normalised(1.0)
-    for _ in range(40):
-        middle = (low + high) / 2
-        if 1 / (normalised(middle) ** 2).sum() >= wanted:
-            low = middle
-        else:
-            high = middle
-    return normalised(low)
+    # At power 0 all weights are equal, and twice as many count as can be wanted.
+    return normalised(float(scipy.optimize.brentq(excess, 0.0, 1.0, xtol=1e-12)))
 
 
 def weighted_moments(points: Array, weights: Array) -> tuple[Array, Array]:
-    """Mean ``(d,)`` and covariance ``(d, d)`` of weighted points ``(G, d)``."""
+    """Mean ``(d,)`` and covariance ``(d, d)`` of points ``(G, d)``; weights may be negative."""
     mean = weights @ points
     away = points - mean
     return mean, (away * weights[:, None]).T @ away / (1 - (weights**2).sum())

@@ -13,12 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from numpyro.ops.provenance import eval_provenance
 
 from .examples import Example, embed, extract
-from .model import ShardModel
+from .model import ShardModel, precision
 
-_INITIAL_POINTS = 100  # NumPyro gives up after as many
+INITIAL_POINTS = 100  # NumPyro gives up after as many
 Source = tuple[str, str]  # ("data" or "local", name)
 
 
@@ -33,60 +34,48 @@ def draw_values(
     return values
 
 
-# ShardData flow
+# Data flow
+
+
 def sources(
     model: ShardModel, example: Example, terms: Sequence[str], sites: Sequence[str]
 ) -> tuple[dict[str, frozenset[Source]], dict[str, frozenset[Source]]]:
     """Tell on which data and local sites some terms, and the values of some sites, depend."""
     values = draw_values(model, example, seed=0)
-    shared = {site.name: values.pop(site.name) for site in model.shared}
+    shared = {site.name: jnp.asarray(values.pop(site.name)) for site in model.shared}
+    inputs = {("data", name): jnp.asarray(value) for name, value in example.arguments.items()}
+    inputs |= {("local", name): jnp.asarray(value) for name, value in values.items()}
+    labels = {f"input {i}": source for i, source in enumerate(inputs)}
 
-    def run(arguments: Any, local: Any, shared: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        found, trace = model.log_terms({**local, **shared}, arguments, example.groups)
-        return {n: found[n] for n in terms}, {n: trace[n]["value"] for n in sites}
+    def run(shared: dict[str, Any], **labelled: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        given = {source: labelled[label] for label, source in labels.items()}
+        arguments = {name: value for (kind, name), value in given.items() if kind == "data"}
+        local = {name: value for (kind, name), value in given.items() if kind == "local"}
+        log_terms, trace = model.log_terms({**local, **shared}, arguments, example.groups)
+        return {n: log_terms[n] for n in terms}, {n: trace[n]["value"] for n in sites}
 
-    arguments = {k: jnp.asarray(v) for k, v in example.arguments.items()}
-    jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(arguments, values, shared)
-    labels: list[frozenset[Source]] = [
-        *(frozenset({("data", name)}) for name in sorted(arguments)),
-        *(frozenset({("local", name)}) for name in sorted(values)),
-        *(frozenset() for _ in shared),
-    ]
-    structure = jax.tree.structure(shapes)
-    in_terms, in_sites = jax.tree.unflatten(structure, _dependence(jaxpr, labels))
+    labelled = dict(zip(labels, inputs.values(), strict=True))
+    provenance = eval_provenance(run, shared=shared, **labelled)
+
+    def named(depends_on: frozenset[str]) -> frozenset[Source]:
+        return frozenset(labels[label] for label in depends_on if label in labels)
+
+    in_terms, in_sites = (
+        {name: named(depends_on) for name, depends_on in part.items()} for part in provenance
+    )
     return in_terms, in_sites
 
 
-def _dependence(closed: ClosedJaxpr, labels: list[frozenset[Any]]) -> list[frozenset[Any]]:
-    """Follow labelled inputs through a jaxpr; which of them each output may depend on."""
-    jaxpr = closed.jaxpr
-    empty: frozenset[Any] = frozenset()
-    known = dict(zip(jaxpr.invars, labels, strict=True))
-
-    def of(atom: Any) -> frozenset[Any]:
-        return empty if isinstance(atom, Literal) else known.get(atom, empty)
-
-    for equation in jaxpr.eqns:
-        inputs = [of(atom) for atom in equation.invars]
-        inner = equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
-        if isinstance(inner, ClosedJaxpr):
-            outputs = _dependence(inner, inputs)
-        else:
-            outputs = [empty.union(*inputs)] * len(equation.outvars)
-        known.update(zip(equation.outvars, outputs, strict=True))
-    return [of(atom) for atom in jaxpr.outvars]
-
-
-def check_prior_term(name: str, found: frozenset[Source], columns: Mapping[str, str]) -> None:
+def check_prior_term(name: str, depends_on: frozenset[Source], columns: Mapping[str, str]) -> None:
     """Refuse a prior term that depends on the data or on local sites."""
-    if not found:
+    if not depends_on:
         return
     data = sorted(
         f"{source} (column {columns.get(source, source)!r})"
-        for kind, source in found
+        for kind, source in depends_on
         if kind == "data"
     )
-    local = sorted(source for kind, source in found if kind == "local")
+    local = sorted(source for kind, source in depends_on if kind == "local")
     raise ValueError(
         f"term {name!r} has no axis of rows or groups, so every shard takes a share of it as part "
         f"of the prior, but its value depends on {', '.join([*data, *local])}. Each shard would "
@@ -125,7 +114,7 @@ class Probe:
         # Nothing but the precision is new, and that was not the user's choice: whatever is raised
         # now comes of it.
         try:
-            with jax.enable_x64(True):
+            with precision(True):
                 traced = self._exact_terms.trace(values, arguments, example.groups)
                 traced.lower()
                 jax.eval_shape(jax.grad(total), {k: jnp.asarray(v) for k, v in values.items()})
@@ -135,26 +124,22 @@ class Probe:
 
     def terms(self, values: Mapping[str, Any], example: Example) -> dict[str, np.ndarray]:
         """Every term of the density, entry by entry, in the user's precision."""
-        found = self._terms(values, example.arguments, example.groups)
-        return {name: np.asarray(term) for name, term in found.items()}
+        terms = self._terms(values, example.arguments, example.groups)
+        return {name: np.asarray(term) for name, term in terms.items()}
 
     def exact_terms(self, values: Mapping[str, Any], example: Example) -> dict[str, np.ndarray]:
         """Every term of the density, entry by entry, in double precision if possible."""
         if not self._exact:
             return self.terms(values, example)
-        with jax.enable_x64(True):
-            found = self._exact_terms(values, _doubles(example), example.groups)
-            return {name: np.asarray(term) for name, term in found.items()}
+        with precision(True):
+            terms = self._exact_terms(values, _doubles(example), example.groups)
+            return {name: np.asarray(term) for name, term in terms.items()}
 
     def changed_terms(self, small: Example, other: Example, *, local: bool) -> set[str]:
         """Name the terms whose entries for the small example differ within the other example.
 
-        Parameters
-        ----------
-        small, other : Example
-            The other one holds the rows and groups of the small one, in another order.
-        local : bool
-            Look at terms with an axis of rows or groups, or at the others.
+        The other one holds the rows and groups of the small one, in another order. Looked at are
+        `local` terms, those with an axis of rows or groups, or else the others.
         """
         model = self.model
         values, others = (draw_values(model, example, seed=1) for example in (small, other))
@@ -239,17 +224,17 @@ def check_prior_counts(probe: Probe, small: Example, large: Example) -> None:
 def check_initial_density(probe: Probe, example: Example) -> None:
     """Refuse a model that has no finite density anywhere near zero on real rows."""
     names = [term.name for term in probe.model.terms]
-    found = []
-    for seed in range(_INITIAL_POINTS):
+    finite_at: list[list[bool]] = []
+    for seed in range(INITIAL_POINTS):
         terms = probe.terms(draw_values(probe.model, example, seed, radius=2.0), example)
-        found.append([np.isfinite(terms[name]).all() for name in names])
-        if all(found[-1]):
+        finite_at.append([bool(np.isfinite(terms[name]).all()) for name in names])
+        if all(finite_at[-1]):
             return
-    columns = list(zip(names, zip(*found, strict=True), strict=True))
+    columns = list(zip(names, zip(*finite_at, strict=True), strict=True))
     never = [name for name, finite in columns if not any(finite)]
     seldom = [name for name, finite in columns if not all(finite)]
     raise ValueError(
-        f"the log density is not finite at any of {_INITIAL_POINTS} starting points on a "
+        f"the log density is not finite at any of {INITIAL_POINTS} starting points on a "
         f"sample of the frame; site {', '.join(map(repr, never or seldom))} is the cause. Do the "
         "observed values lie in the support of its distribution, and do its parameters stay valid?"
     )

@@ -47,14 +47,8 @@ def examples(
 ) -> tuple[Example, Example, Example]:
     """Build the small example, the same renumbered, and the large one.
 
-    Parameters
-    ----------
-    values : mapping
-        Argument -> real values ``(n,)``, n >= 1 rows, repeated where more are needed.
-    codes : mapping
-        Argument -> the level whose codes it receives.
-    n_levels : int
-        Number of nested levels.
+    Each argument is given real `values` ``(n,)``, n >= 1 rows, repeated where more are needed, or
+    the codes of one of the nested levels.
     """
     small_groups = tuple(3 + 2 * level for level in range(n_levels))
     more_groups = tuple(count + 1 for count in small_groups)
@@ -62,12 +56,12 @@ def examples(
     small_rows = 1 + _ROWS_A_GROUP * max((*small_groups, 3))
     more_rows = 3 + _ROWS_A_GROUP * max((*more_groups, 4))
 
-    own = _codes(small_rows, small_groups)
-    reversed_own = [count - 1 - code[::-1] for count, code in zip(small_groups, own, strict=True)]
+    few = _codes(small_rows, small_groups)
+    reversed_codes = [count - 1 - code[::-1] for count, code in zip(small_groups, few, strict=True)]
     more = _codes(more_rows, more_groups)
     joined = [
         np.concatenate([new, count + old])
-        for count, new, old in zip(more_groups, more, reversed_own, strict=True)
+        for count, new, old in zip(more_groups, more, reversed_codes, strict=True)
     ]
 
     take_small = np.arange(small_rows)
@@ -81,8 +75,8 @@ def examples(
         return Example(arguments, len(take), groups)
 
     return (
-        example(take_small, own, small_groups),
-        example(take_small[::-1], reversed_own, small_groups),
+        example(take_small, few, small_groups),
+        example(take_small[::-1], reversed_codes, small_groups),
         example(take_large, joined, large_groups),
     )
 

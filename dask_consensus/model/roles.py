@@ -54,16 +54,7 @@ class _SiteShape(NamedTuple):
 
 
 def read_model(function: Callable[..., Any], inputs: ModelInputs, *, cache: str = "") -> ShardModel:
-    """Find the roles of a model's sites, and refuse what cannot be sharded.
-
-    Parameters
-    ----------
-    function : callable
-        The NumPyro model, as the user wrote it.
-    inputs : ModelInputs
-        What the data offers it.
-    cache : str
-        Folder of compiled code; empty for none.
+    """Find the roles of a NumPyro model's sites, and refuse what cannot be sharded.
 
     Raises
     ------
@@ -107,14 +98,14 @@ def _trace_shapes(
     function: Callable[..., Any], inputs: ModelInputs, example: Example
 ) -> dict[str, _SiteShape]:
     """Trace the model once with abstract data; name, kind and shapes of every site."""
-    found: dict[str, _SiteShape] = {}
+    shapes: dict[str, _SiteShape] = {}
 
     def trace(arguments: dict[str, jax.Array]) -> None:
         for name, site in _trace(function, inputs, example, arguments).items():
-            found[name] = _site_shape(site)
+            shapes[name] = _site_shape(site)
 
     _abstractly(trace, inputs, example)
-    return found
+    return shapes
 
 
 def _trace(
@@ -209,7 +200,7 @@ def _latents(
             "only; every shard must have the same sites."
         )
     sizes = _axis_sizes(*pair)
-    found: list[Latent] = []
+    latents: list[Latent] = []
 
     def trace(arguments: dict[str, jax.Array]) -> None:
         for name, site in _trace(function, inputs, pair[0], arguments).items():
@@ -224,7 +215,7 @@ def _latents(
                     f"{_prior_name(fn)}, so its density cannot be split between groups. Put the "
                     "groups in a plate (independent given shared sites)."
                 )
-            found.append(
+            latents.append(
                 Latent(
                     name=name,
                     level=level,
@@ -239,7 +230,7 @@ def _latents(
             )
 
     _abstractly(trace, inputs, pair[0])
-    return tuple(sorted(found, key=lambda site: site.level is not None))
+    return tuple(sorted(latents, key=lambda site: site.level is not None))
 
 
 def _axis_sizes(small: Example, large: Example) -> dict[tuple[int, int], int]:
@@ -337,7 +328,7 @@ def _dims_of_value(site: dict[str, Any]) -> tuple[str, ...]:
     where their sizes fit in one place only.
     """
     shape, frames = jnp.shape(site["value"]), site.get("cond_indep_stack") or []
-    found = []
+    fitting = []
     for event in range(len(shape)):
         names = [""] * len(shape)
         for frame in frames:
@@ -346,8 +337,8 @@ def _dims_of_value(site: dict[str, Any]) -> tuple[str, ...]:
                 break
             names[axis] = frame.name
         else:
-            found.append(tuple(names))
-    return found[0] if len(found) == 1 else ("",) * len(shape)
+            fitting.append(tuple(names))
+    return fitting[0] if len(fitting) == 1 else ("",) * len(shape)
 
 
 def _note(fn: Any) -> str:

@@ -102,7 +102,7 @@ def bind(
 def _parameters(model: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return the named parameters of a model; data is passed by name."""
     model, bound = _unwrapped(model)
-    found = {}
+    named = {}
     for name, parameter in inspect.signature(model).parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name in bound:
             continue
@@ -111,8 +111,8 @@ def _parameters(model: Callable[..., Any]) -> dict[str, inspect.Parameter]:
                 f"argument {name!r} of the model is positional-only; columns are passed by name: "
                 "remove the '/' from its signature"
             )
-        found[name] = parameter
-    return found
+        named[name] = parameter
+    return named
 
 
 def _unwrapped(model: Callable[..., Any]) -> tuple[Callable[..., Any], frozenset[str]]:

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import scipy.linalg
+from jax.scipy.linalg import solve_triangular
+
+SHARED = "_shared"  # NumPyro's mass matrices are addressed by site name; ours has one for u
+
+
+class Coordinates(NamedTuple):
+    """Affine coordinates of the sampler, ``u = center + scale z``."""
+
+    center: Any  # (d,)
+    scale: Any  # (d, d), lower triangular
+
+
+def unwhitened(dim: int) -> Coordinates:
+    """Return the coordinates ``z = u``."""
+    return Coordinates(np.zeros(dim), np.eye(dim))
 
 
 def whitened(mean: np.ndarray, precision: np.ndarray) -> Coordinates:
@@ -16,23 +32,6 @@ def whitened(mean: np.ndarray, precision: np.ndarray) -> Coordinates:
     return Coordinates(mean, np.linalg.cholesky(scale @ scale.T))
 
 
-_SHARED = "_shared"  # NumPyro's mass matrices are addressed by site name; ours has one for u
-
-
-class Coordinates(NamedTuple):
-    """Affine coordinates of the sampler, ``u = center + scale z``.
-
-    Attributes
-    ----------
-    center : (d,) array
-    scale : (d, d) array
-        Lower triangular.
-    """
-
-    center: np.ndarray
-    scale: np.ndarray
-
-
-def unwhitened(dim: int) -> Coordinates:
-    """Return the coordinates ``z = u``."""
-    return Coordinates(np.zeros(dim), np.eye(dim))
+def whiten(coordinates: Coordinates, u: jax.Array) -> jax.Array:
+    """Return the coordinates z of a point u."""
+    return solve_triangular(coordinates.scale, u - coordinates.center, lower=True)

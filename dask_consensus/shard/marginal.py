@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..model.model import ShardModel
+from ..model.model import ShardModel, precision
 from ..shard_data import ShardData
 from . import newton
-from .compiling import compiled, on_device, precision
+from .compiling import compiled, on_device
 from .device import accelerated
 from .effects import (
     Reference,
@@ -36,10 +36,9 @@ from .effects import (
     unit_level,
     unpack,
 )
-from .quadrature import Nodes, most_nodes, rule
+from .quadrature import Nodes, padded_rule
 from .target import Terms, terms_of
 
-_NEWTON_STEPS = 40  # at the center, from far away
 ALMOST_ZERO = 0.0137  # to begin from: at 0 itself densities written with |x| have no gradient
 _FEW_STEPS = 6  # at a point, from modes moved along with it
 _NEAR = 0.03  # squared decrement from which one more step arrives
@@ -53,24 +52,14 @@ _DECREMENT = 0.5  # squared Newton decrement beyond which a unit's mode was not 
 class Values(NamedTuple):
     """Differences of a shard's log likelihood to its value at the center.
 
-    Attributes
-    ----------
-    log_likelihood : (G,) float64 array
-    at_center : float
-        The value at the center itself.
-    modes_not_found : (G,) float64 array
-        Units whose mode was not found.
-    units : int
-        Units of the shard.
-    coupling : float
-        How much the Hessian between units is off from block-diagonal, relative; 0 without
-        local effects.
+    The coupling is how much the Hessian between units is off from block-diagonal, relative; 0
+    without local effects.
     """
 
-    log_likelihood: np.ndarray
-    at_center: float
-    modes_not_found: np.ndarray
-    units: int
+    log_likelihood: np.ndarray  # (G,) float64
+    at_center: float  # the value at the center itself
+    modes_not_found: np.ndarray  # (G,) float64; units whose mode was not found
+    units: int  # of the shard
     coupling: float
 
 
@@ -95,47 +84,34 @@ class _Center(NamedTuple):
 def log_likelihoods(
     model: ShardModel, data: ShardData, points: np.ndarray, center: np.ndarray, n_nodes: int
 ) -> Values:
-    """Evaluate ``log l_k(u) - log l_k(u0)`` at many points.
+    """Evaluate ``log l_k(u) - log l_k(u0)`` at points ``(G, d)``, for a model without `obstacle`.
 
-    Parameters
-    ----------
-    model : ShardModel
-        One without :func:`obstacle`.
-    data : ShardData
-        The shard's padded NumPy arrays.
-    points : (G, d) array
-        Rounded to the working precision before use: round them first where it matters.
-    center : (d,) array
-        The reference point ``u0``, best where the posterior is.
-    n_nodes : int
-        Number of nodes (see :func:`~dask_consensus.shard.quadrature.ladder`).
+    Points are rounded to the working precision before use: round them first where it matters. The
+    center ``u0`` is best where the posterior is; `n_nodes` is of the :func:`.quadrature.ladder`.
     """
     q = effects_per_unit(model)
-    nodes = rule(q, n_nodes) if q else Nodes(np.zeros((1, 0)), np.zeros(1))
-    count = np.int32(len(nodes.log_weights))
-    if q:
-        nodes = nodes.padded(most_nodes(q))
     block = max(1, min(_BLOCK, _AT_ONCE // max(len(data.rows), 1)))
     padded = np.resize(points, (-(-len(points) // block) * block, points.shape[1]))
     with precision(model.double):
-        arrays, start, rules = on_device((data, center, (nodes, count)))
+        arrays, start, rules = on_device((data, center, padded_rule(q, n_nodes)))
         origin = _center(model, arrays, start)
         example = (arrays, origin, *rules, on_device(padded[:block]))
         evaluate = compiled(model, "values", lambda: _evaluate(model), *example)
-        found = [
+        blocks = [
             jax.device_get(evaluate(arrays, origin, *rules, on_device(padded[i : i + block])))
             for i in range(0, len(padded), block)
         ]
-    sums = np.concatenate([found_[0] for found_ in found]).astype(np.float64).sum(axis=1)
+    chunks, not_found = (
+        np.concatenate([values[i] for values in blocks]).astype(np.float64)[: len(points)]
+        for i in range(2)
+    )
     real = int(np.sum(data.mask(unit_level(model)))) if q else 0
-    there = [found[0][2], origin.reference.rows, *origin.reference.groups]
+    there = [blocks[0][2], origin.reference.rows, *origin.reference.groups]
     total = sum(float(np.sum(np.asarray(part, np.float64))) for part in there)
     return Values(
-        log_likelihood=sums[: len(points)],
+        log_likelihood=chunks.sum(axis=1),
         at_center=total + 0.5 * q * real * float(np.log(2 * np.pi)),
-        modes_not_found=np.concatenate([found_[1] for found_ in found]).astype(np.float64)[
-            : len(points)
-        ],
+        modes_not_found=not_found,
         units=real,
         coupling=float(origin.coupling),
     )
@@ -146,8 +122,8 @@ def modes_at(model: ShardModel, data: ShardData, u: np.ndarray) -> Modes:
     with precision(model.x64):
         arrays, point = on_device((data, u))
         origin = _center(model, arrays, point)
-        found = Modes(unpack(model, origin.effects), unpack(model, origin.variances))
-        return jax.device_get(found)
+        modes = Modes(unpack(model, origin.effects), unpack(model, origin.variances))
+        return jax.device_get(modes)
 
 
 def _center(model: ShardModel, arrays: ShardData, point: jax.Array) -> _Center:
@@ -159,19 +135,12 @@ def _find_center(model: ShardModel) -> Callable[..., _Center]:
     """Modes of all units at the center, and how they move with u."""
     q = effects_per_unit(model)
 
-    def plain(data: ShardData, u: jax.Array) -> _Center:
-        terms = terms_of(model, u, {}, data)
-        nothing = jnp.zeros((0, 0), u.dtype)
-        return _Center(
-            u=u,
-            effects=nothing,
-            slope=jnp.zeros((0, 0, len(u)), u.dtype),
-            reference=Reference(terms.rows, terms.groups),
-            coupling=jnp.zeros(()),
-            variances=nothing,
-        )
-
-    def with_effects(data: ShardData, u: jax.Array) -> _Center:
+    def find_center(data: ShardData, u: jax.Array) -> _Center:
+        if not q:
+            terms = terms_of(model, u, {}, data)
+            none, slope = jnp.zeros((0, 0), u.dtype), jnp.zeros((0, 0, len(u)), u.dtype)
+            reference = Reference(terms.rows, terms.groups)
+            return _Center(u, none, slope, reference, jnp.zeros(()), none)
         units = len(data.mask(unit_level(model)))
         begin = jnp.full((units, q), ALMOST_ZERO, u.dtype)
         nothing = nothing_subtracted(data, u)
@@ -179,7 +148,7 @@ def _find_center(model: ShardModel) -> Callable[..., _Center]:
         def density(effects: jax.Array, u: jax.Array = u) -> tuple[jax.Array, Terms]:
             return unit_density(model, u, effects, data, nothing)
 
-        modes, _, factor, *_ = newton.ascend(density, begin, _NEWTON_STEPS, 1e-6)
+        modes, factor, *_ = newton.ascend(density, begin, newton.MOST_STEPS, 1e-6)
         _, terms = density(modes)
 
         def slope_at(u: jax.Array) -> jax.Array:
@@ -194,7 +163,7 @@ def _find_center(model: ShardModel) -> Callable[..., _Center]:
         variances = jnp.stack([jnp.sum(column**2, axis=1) for column in columns], axis=1)
         return _Center(u, modes, moves, Reference(terms.rows, terms.groups), between, variances)
 
-    return with_effects if q else plain
+    return find_center
 
 
 def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
@@ -218,12 +187,12 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
             start = jnp.where(better[:, None], start, center.effects)
             near = newton.ascend(density, start, _FEW_STEPS, _NEAR)
             # The last step needs no new curvature: exact for Gaussian units.
-            found = near.decrement < _DECREMENT
-            modes = near.effects + jnp.where(found[:, None], near.step, 0.0)
+            arrived = near.decrement < _DECREMENT
+            modes = near.effects + jnp.where(arrived[:, None], near.step, 0.0)
             log_integral = integral(density, modes, near.factor, nodes, count)
             rest = others(model, density(modes)[1], center.reference)
             values = jnp.concatenate([jnp.where(mask, log_integral, 0.0), rest])
-            return values, jnp.sum(mask & ~found)
+            return values, jnp.sum(mask & ~arrived)
 
         # The center is one more point, so that the model's code is compiled once.
         at_once = _points_at_once(len(data.rows))
@@ -241,11 +210,7 @@ def _points_at_once(rows: int) -> int | None:
 
 
 def integral(
-    density: Callable[[jax.Array], tuple[jax.Array, Any]],
-    modes: jax.Array,
-    factor: jax.Array,
-    nodes: Nodes,
-    count: jax.Array,
+    density: newton.Density, modes: jax.Array, factor: jax.Array, nodes: Nodes, count: jax.Array
 ) -> jax.Array:
     """Log integral of every unit, by the first `count` nodes around its mode; ``(U,)``."""
     log_volume = -jnp.sum(jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)), axis=1)

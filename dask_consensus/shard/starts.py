@@ -10,37 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jax import lax, random
-from jax.scipy.linalg import solve_triangular
 from numpyro.distributions import biject_to
 from numpyro.infer import init_to_median, init_to_sample
 
-from ..model.model import TRACE_LOCK, ShardModel
+from ..model.checks import INITIAL_POINTS
+from ..model.model import TRACE_LOCK, ShardModel, precision
 from ..shard_data import ShardData
-from .compiling import precision
-from .coordinates import _SHARED, Coordinates
+from .coordinates import SHARED, Coordinates, whiten
 from .target import terms_of
 
 _PRIOR = 2_000_000  # names the randomness of points of the prior, apart from any round's
-_INITIAL_POINTS = 100  # NumPyro gives up after as many
 
 
 class Start(NamedTuple):
-    """Where a chain begins, and with what metric.
+    """Where a chain begins, unconstrained, and with what metric."""
 
-    Attributes
-    ----------
-    u : (d,) array
-        Shared sites, unconstrained.
-    local : dict
-        Unconstrained local sites, of padded shapes.
-    variances : dict
-        Their variances, the diagonal of the inverse mass matrix.
-    step_size : float
-    """
-
-    u: Any
-    local: dict[str, Any]
-    variances: dict[str, Any]
+    u: Any  # (d,) shared sites
+    local: dict[str, Any]  # local sites, of padded shapes
+    variances: dict[str, Any]  # of local sites: the diagonal of the inverse mass matrix
     step_size: Any
 
 
@@ -52,7 +39,7 @@ def key_of(seed: int, *path: int) -> jax.Array:
     return key
 
 
-def _prior_medians(
+def prior_medians(
     model: ShardModel, data: ShardData, coordinates: Coordinates, key: jax.Array
 ) -> dict[str, jax.Array]:
     """Medians of a few prior draws of every site, as coordinates of the sampler.
@@ -61,9 +48,7 @@ def _prior_medians(
     where they began if the data lie far off; prior draws are of the right size.
     """
     u, local = _prior_point(model, data, init_to_median, key)
-    return {
-        _SHARED: solve_triangular(coordinates.scale, u - coordinates.center, lower=True)
-    } | local
+    return {SHARED: whiten(coordinates, u)} | local
 
 
 def _prior_point(
@@ -84,19 +69,9 @@ def _prior_point(
 def prior_points(
     model: ShardModel, data: ShardData, seed: int, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Take points of u from the prior, to begin a search from.
+    """Take points ``(n, d)`` of u from the prior, to begin a search from, given any data.
 
-    Parameters
-    ----------
-    model : ShardModel
-    data : ShardData
-        Any data the model accepts.
-    seed, n : int
-
-    Returns
-    -------
-    medians, draws : (n, d) arrays
-        Medians of a few draws each, close together, and single draws, far apart.
+    The first are medians of a few draws each, close together; the second single draws, far apart.
     """
     keys = random.split(key_of(seed, _PRIOR), n)
 
@@ -111,7 +86,7 @@ def prior_points(
     return medians, draws
 
 
-def _starting_point(
+def starting_point(
     potential: Callable[..., jax.Array], first: dict[str, jax.Array], key: jax.Array
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Take the first point, or else draw on (-2, 2) until density and gradient are finite."""
@@ -136,11 +111,11 @@ def _starting_point(
         return attempt + 1, z, valid(z), key
 
     state = (0, first, jnp.zeros((), bool), key)
-    state = lax.while_loop(lambda s: (s[0] <= _INITIAL_POINTS) & ~s[2], again, state)
+    state = lax.while_loop(lambda s: (s[0] <= INITIAL_POINTS) & ~s[2], again, state)
     return state[1], state[2]
 
 
-def _why_not_finite(model: ShardModel, data: ShardData) -> str:
+def why_not_finite(model: ShardModel, data: ShardData) -> str:
     """Name the terms that are not finite at zero, and how many rows or groups have them."""
     shapes = model.local_shapes(*data.size)
     local = {name: jnp.zeros(shape) for name, shape in shapes.items()}
@@ -148,16 +123,16 @@ def _why_not_finite(model: ShardModel, data: ShardData) -> str:
 
     def run(data: ShardData) -> tuple[dict[str, jax.Array], jax.Array]:
         values = {**model.unravel(u), **local}
-        found, _ = model.log_terms(values, data.arguments, data.size[1])
-        return found, terms_of(model, u, local, data).rows
+        terms, _ = model.log_terms(values, data.arguments, data.size[1])
+        return terms, terms_of(model, u, local, data).rows
 
     # Compiled: NumPyro warns of values outside a support wherever it can see them.
     with TRACE_LOCK:
-        found, by_row = jax.jit(run)(data)
-    bad = [name for name, value in found.items() if not bool(jnp.all(jnp.isfinite(value)))]
+        terms, by_row = jax.jit(run)(data)
+    bad = [name for name, value in terms.items() if not bool(jnp.all(jnp.isfinite(value)))]
     rows = int(jnp.sum(~jnp.isfinite(by_row)))
     return (
-        f"the log density is not finite at any of {_INITIAL_POINTS} starting points; at zero "
+        f"the log density is not finite at any of {INITIAL_POINTS} starting points; at zero "
         f"(unconstrained) site {', '.join(map(repr, bad)) or 'none'} is not, on {rows} of "
         f"{int(jnp.sum(data.rows))} rows of the shard. Do the observed values lie in the support "
         "of its distribution?"
