@@ -49,9 +49,11 @@ def test_a_gaussian_is_emulated_exactly_even_from_another_gaussian(shift):
     assert emulator.error < 2e-3
     # 32,768 quasi-random points: 0.006 sds, were they independent.
     np.testing.assert_allclose(estimate.mean, MEAN, atol=0.006)
-    np.testing.assert_allclose(estimate.covariance, COVARIANCE, atol=0.03)
-    assert abs(estimate.log_total - 3.0) < 0.01
-    assert estimate.error.max() < 0.01
+    # Likewise sqrt(2 / 32,768) of a variance of 2, twice that; and 0.006 of a total, whose weights
+    # vary by less than their mean.
+    np.testing.assert_allclose(estimate.covariance, COVARIANCE, atol=4 * np.sqrt(2 / 32_768))
+    assert abs(estimate.log_total - 3.0) < 0.006
+    assert estimate.error.max() < 1.5 * 0.006
 
 
 def test_skew_is_followed_and_the_error_is_honest():
@@ -69,10 +71,13 @@ def test_skew_is_followed_and_the_error_is_honest():
         plain.append((weighed.estimate(points).mean - mean) / sd)
         better.append((estimate.mean - mean) / sd)
         promised.append(estimate.error)
-        np.testing.assert_allclose(np.sqrt(np.diag(estimate.covariance)), sd, rtol=0.02)
+        # 32,768 points know an sd to 0.004 of it; four times that.
+        np.testing.assert_allclose(np.sqrt(np.diag(estimate.covariance)), sd, rtol=0.016)
         closed = 2 * scipy.special.gammaln(9)
         assert abs(estimate.log_total - closed) < 4 * estimate.log_total_error + 1e-3
     root = [float(np.sqrt(np.mean(np.square(one)))) for one in (plain, better, promised)]
+    # A hundred times as many points would err by a tenth, were they all that varies; that a third
+    # is left shows at least that the emulator carries the answer.
     assert root[1] < root[0] / 3
     # Quasi-random points err less than the independent ones that the estimate supposes.
     assert root[1] < 1.5 * root[2]
@@ -91,6 +96,7 @@ def test_a_bad_emulator_is_known_for_one_and_does_not_bias():
         errors.append((estimate.mean - exact) / SD)
         promised.append(estimate.error)
     errors, promised = np.array(errors), np.array(promised)
+    # 95% of 40 errors, less three binomial standard errors of that share.
     assert (np.abs(errors) < 2 * promised).mean() > 0.85
     # The mean over seeds errs as means of 20 do: no bias.
     assert (np.abs(errors.mean(axis=0)) < 3 * promised.mean(axis=0) / np.sqrt(20)).all()
@@ -103,7 +109,9 @@ def test_impossible_points_count_as_impossible():
     _, estimate = emulated(positive, MEAN, COVARIANCE, n=2048)
     truth = scipy.stats.truncnorm(-1.0, np.inf, loc=1.0, scale=1.0)
     assert abs(estimate.mean[0] - truth.mean()) < 4 * estimate.error[0] * truth.std()
-    assert abs(estimate.log_total - (3.0 + np.log(truth.sf(0)) + np.log(0.8413))) < 0.1
+    # The Gaussian's mass above zero, one sd below its mean.
+    total = 3.0 + scipy.stats.norm.logsf(-1.0)
+    assert abs(estimate.log_total - total) < 4 * estimate.log_total_error
 
 
 def test_draws_are_those_of_the_estimate():
@@ -111,7 +119,8 @@ def test_draws_are_those_of_the_estimate():
     draws = equal_weight_draws(estimate, (2, 1000), np.random.default_rng(0)).reshape(-1, 2)
     assert len(np.unique(draws[:, 0])) == 2000
     exact = scipy.stats.loggamma(9.0)
-    np.testing.assert_allclose(draws.mean(axis=0), exact.mean(), atol=0.02 * exact.std())
+    # The estimate errs by 0.006 sds, of which two thousand matched draws add next to nothing.
+    np.testing.assert_allclose(draws.mean(axis=0), exact.mean(), atol=3 * 0.006 * exact.std())
     for column in draws.T:
         # Better than independent draws, whose distance would be beyond 0.03 in 5% of the cases.
         assert scipy.stats.kstest(column, exact.cdf).statistic < 0.03

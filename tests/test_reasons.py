@@ -13,6 +13,7 @@ import numpyro
 import numpyro.distributions as dist
 import pandas as pd
 import pytest
+import scipy.stats
 
 from dask_consensus.shard.engine import AdaptiveQuadrature
 
@@ -139,13 +140,6 @@ def test_more_iterations_give_more_points(nine):
     assert float(often.tree["correction"]["ess"]) > 400 > float(once.tree["correction"]["ess"])
 
 
-def heavy(y=None):
-    mu = numpyro.sample("mu", dist.Cauchy(0, 1))
-    nu = numpyro.sample("nu", dist.Cauchy(0, 1))
-    with numpyro.plate("rows", len(y)):
-        numpyro.sample("y", dist.Cauchy(mu + 0.1 * nu, 1.0), obs=y)
-
-
 @pytest.mark.slow
 def test_more_iterations_follow_what_the_first_points_miss():
     """A tau of all scales, whose log has a long left tail: one proposal misses it."""
@@ -221,8 +215,6 @@ def obstacle(monkeypatch):
 
 def off(fitted: Fitted, y: np.ndarray) -> float:
     """Error of the mean of the log rate, in sds; Gamma(1 + n, 1 + sum) in closed form."""
-    import scipy.stats
-
     exact = scipy.stats.loggamma(1 + len(y))
     mean = exact.mean() - np.log(1 + y.sum())
     return abs(float(np.log(fitted.tree["posterior"]["rate"]).mean()) - mean) / exact.std()
@@ -243,8 +235,8 @@ def test_anchored_rounds_err_less_than_one_shot(obstacle):
 
 @pytest.mark.slow
 def test_more_rounds_stand_still(obstacle):
-    """A pilot knows one shard; of many draws a round's noise is small against where it leads."""
-    y = np.random.default_rng(3).exponential(size=16)
+    """A pilot knows one shard of one row: the first round leads far from where it was."""
+    y = np.random.default_rng(3).exponential(size=8)
     table = pd.DataFrame({"y": y})
     options = {"n_shards": 8, "num_samples": 10_000, "num_warmup": 200, "method": "anchored"}
     two, many = (fit(table, skewed, rounds=n, **options) for n in (2, 10))
@@ -265,8 +257,6 @@ def test_one_shard_couples_no_rows():
     assert_advised(several, "coupled", "n_shards=1")
     assert "coupled" not in alone.reasons
     assert alone.good
-    # Advice beside it has to be of use on this path, too: no number of draws uncouples rows.
-    assert set(several.reasons) == {"coupled"}
 
 
 def mixture(ordered):
@@ -349,8 +339,8 @@ def test_a_strange_shards_rows_are_unlike_the_rest():
     table = pd.DataFrame({"place": place, "y": rng.normal(size=320) + 3.0 * (place == 5)})
     everywhere = fit(table, small, by="place", n_shards=8)
     assert_advised(everywhere, "strange-shard", "compare them with the rest")
-    # Its mean in the report is that of the rows to be compared.
+    # The report leads to the rows: the shard that is named has the mean that is far away.
     k = int(everywhere.reasons["strange-shard"]["where"].split(",")[0].removeprefix("shard "))
-    means = everywhere.tree["shards"]["mean"].sel(coordinate="mu").isel(round=-1)
-    assert abs(float(means[k]) - 3) < 1 < abs(np.delete(means, k)).max() + 1
+    means = everywhere.tree["shards"]["mean"].sel(coordinate="mu").isel(round=-1).to_numpy()
+    assert k == np.abs(means - np.median(means)).argmax()
     assert fit(table[table["place"] != 5], small, by="place", n_shards=7).good

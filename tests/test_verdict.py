@@ -213,6 +213,13 @@ def test_modes_and_coupling_are_named():
     assert np.isinf(found.error).all()
 
 
+@pytest.mark.xfail(reason="an infinite error of coupled groups is taken for one of few draws")
+def test_coupled_groups_are_not_told_to_draw_more():
+    """No number of draws or rounds uncouples them: advice that changes nothing is a defect."""
+    judged = verdict(combined(reports()), coupled=("obs",), because="groups depend on each other")
+    assert [reason.code for reason in judged.reasons] == ["coupled"]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_shards_that_differ_by_chance_are_not_strange(seed):
     assert strange_shard(combined(reports(n=8, seed=seed)), 6.0) is None
