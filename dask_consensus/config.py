@@ -136,7 +136,7 @@ class Options:
     Attributes
     ----------
     given : tuple of str
-        Options that the caller gave a value of his own.
+        Options to which the caller gave another value than the default.
     num_warmup, num_samples : int
         Of one-shot consensus and of plain NUTS on one shard; anchored rounds have their own.
     others

@@ -253,11 +253,11 @@ def _edges(key: pd.Series) -> np.ndarray:
 
 def _merge_heaviest(surveys: Sequence[Survey]) -> tuple[Heavy, ...]:
     """Add up the rows of heavy groups and keep the heaviest."""
-    found: dict[int, Heavy] = {}
+    by_hash: dict[int, Heavy] = {}
     for heavy in (heavy for part in surveys for heavy in part.heaviest):
-        seen = found.get(heavy.hash, heavy._replace(rows=0))
-        found[heavy.hash] = seen._replace(rows=seen.rows + heavy.rows)
-    return tuple(sorted(found.values(), key=lambda heavy: (-heavy.rows, heavy.hash))[:HEAVIEST])
+        seen = by_hash.get(heavy.hash, heavy._replace(rows=0))
+        by_hash[heavy.hash] = seen._replace(rows=seen.rows + heavy.rows)
+    return tuple(sorted(by_hash.values(), key=lambda heavy: (-heavy.rows, heavy.hash))[:HEAVIEST])
 
 
 def _merge_first(surveys: Sequence[Survey]) -> np.ndarray:
