@@ -46,15 +46,15 @@ def test_batches_that_start_at_an_anchor_do_too():
         data_of({"x": rng.normal(size=100), "y": rng.normal(size=100)}, {"g": code})
         for _ in range(3)
     ]
-    mean, precision = np.array([0.0, 0.0, -0.3, -0.3, 0.0]), np.diag([20.0, 30, 40, 40, 100])
+    mean, anchor = np.array([0.0, 0.0, -0.3, -0.3, 0.0]), np.diag([20.0, 30, 40, 40, 100])
     keys = [(0, 1, k) for k in range(3)]
     settings = NutsSettings(5, 5, adapt_mass=False)
     with precision(True):
         model = read(slopes, {"x": rng.normal(size=9), "y": rng.normal(size=9)}, groups=["g"])
-        factors = [PriorFactor(weight, mean, precision) for weight in (0.2, 0.3, 0.5)]
+        factors = [PriorFactor(weight, mean, anchor) for weight in (0.2, 0.3, 0.5)]
         modes = [modes_at(model, one, mean) for one in data]
         starts = [(Start(mean, mode.local, mode.variances, 0.5),) for mode in modes]
-        space = whitened(mean, 2 * precision)
+        space = whitened(mean, 2 * anchor)
         several = sample_shards(
             model, data, factors, settings, keys, coordinates=space, starts=starts
         )
