@@ -71,7 +71,7 @@ def recorded(monkeypatch):
 
 @pytest.mark.parametrize(
     "given",
-    [{}, {"num_warmup": 35, "num_samples": 50, "rounds": 1}, {"num_samples": 220, "rounds": 4}],
+    [{}, {"num_warmup": 55, "num_samples": 80, "rounds": 1}, {"num_samples": 220, "rounds": 4}],
     ids=["defaults", "fewer", "more"],
 )
 @pytest.mark.parametrize("path", PATHS)
@@ -131,7 +131,16 @@ ALL_PATHS = PATHS | {
 ONLY_TASKS = {"shards_per_task"}
 
 
-@pytest.mark.parametrize("path", ALL_PATHS)
+QUICK_PATHS = {"one shard", "consensus, uncorrected", "laplace, uncorrected"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=() if path in QUICK_PATHS else pytest.mark.slow)
+        for path in ALL_PATHS
+    ],
+)
 def test_an_option_is_noted_if_and_only_if_it_changes_nothing(rows, path):
     options = {"n_shards": 3} | ALL_PATHS[path]
     usual = fit(rows, **options)["posterior"]["mu"].to_numpy()
