@@ -1,58 +1,54 @@
-"""How cost grows with rows: a random intercept and slope at 1, 3 and 10 million rows.
+"""What growth costs: rows, workers on one machine, contributions to add up.
 
-Simulates groups of 10 rows, writes them to Parquet in a temporary folder and fits them on a local
-cluster of worker processes with the package's defaults, each size in a process of its own. Results
-are kept in a JSON file, so that a run can be interrupted and resumed.
+- ``growth``: a random intercept and slope at 1, 3 and 10 million rows, in Parquet files, on two
+  worker processes, with the package's defaults.
+- ``cores``: the same fit in several settings of workers. JAX takes every core in every process,
+  whoever else is there; Dask's threads are what a fit without a client runs on.
+- ``reduction``: 10,000 contributions of 50 parameters with 1,000 draws, made on workers and added
+  up by the package's tree on processes, on threads, and flat: brought to the client one by one.
 
-    python benchmarks/scale.py
-    python benchmarks/scale.py --rows 100_000 300_000 --out /tmp/scale.json
-    python benchmarks/scale.py --table                           # print what there is
-    python benchmarks/scale.py --table --gpu-rows-per-second 2e5 # as measured on one GPU
+Every measurement runs in a process of its own, so that peaks of memory are its own.
+
+    python -m benchmarks.scale growth --rows 100000 300000 --results /tmp/scale
+    python -m benchmarks.scale --table                           # print what there is
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import dask
 import dask.dataframe as dd
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
-import pandas as pd
+from dask.sizeof import sizeof
 from distributed import Client
-from machine import Count, facts, in_own_process, load, local_cluster, peak_mib, print_rows, save
 
-import dask_consensus  # noqa: F401  registers ddf.consensus
+from .cases.sized import ROWS_A_GROUP, TRUTH, simulate_slopes, slopes
+from .measure.fits import n_shards_of
+from .measure.internals import add, make_factor, tree_of_sums
+from .measure.machine import MIB, TaskCount, local_cluster, peak_mib
+from .measure.script import Store, parse
+from .tables import cost
 
-OUT = Path(__file__).parent / "results" / "scale.json"
-SIZES = (1_000_000, 3_000_000, 10_000_000)
-ROWS_A_GROUP = 10
-ROWS_A_FILE = 250_000
-TASK_SECONDS = 1e-3  # of a scheduler a task; Dask's documentation says 0.2 to 1 ms
-FILES_AT_ONCE = 4  # whose rows are shuffled among each other
-TRUTH = {"mu_a": 1.0, "tau_a": 0.8, "mu_b": -0.5, "tau_b": 0.4, "sigma": 1.2}
-
-
-def model(group, x, y=None, *, n_group):
-    mu_a = numpyro.sample("mu_a", dist.Normal(0.0, 5.0))
-    tau_a = numpyro.sample("tau_a", dist.HalfNormal(2.0))
-    mu_b = numpyro.sample("mu_b", dist.Normal(0.0, 5.0))
-    tau_b = numpyro.sample("tau_b", dist.HalfNormal(2.0))
-    sigma = numpyro.sample("sigma", dist.HalfNormal(5.0))
-    with numpyro.plate("groups", n_group):
-        a = numpyro.sample("a", dist.Normal(mu_a, tau_a))
-        b = numpyro.sample("b", dist.Normal(mu_b, tau_b))
-    with numpyro.plate("rows", len(x)):
-        numpyro.sample("obs", dist.Normal(a[group] + b[group] * x, sigma), obs=y)
-
-
-# Runs
+ROWS_A_FILE, FILES_AT_ONCE = 250_000, 4  # whose rows are shuffled among each other
+WAYS = ("tree-cluster", "tree-threads", "flat")
+AHEAD = 8  # contributions that are on their way to the client while one is added
+REDUCED = {"sites": 10_000, "dim": 50, "draws": 1_000, "split_every": 8, "shards_per_task": 1}
+TOY = {
+    "rows": [400], "workers": 1, "cores": 1, "cores_rows": 400,
+    "sites": 12, "dim": 3, "draws": 10,
+}  # fmt: skip
 
 
 def write(folder: Path, rows: int, seed: int) -> None:
@@ -60,200 +56,148 @@ def write(folder: Path, rows: int, seed: int) -> None:
     folder.mkdir()
     batch = ROWS_A_FILE * FILES_AT_ONCE
     for number, first in enumerate(range(0, rows, batch)):
-        frame = simulate(np.random.default_rng([seed, number]), first, min(batch, rows - first))
-        parts = np.array_split(np.arange(len(frame)), -(-len(frame) // ROWS_A_FILE))
-        for part, members in enumerate(parts):
+        rng = np.random.default_rng([seed, number])
+        sizes = np.full(min(batch, rows - first) // ROWS_A_GROUP, ROWS_A_GROUP)
+        frame, _ = simulate_slopes(rng, sizes)
+        frame = frame.assign(group=frame["group"] + first // ROWS_A_GROUP)
+        frame = frame.iloc[rng.permutation(len(frame))]
+        for part, start in enumerate(range(0, len(frame), ROWS_A_FILE)):
             path = folder / f"rows-{number:04d}-{part}.parquet"
-            frame.iloc[members].to_parquet(path, index=False)
+            frame.iloc[start : start + ROWS_A_FILE].to_parquet(path, index=False)
 
 
-def simulate(rng: np.random.Generator, first: int, rows: int) -> pd.DataFrame:
-    """Rows `first` and following of the data, whole groups of them, shuffled."""
-    group = (first + np.arange(rows)) // ROWS_A_GROUP
-    own = group - group[0]
-    a = rng.normal(TRUTH["mu_a"], TRUTH["tau_a"], own[-1] + 1)
-    b = rng.normal(TRUTH["mu_b"], TRUTH["tau_b"], own[-1] + 1)
-    x = rng.normal(size=rows)
-    y = rng.normal(a[own] + b[own] * x, TRUTH["sigma"])
-    return pd.DataFrame({"group": group, "x": x, "y": y}).iloc[rng.permutation(rows)]
-
-
-def measure(folder: str, rows: int, workers: int, seed: int) -> dict[str, Any]:
-    """Fit the files on a cluster of its own; what it took, and what came out."""
-    machine = facts()
-    with local_cluster(folder, workers) as cluster, Client(cluster) as client:
-        count = Count()
-        cluster.scheduler.add_plugin(count)
+def fit(rows: int, setting: Sequence[int], seed: int, here: bool) -> dict[str, Any]:
+    """Fit files with so many workers of so many threads; none are Dask's threads."""
+    workers, threads, *_ = setting
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        write(Path(folder) / "rows", rows, seed)
+        count, client = TaskCount(), None
+        if workers:
+            cluster = stack.enter_context(local_cluster(folder, workers, threads, here=here))
+            client = stack.enter_context(Client(cluster))
+            cluster.scheduler.add_plugin(count)
         frame = dd.read_parquet(Path(folder) / "rows")
+        options = {"by": "group", "seed": seed, "n_shards": n_shards_of(rows)}
         before, began = peak_mib(), time.perf_counter()
-        tree = frame.consensus.fit(model, by="group", seed=seed, progress=False)
+        tree = frame.consensus.fit(slopes, progress=False, **options)
         seconds = time.perf_counter() - began
-        worker_mib = list(client.run(peak_mib).values())
-    posterior, shards = tree["posterior"], tree["shards"]
-    phases = json.loads(tree.attrs["profile"])
-    compiling = phases.pop("compile")  # contained in the others
-    moments = {
-        name: (float(posterior[name].mean()), float(posterior[name].std())) for name in TRUTH
-    }
+        worker_mib = list(client.run(peak_mib).values()) if client else []
+    posterior, profile = tree["posterior"], json.loads(tree.attrs["profile"])
+    moments = {k: (float(posterior[k].mean()), float(posterior[k].std())) for k in TRUTH}
     return {
-        "rows": rows,
         "workers": workers,
-        "seed": seed,
-        "shards": int(tree.attrs["n_shards"]),
-        "partitions": frame.npartitions,
+        "shards": options["n_shards"],
         "seconds": seconds,
-        "phases": phases,
-        "compiling": compiling,
-        "shard_seconds": float(shards["seconds"].sum()),
-        "compile_seconds": float(shards["compile_seconds"].sum()),
-        "steps": float(shards["steps"].mean()),
+        "profile": profile,
+        # What compiling took is contained in the other phases.
+        "phases": {phase: took for phase, took in profile.items() if phase != "compile"},
+        "compiling": profile["compile"],
         "tasks": count.tasks,
         "worker_mib": worker_mib,
         "client_mib": peak_mib(),
         "client_before_mib": before,
-        "moments": moments,
         "z": {name: (mean - TRUTH[name]) / sd for name, (mean, sd) in moments.items()},
         "good": bool(tree.attrs["verdict_good"]),
         "verdict": tree.attrs["verdict"],
-        "machine": machine,
     }
 
 
-def run(rows: int, workers: int, seed: int) -> dict[str, Any]:
-    """Simulate and fit one size, each in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        in_own_process(write, Path(folder) / "rows", rows, seed)
-        return in_own_process(measure, folder, rows, workers, seed)
-
-
-# Tables
-
-
-def growth(results: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Seconds that every fit takes, and core-seconds a row, by a line through all sizes.
-
-    With one size all of its time counts as growing with rows.
-    """
-    rows = np.array([one["rows"] for one in results], float)
-    seconds = np.array([one["seconds"] for one in results])
-    workers = results[0]["workers"]
-    if len(set(rows)) == 1:
-        return 0.0, float(seconds.mean() / rows[0] * workers)
-    # Weighted by 1/rows: errors are a share of the time, not a number of seconds.
-    slope, fixed = np.polyfit(rows, seconds, 1, w=1 / rows)
-    return max(float(fixed), 0.0), float(slope * workers)
-
-
-def expected(
-    results: Sequence[Mapping[str, Any]],
-    rows: int = 500_000_000,
-    cores: int = 64,
-    gpus: int = 8,
-    gpu_rows_per_second: float | None = None,
-) -> Iterator[str]:
-    """Say what a large fit should cost, and what is assumed.
-
-    Parameters
-    ----------
-    results : sequence of mapping
-        Measured sizes.
-    rows, cores, gpus : int
-    gpu_rows_per_second : float, optional
-        Rows that one GPU takes through the whole fit in a second, as measured elsewhere.
-    """
-    fixed, core_seconds = growth(results)
-    largest = max(one["rows"] for one in results)
-    sizes = [f"{one['rows']:,}" for one in results]
-    most = max(results, key=lambda one: one["rows"])
-    tasks = most["tasks"] / most["rows"] * rows
-    work, scheduling = core_seconds * rows / cores, tasks * TASK_SECONDS
-    yield (
-        f"{rows:,} rows on {cores} cores: {hours(fixed + max(work, scheduling))} to "
-        f"{hours(fixed + work + scheduling)}: {fixed:,.0f} s once, {hours(work)} of work "
-        f"({core_seconds * rows / 3600:,.0f} core-hours, {core_seconds * 1e6:,.0f} core-seconds a "
-        f"million rows), beside or after {hours(scheduling)} of a scheduler for {tasks:,.0f} tasks "
-        f"at {TASK_SECONDS * 1e3:.0f} ms; shards_per_task divides the tasks."
-    )
-    apart = [(one["seconds"] - fixed) / one["rows"] * 1e6 for one in results]
-    yield (
-        f"Less the {fixed:,.0f} s that every fit takes, a million rows took "
-        f"{', '.join(f'{one:.1f}' for one in apart)} s at {', '.join(sizes)} rows: "
-        f"{(max(apart) / min(apart) - 1):.0%} apart."
-    )
-    if gpu_rows_per_second is None:
-        yield f"{rows:,} rows on {gpus} GPUs: unmeasured."
-    else:
-        total = fixed + max(rows / (gpus * gpu_rows_per_second), scheduling)
-        yield (
-            f"{rows:,} rows on {gpus} GPUs of {gpu_rows_per_second:,.0f} rows a second each, as "
-            f"given: {hours(total)}."
-        )
-    if len({one["rows"] for one in results}) == 1:
-        yield "Only one size was measured: what a fit costs once is counted as growing with rows."
-    yield (
-        f"Assumed: a line through sizes up to {largest:,} rows holds {rows / largest:,.0f} times "
-        "beyond them (shards stay of one size, so that their number grows and not their cost; as "
-        "many rounds and points are needed); workers are always busy, as there are many more "
-        "shards than workers; a core is as fast as here; disks and network keep up, so that the "
-        "shuffle takes as many core-seconds a row."
-    )
-
-
-def hours(seconds: float) -> str:
-    if seconds < 7200:
-        return f"{seconds / 60:,.0f} minutes"
-    return f"{seconds / 3600:,.1f} hours"
-
-
-HEAD = (
-    "rows", "shards", "seconds", "a million rows", "by phase", "of it compiling", "tasks",
-    "worker, peak MiB", "client, peak MiB", "largest z to the truth", "verdict", "load before",
-)  # fmt: skip
-
-
-def row(one: Mapping[str, Any]) -> Sequence[str]:
-    worst = max(one["z"], key=lambda name: abs(one["z"][name]))
-    return (
-        f"{one['rows']:,}",
-        str(one["shards"]),
-        f"{one['seconds']:,.0f}",
-        f"{one['seconds'] / one['rows'] * 1e6:,.0f}",
-        ", ".join(f"{name} {took:,.0f}" for name, took in one["phases"].items()),
-        f"{one['compiling']:,.0f}",
-        f"{one['tasks']:,}",
-        f"{max(one['worker_mib']):,.0f}",
-        f"{one['client_mib']:,.0f} ({one['client_before_mib']:,.0f} before)",
-        f"{abs(one['z'][worst]):.1f} ({worst})",
-        "good" if one["good"] else "bad",
-        str(one["machine"]["load_before"]),
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", nargs="+", type=int, default=list(SIZES))
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--gpu-rows-per-second", type=float, help="of one GPU, as measured")
-    parser.add_argument("--out", type=Path, default=OUT, help="JSON, default %(default)s")
-    parser.add_argument("--again", action="store_true", help="run what is in the file, too")
-    parser.add_argument("--table", action="store_true", help="only print what is in the file")
-    args = parser.parse_args()
+def growth(args: argparse.Namespace) -> None:
+    store = Store(args, "scale")
     for rows in () if args.table else args.rows:
-        named = (rows, args.workers, args.seed)
-        kept, same = [], []
-        for one in load(args.out):
-            is_same = (one["rows"], one["workers"], one["seed"]) == named
-            (same if is_same else kept).append(one)
-        if same and not args.again:
-            continue
-        save(args.out, sorted([*kept, run(*named)], key=lambda one: one["rows"]))
-    results = load(args.out)
-    print_rows(HEAD, [row(one) for one in results])
-    alike = [one for one in results if one["workers"] == args.workers]
-    if alike:
-        print()
-        print("\n".join(expected(alike, gpu_rows_per_second=args.gpu_rows_per_second)))
+        key = {"rows": rows, "workers": args.workers, "seed": args.seed}
+        store.measure(key, fit, rows, (args.workers, 1), args.seed, args.toy)
+    print(*cost.growth(store.rows()), sep="\n")
+
+
+def cores(args: argparse.Namespace) -> None:
+    """Every way to use all cores, with JAX's choice and with one thread of JAX a Dask thread."""
+    store, n = Store(args, "cores"), args.cores
+    settings = [(0, n, None), (1, n, None), (n, 1, None), (n, 1, 1), (1, 1, None), (1, 1, 1)]
+    for setting in () if args.table else dict.fromkeys(settings):
+        key = {"rows": args.cores_rows, "setting": list(setting), "seed": args.seed}
+        variable = {"PJRT_NPROC": str(setting[-1])} if setting[-1] else {}
+        with mock.patch.dict(os.environ, variable):
+            store.measure(key, fit, args.cores_rows, setting, args.seed, args.toy)
+    print(*cost.cores(store.rows()), sep="\n")
+
+
+def add_up(way: str, size: dict[str, int], here: bool) -> dict[str, Any]:
+    """Add contributions up in one way, and hold the sum against one made here."""
+    start, count, moved, worker_mib = peak_mib(), TaskCount(), 0.0, None
+    numbers, arguments = range(size["sites"]), (size["dim"], size["draws"])
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        client = None
+        if way == "tree-threads":
+            options = {"scheduler": "threads", "num_workers": size["workers"]}
+            stack.enter_context(dask.config.set(options))
+        else:
+            cluster = stack.enter_context(local_cluster(folder, size["workers"], here=here))
+            client = stack.enter_context(Client(cluster))
+            cluster.scheduler.add_plugin(count)
+        began = time.perf_counter()
+        if way == "flat":
+            total = reduce(add, _fetched(client, numbers, arguments))
+        else:
+            total = tree_of_sums(**{key: n for key, n in size.items() if key != "workers"})
+        seconds = time.perf_counter() - began
+        if client:
+            sent = client.run(lambda dask_worker: dask_worker.transfer_outgoing_bytes_total)
+            moved, worker_mib = sum(sent.values()), max(client.run(peak_mib).values())
+    peak = peak_mib()
+    exact = reduce(add, (make_factor(number, *arguments) for number in numbers))
+    parts = zip(total, exact, strict=True)
+    difference = max(np.abs(a - b).max() / np.abs(b).max() for a, b in parts)
+    if difference > 1e-10:
+        raise AssertionError(f"{way} is {difference:.1e} away from a flat sum")
+    at_once = 2 if way == "flat" else max(size["split_every"], size["shards_per_task"])
+    return {
+        "seconds": seconds,
+        "tasks": count.tasks or None,
+        "moved_mib": moved / MIB,
+        "worker_mib": worker_mib,
+        "client_mib": peak,
+        "start_mib": start,
+        "site_mib": sizeof(total) / MIB,
+        "node_mib": min(at_once, size["sites"]) * sizeof(total) / MIB,
+        "difference": float(difference),
+    }
+
+
+def _fetched(client: Client, numbers: range, arguments: tuple[int, int]) -> Iterator[Any]:
+    """Contributions made on workers, in order; a few at a time are on their way."""
+    waiting: deque[Any] = deque()
+    for number in numbers:
+        waiting.append(client.submit(make_factor, number, *arguments, pure=False))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def reduction(args: argparse.Namespace) -> None:
+    store = Store(args, "reduction")
+    size = {name: getattr(args, name) for name in (*REDUCED, "workers")}
+    for way in () if args.table else WAYS:
+        store.measure({**size, "way": way}, add_up, way, size, args.toy)
+    print(*cost.reduction(store.rows()), sep="\n")
+
+
+PARTS = {"growth": growth, "cores": cores, "reduction": reduction}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; default all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument("--rows", nargs="+", type=int, default=[10**6, 3 * 10**6, 10**7])
+    parser.add_argument("--cores", type=int, default=os.cpu_count())
+    parser.add_argument("--cores-rows", type=int, default=10**6, help="of cores")
+    parser.set_defaults(**REDUCED)
+    args = parse(parser, argv, TOY)
+    for part in args.part or PARTS:
+        PARTS[part](args)
 
 
 if __name__ == "__main__":

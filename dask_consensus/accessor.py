@@ -62,9 +62,10 @@ class ConsensusAccessor:
     ) -> xr.DataTree | LazyFit:
         """Fit a NumPyro model to the frame.
 
-        Rows are re-partitioned by group key into balanced shards, NUTS runs on every shard, the
-        shards' draws are combined in unconstrained space, and the combination is corrected to the
-        full model's posterior, with a verdict on whether that succeeded.
+        Rows are re-partitioned by group key into balanced shards, every shard contributes what
+        its own rows say under its share of the prior, the contributions are combined in
+        unconstrained space, and the combination is corrected to the full model's posterior, with a
+        verdict on whether that succeeded.
 
         Parameters
         ----------
@@ -77,6 +78,12 @@ class ConsensusAccessor:
             are exchangeable.
         columns : mapping, optional
             Argument of the model -> column, where their names differ.
+        progress : bool, optional
+            Show a line with shards done and divergences; by default only in a terminal or
+            notebook.
+        compute : bool
+            False returns a lazy object that has run nothing; its ``compute()`` does, under the
+            configuration of the moment when it was made.
         method : {"auto", "laplace", "anchored", "consensus", "parametric"}
             How shards are combined into what is then corrected. Newton's method on all shards,
             local effects integrated out, which samples nothing ("laplace"); anchored rounds of
@@ -87,11 +94,16 @@ class ConsensusAccessor:
         n_shards : int, optional
             Number of shards; rows / `rows_per_shard` if absent. 1 is plain NUTS on everything.
         rows_per_shard : int, optional
-            Rows a shard should have. Configured default 50,000.
-        num_warmup, num_samples : int, optional
-            NUTS transitions on each shard and chain. Configured defaults 1000 and 1000.
+            Rows a shard should have, where `n_shards` does not say it. Configured default 50,000.
+        num_warmup : int, optional
+            NUTS transitions discarded by each chain, wherever shards are sampled. Configured
+            default 1000; 100 in anchored rounds (``anchored.num-warmup``), which start warm.
+        num_samples : int, optional
+            Draws of each chain of the result, and NUTS transitions that each chain on a shard
+            keeps, but in an anchored round that a correction follows: there no more than 250
+            (``anchored.num-samples``), or four a shared dimension. Configured default 1000.
         num_chains : int, optional
-            Chains on each shard, and in the result. Configured default 1.
+            Chains of the result, and on each shard that is sampled. Configured default 1.
         target_accept_prob : float, optional
             Of NUTS. Configured default 0.8.
         rounds : int, optional
@@ -114,11 +126,6 @@ class ConsensusAccessor:
             Shards that one task takes. On a GPU those of one shape are sampled at once, and "auto"
             takes as many as its memory holds; on a CPU they follow one another, and more than one
             only makes fewer tasks for the scheduler.
-        progress : bool, optional
-            Show a line with shards done and divergences; by default only in a terminal or
-            notebook.
-        compute : bool
-            False returns a lazy object that has run nothing; its ``compute()`` does.
 
         Returns
         -------
@@ -131,12 +138,20 @@ class ConsensusAccessor:
         ------
         ValueError, TypeError
             On bad input, before sampling wherever it can be known then; the message names the
-            column, site, group or shard, and the remedy.
+            column, site, group, shard or option, and the remedy.
 
         Warns
         -----
         UserWarning
             If a group is larger than a shard, or the verdict is bad.
+
+        Notes
+        -----
+        NUTS runs on shards with the methods "anchored", "consensus" and "parametric"; where local
+        effects cannot be integrated out, "auto" being "anchored" then; on a single shard, which is
+        plain NUTS; and in longer rounds where a correction's weights have failed. Elsewhere
+        nothing is sampled: Newton's method finds the mode, and the full posterior is evaluated at
+        points around it. `plan` says which it will be, and which options have no effect on it.
 
         Examples
         --------
@@ -147,7 +162,7 @@ class ConsensusAccessor:
         ...     with numpyro.plate("rows", len(y)):
         ...         numpyro.sample("obs", dist.Normal(mu, 1), obs=y)
         >>> ddf = dd.from_pandas(pd.DataFrame({"y": [0.5, 1.5, 1.0, 1.0]}), npartitions=2)
-        >>> tree = ddf.consensus.fit(model, num_warmup=200, num_samples=200)
+        >>> tree = ddf.consensus.fit(model, num_warmup=200, num_samples=200)  # one shard: NUTS
         >>> dict(tree["posterior"]["mu"].sizes)
         {'chain': 1, 'draw': 200}
         """

@@ -124,26 +124,9 @@ class VerdictOptions(_Section):
     strange_shard: float
 
 
-_CONFIGURED = (
-    "rows_per_shard",
-    "num_warmup",
-    "num_samples",
-    "num_chains",
-    "target_accept_prob",
-    "split_every",
-)
-_LEAST = {
-    "n_shards": 1,
-    "rows_per_shard": 1,
-    "num_warmup": 1,
-    "num_samples": 4,
-    "num_chains": 1,
-    "rounds": 1,
-    "seed": 0,
-    "split_every": 2,
-    "shards_per_task": 1,
-    "retries": 0,
-}
+# The least that whole numbers may be.
+_LEAST = dict.fromkeys(("n_shards", "rows_per_shard", "num_warmup", "num_chains", "rounds"), 1)
+_LEAST |= {"shards_per_task": 1, "num_samples": 4, "split_every": 2, "seed": 0, "retries": 0}
 
 
 @dataclass(frozen=True)
@@ -153,7 +136,7 @@ class Options:
     Attributes
     ----------
     given : tuple of str
-        Options that the caller gave a value of his own.
+        Options to which the caller gave another value than the default.
     num_warmup, num_samples : int
         Of one-shot consensus and of plain NUTS on one shard; anchored rounds have their own.
     others
@@ -196,9 +179,9 @@ class Options:
         _check_known(options)
         values = {**_UNSET, **options}
         given = tuple(name for name, value in options.items() if value != _UNSET[name])
-        for name in _CONFIGURED:
-            if values[name] is None:
-                values[name] = dask.config.get(f"consensus.{name.replace('_', '-')}")
+        for name, value in values.items():
+            if value is None:
+                values[name] = dask.config.get(f"consensus.{name.replace('_', '-')}", None)
         anchored = AnchoredOptions.configured("anchored")
         if "num_warmup" in given:
             anchored = dataclasses.replace(anchored, num_warmup=values["num_warmup"])
@@ -245,13 +228,13 @@ _UNSET: dict[str, Any] = {name: None for name in FitOptions.__annotations__} | {
 
 
 def _check_known(options: Mapping[str, Any]) -> None:
-    unknown = [name for name in options if name not in _UNSET]
-    if unknown:
-        similar = difflib.get_close_matches(unknown[0], _UNSET, n=1)
-        hint = f"; did you mean {similar[0]!r}?" if similar else ""
-        raise TypeError(
-            f"{unknown[0]!r} is no option of a fit{hint} The options are {', '.join(_UNSET)}"
-        )
+    for name in options:
+        if name not in _UNSET:
+            similar = difflib.get_close_matches(name, _UNSET, n=1)
+            hint = f"; did you mean {similar[0]!r}?" if similar else "."
+            raise TypeError(
+                f"{name!r} is no option of a fit{hint} The options are {', '.join(_UNSET)}"
+            )
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

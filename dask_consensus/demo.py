@@ -7,6 +7,7 @@ random intercept and slope regression of NumPyro's tutorial on hierarchical mode
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
 import textwrap
@@ -49,33 +50,13 @@ def model(patient: Array, weeks: Array, fvc: Array | None = None, *, n_patient: 
 
 
 def read(csv: Path | None, seed: int) -> dd.DataFrame:
-    """Read the table, or simulate one.
-
-    Parameters
-    ----------
-    csv : Path or None
-        A table with columns Patient, Weeks and FVC; None simulates one.
-    seed : int
-        Seed of the simulation.
-
-    Returns
-    -------
-    dask.dataframe.DataFrame
-        One row a visit.
-
-    Raises
-    ------
-    ValueError
-        If the table lacks a column.
-    """
+    """Read the table, or simulate one if `csv` is None; ValueError if it lacks a column."""
     if csv is None:
         return dd.from_pandas(lung_function(seed=seed), npartitions=4)
     ddf = dd.read_csv(csv)
-    missing = [column for column in COLUMNS.values() if column not in ddf.columns]
+    missing = ", ".join(column for column in COLUMNS.values() if column not in ddf.columns)
     if missing:
-        raise ValueError(
-            f"{csv} has no column {', '.join(missing)}; it has {', '.join(ddf.columns)}"
-        )
+        raise ValueError(f"{csv} has no column {missing}; it has {', '.join(ddf.columns)}")
     return ddf
 
 
@@ -90,26 +71,23 @@ def table(trees: Mapping[str, xr.DataTree]) -> str:
     Returns
     -------
     str
-        A line a parameter. Besides its mean and standard deviation, every fit but the first
-        shows the difference of its mean from the reference, in standard deviations of the
-        reference, and the ratio of its standard deviation to the reference's. The last line
-        says how exact the reference's own means are.
+        A line a parameter; a last one says how exact the reference's own means are.
     """
     rows = plots.parameters(trees)
     reference, *others = trees
     width = max(len("parameter"), *map(len, rows))
     methods = f"{'':{width}}{reference:>18}" + "".join(f"{name:>22}{'':11}" for name in others)
-    heads = f"{'parameter':{width}}{'mean':>10}{'sd':>8}" + len(others) * (
-        f"{'mean':>11}{'sd':>8}{'off by':>8}{'ratio':>6}"
-    )
+    heads = f"{'parameter':{width}}{'mean':>10}{'sd':>8}"
+    heads += f"{'mean':>11}{'sd':>8}{'off by':>8}{'ratio':>6}" * len(others)
     lines = [methods.rstrip(), heads, "-" * len(heads)]
     for label, draws in rows.items():
-        mean, sd = _moments(draws[reference])
+        moments = {name: (chains.mean(), chains.std(ddof=1)) for name, chains in draws.items()}
+        mean, sd = moments[reference]
         # Never fewer than two digits of a standard deviation, however small it is.
         digits = max(2, 1 - math.floor(math.log10(sd)))
         line = f"{label:{width}}{mean:10.{digits}f}{sd:8.{digits}f}"
         for name in others:
-            m, s = _moments(draws[name])
+            m, s = moments[name]
             line += f"{m:11.{digits}f}{s:8.{digits}f}{(m - mean) / sd:+8.2f}{s / sd:6.2f}"
         lines.append(line)
     ess = min(float(effective_sample_size(draws[reference])) for draws in rows.values())
@@ -120,25 +98,8 @@ def table(trees: Mapping[str, xr.DataTree]) -> str:
     return "\n".join(lines)
 
 
-def _moments(draws: plots.Draws) -> tuple[float, float]:
-    return float(draws.mean()), float(draws.std(ddof=1))
-
-
 def write_figure(trees: Mapping[str, xr.DataTree], path: Path) -> str:
-    """Draw the posteriors over each other into a PNG.
-
-    Parameters
-    ----------
-    trees : mapping of str to xarray.DataTree
-        Results of fits by name. The first one is the reference.
-    path : Path
-        Where to write.
-
-    Returns
-    -------
-    str
-        What became of it, for the user: where it was written, or what to install.
-    """
+    """Draw the posteriors into a PNG; say to the user where it is, or what to install."""
     try:
         figure = plots.compare(trees)
     except ImportError as error:
@@ -148,62 +109,33 @@ def write_figure(trees: Mapping[str, xr.DataTree], path: Path) -> str:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line.
-
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        The arguments; those of the process unless given.
-
-    Returns
-    -------
-    argparse.Namespace
-        ``csv``, ``shards``, ``samples``, ``seed`` and ``png``.
-    """
+    """Read the command line, that of the process unless given."""
     parser = argparse.ArgumentParser(
         prog="python -m dask_consensus.demo",
         description="Fit lung-function data whole and in shards: one shot, anchored, corrected.",
     )
-    parser.add_argument(
-        "--csv",
-        type=_readable,
-        metavar="FILE",
-        help="table with columns Patient, Weeks, FVC (default: simulated)",
-    )
-    parser.add_argument(
-        "--shards", type=_at_least(1), default=5, metavar="K", help="default %(default)s"
-    )
-    parser.add_argument(
-        "--samples",
-        type=_at_least(100),
-        default=1000,
-        metavar="N",
-        help="draws of each chain, default %(default)s",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default %(default)s")
-    parser.add_argument(
-        "--png",
-        type=_writable,
-        default=Path("dask_consensus_demo.png"),
-        metavar="PATH",
-        help="where to write the figure, default %(default)s",
-    )
+    add, default, png = parser.add_argument, "default %(default)s", Path("dask_consensus_demo.png")
+    columns = "table with columns Patient, Weeks, FVC (default: simulated)"
+    draws, figure = f"draws of each chain, {default}", f"where to write the figure, {default}"
+    add("--csv", type=_readable, metavar="FILE", help=columns)
+    add("--shards", type=_at_least(1), default=5, metavar="K", help=default)
+    add("--samples", type=_at_least(100), default=1000, metavar="N", help=draws)
+    add("--seed", type=int, default=0, metavar="S", help=default)
+    add("--png", type=_writable, default=png, metavar="PATH", help=figure)
     return parser.parse_args(argv)
 
 
 def _readable(text: str) -> Path:
-    path = Path(text)
-    if not path.is_file():
+    if not Path(text).is_file():
         raise argparse.ArgumentTypeError(f"no such file: {text}")
-    return path
+    return Path(text)
 
 
 def _writable(text: str) -> Path:
     # Said now rather than after the minutes that sampling takes.
-    path = Path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"no such directory: {path.parent}")
-    return path
+    if not Path(text).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"no such directory: {Path(text).parent}")
+    return Path(text)
 
 
 def _at_least(minimum: int) -> Callable[[str], int]:
@@ -216,43 +148,28 @@ def _at_least(minimum: int) -> Callable[[str], int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demonstration.
-
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        The arguments; those of the process unless given.
-
-    Returns
-    -------
-    int
-        Exit status.
-    """
+    """Run the demonstration, and return its exit status."""
     args = arguments(argv)
     start = time.perf_counter()
     try:
         ddf = read(args.csv, args.seed)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    sharded = {"by": "Patient", "columns": COLUMNS, "n_shards": args.shards}
-    sampling = {"num_samples": args.samples, "seed": args.seed}
-    print(ddf.consensus.plan(model, **sharded), "\n")
+    groups = {"by": "Patient", "columns": COLUMNS}
+    print(ddf.consensus.plan(model, **groups, n_shards=args.shards), "\n")
 
-    whole = {**sharded, "n_shards": 1}
+    settings = {**groups, "num_samples": args.samples, "seed": args.seed}
+    fit = functools.partial(ddf.consensus.fit, model, **settings)
     with warnings.catch_warnings():
         # Uncorrected on purpose: the table shows how far they are off.
         warnings.filterwarnings("ignore", "Not to be relied on")
         # The yardstick must not be the noisier one: its group variances mix slowly.
         trees = {
-            "full": ddf.consensus.fit(model, **whole, **sampling, num_chains=REFERENCE_CHAINS),
-            "consensus": ddf.consensus.fit(
-                model, **sharded, **sampling, method="consensus", correct=False
-            ),
-            "anchored": ddf.consensus.fit(
-                model, **sharded, **sampling, method="anchored", correct=False
-            ),
+            "full": fit(n_shards=1, num_chains=REFERENCE_CHAINS),
+            "consensus": fit(n_shards=args.shards, method="consensus", correct=False),
+            "anchored": fit(n_shards=args.shards, method="anchored", correct=False),
         }
-    trees["corrected"] = ddf.consensus.fit(model, **sharded, **sampling)
+    trees["corrected"] = fit(n_shards=args.shards)
     print(table(trees), "\n")
     print(textwrap.fill(trees["corrected"].attrs["verdict"], 96), "\n")
     print(write_figure(trees, args.png))

@@ -1,8 +1,11 @@
-"""Pictures of posteriors. Needs matplotlib, which is imported only when a picture is drawn."""
+"""Pictures of posteriors. Needs matplotlib, which is imported only when a picture is drawn.
+
+Functions that draw raise ImportError without matplotlib, and ValueError for a result that lacks
+what they draw. Figures belong to no window: save one with ``figure.savefig(path)``.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
 import textwrap
 from typing import TYPE_CHECKING
@@ -12,15 +15,13 @@ import numpy.typing as npt
 from scipy.stats import gaussian_kde
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     import xarray as xr
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
 Draws = npt.NDArray[np.float64]
-Moments = tuple[Draws, Draws]
 # The reference is a grey area. The others are lines in colours of Okabe and Ito's palette, which
 # stay apart for colour-blind readers, and in dashes, which stay apart without any colour.
 REFERENCE = "#c4c4c4"
@@ -37,20 +38,14 @@ def parameters(trees: Mapping[str, xr.DataTree]) -> dict[str, dict[str, Draws]]:
     Parameters
     ----------
     trees : mapping of str to xarray.DataTree
-        Results of fits by name, each with a ``posterior`` of dims ``chain`` and ``draw``. The
-        first one is the reference: it gives the order.
+        Results of fits by name. The first one is the reference: it gives the order.
 
     Returns
     -------
     dict
         For each parameter, by label (``mu``, or ``beta[age]`` for an entry of an array), the
-        draws of each tree by name, shape ``(chain, draw)``. Entries that are constant in the
-        reference, such as the zeros of a Cholesky factor, are left out.
-
-    Raises
-    ------
-    ValueError
-        If there are no trees, or no parameter that all of them have.
+        ``(chain, draw)`` draws of each tree by name. Entries that are constant in the reference,
+        such as the zeros of a Cholesky factor, are left out; ValueError if none remains.
     """
     if not trees:
         raise ValueError("expected at least one result to compare, got none")
@@ -73,9 +68,8 @@ def _scalars(tree: xr.DataTree) -> Iterator[tuple[str, Draws]]:
         dims = [dim for dim in variable.dims if dim not in ("chain", "draw")]
         draws = variable.transpose("chain", "draw", *dims)
         for index in np.ndindex(draws.shape[2:]):
-            where = ", ".join(
-                str(variable[dim].values[i]) for dim, i in zip(dims, index, strict=True)
-            )
+            entry = zip(dims, index, strict=True)
+            where = ", ".join(str(variable[dim].values[i]) for dim, i in entry)
             label = f"{name}[{where}]" if dims else str(name)
             yield label, np.asarray(draws.values[(..., *index)], dtype=np.float64)
 
@@ -92,14 +86,6 @@ def compare(trees: Mapping[str, xr.DataTree]) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        A figure that belongs to no window: save it with ``figure.savefig(path)``.
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed.
-    ValueError
-        If there is nothing to compare, or more than five results.
     """
     if len(trees) > 1 + len(STYLES):
         raise ValueError(f"expected at most {1 + len(STYLES)} results to draw, got {len(trees)}")
@@ -107,8 +93,7 @@ def compare(trees: Mapping[str, xr.DataTree]) -> Figure:
     figure, axes = _panels(len(panels))
     for ax, (label, draws) in zip(axes, panels.items(), strict=True):
         _panel(ax, label, draws)
-    _legend(figure, axes[0])
-    _note(figure, "posterior densities, with their means on the axis")
+    _explain(figure, "posterior densities, with their means on the axis", axes[0])
     return figure
 
 
@@ -129,7 +114,6 @@ def _panel(ax: Axes, label: str, posteriors: Mapping[str, Draws]) -> None:
             color, dashes = STYLES[position - 1]
             ax.plot(inside, height, color=color, linestyle=dashes, linewidth=2, label=name)
         ax.axvline(draws.mean(), ymax=0.08, color=color, linewidth=2)
-
     _bare(ax, label)
     ax.spines["left"].set_visible(False)
     ax.set_ylim(bottom=0)
@@ -144,57 +128,43 @@ def subposteriors(tree: xr.DataTree, reference: xr.DataTree | None = None) -> Fi
     ----------
     tree : xarray.DataTree
         Result of a fit to several shards. Its last round is drawn: the mean of every shard and
-        one standard deviation to either side, in unconstrained space, the anchor's share
-        included where there is one. A shard whose precision is not positive definite has no
-        standard deviation, and is drawn as its mean alone.
+        one sd to either side, unconstrained, any anchor's share included. A shard whose precision
+        is not positive definite has no sd, and is drawn as its mean alone.
     reference : xarray.DataTree, optional
-        Result of another fit of the same model, such as the full one, drawn as a grey band of
-        one standard deviation to either side of its mean.
+        Another fit of the same model, drawn as a grey band: its mean, one sd to either side.
 
     Returns
     -------
     matplotlib.figure.Figure
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed.
-    ValueError
-        If there is only one shard, the reference has other parameters, or a group is missing.
     """
     shards, last = (_group(tree, name).isel(round=-1) for name in ("shards", "rounds"))
     names, n_shards = _coordinates(tree), shards.sizes["shard"]
     if n_shards < 2:
         raise ValueError("expected the result of a fit to several shards, got one shard")
-    band = None if reference is None else _unconstrained(reference, names)
     means, sds = shards["mean"].values, _sds_of(shards["precision"].values)
-    diverged = shards["divergences"].values > 0
-
+    diverged = np.zeros(n_shards, bool)
+    if "divergences" in shards:  # Newton steps sample nothing
+        diverged = shards["divergences"].values > 0
     position, gap = np.arange(n_shards), max(0.5, 0.03 * n_shards)
     size = 5 if n_shards <= 50 else 3
     figure, axes = _panels(len(names), height=min(1.0 + 0.16 * (n_shards + 2), 6.0))
+    _reference_bands(axes, names, reference, vertical=True)
     for j, (ax, name) in enumerate(zip(axes, names, strict=True)):
-        _reference_band(ax, band, j, vertical=True)
         ax.hlines(position, means[:, j] - sds[:, j], means[:, j] + sds[:, j], color=SHARD, lw=1.5)
         ax.plot(means[:, j], position, "o", color=SHARD, ms=size, label="shard")
         if diverged.any():
-            ax.plot(
-                means[diverged, j], position[diverged],
-                "o", color=SHARD, mfc="white", ms=size, label="shard with divergences",
-            )  # fmt: skip
+            (hollow,) = ax.plot(means[diverged, j], position[diverged], "o", color=SHARD, ms=size)
+            hollow.set(mfc="white", label="shard with divergences")
         ax.errorbar(
             last["mean"].values[j], n_shards + gap, xerr=last["sd"].values[j],
             fmt="D", color=COMBINED, ms=5, lw=2.5, label="all shards combined",
         )  # fmt: skip
-        _bare(ax, name)
+        leftmost = j % MAX_COLUMNS == 0
+        _bare(ax, name, y="shard" if leftmost else "")
         ax.locator_params(axis="x", nbins=4)
         ax.set_ylim(n_shards + 2 * gap + 0.2, -0.2 - gap)
-        every = math.ceil(n_shards / 6)
-        ax.set_yticks(position[::every] if j % MAX_COLUMNS == 0 else [])
-        if j % MAX_COLUMNS == 0:
-            ax.set_ylabel("shard", fontsize=9, color=INK)
-    _legend(figure, axes[0])
-    _note(figure, UNCONSTRAINED)
+        ax.set_yticks(position[:: math.ceil(n_shards / 6)] if leftmost else [])
+    _explain(figure, UNCONSTRAINED, axes[0])
     return figure
 
 
@@ -208,33 +178,22 @@ def rounds(tree: xr.DataTree, reference: xr.DataTree | None = None) -> Figure:
     Parameters
     ----------
     tree : xarray.DataTree
-        Result of a fit. Means and standard deviations are those of ``tree["rounds"]``: after
-        each round, in unconstrained space, before any correction.
+        Result of a fit. Means and sds are those of ``tree["rounds"]``: unconstrained, after each
+        round, before any correction.
     reference : xarray.DataTree, optional
-        Result of another fit of the same model, such as the full one, drawn as a grey band of
-        one standard deviation to either side of its mean.
+        Another fit of the same model, drawn as a grey band: its mean, one sd to either side.
 
     Returns
     -------
     matplotlib.figure.Figure
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed.
-    ValueError
-        If the reference has other parameters, or a group is missing.
     """
     steps, names = _group(tree, "rounds"), _coordinates(tree)
-    band = None if reference is None else _unconstrained(reference, names)
     number = np.arange(1, steps.sizes["round"] + 1)
     figure, (*axes, final) = _panels(len(names) + 1)
-    for j, (ax, name) in enumerate(zip(axes, names, strict=True)):
-        _reference_band(ax, band, j)
-        ax.errorbar(
-            number, steps["mean"].values[:, j], yerr=steps["sd"].values[:, j],
-            fmt="o-", color=SHARD, ms=5, lw=1.5, label="combination",
-        )  # fmt: skip
+    _reference_bands(axes, names, reference)
+    means, sds = steps["mean"].values.T, steps["sd"].values.T
+    for ax, name, mean, sd in zip(axes, names, means, sds, strict=True):
+        ax.errorbar(number, mean, sd, fmt="o-", color=SHARD, ms=5, lw=1.5, label="combination")
         _bare(ax, name)
         ax.locator_params(axis="y", nbins=4)
     movement, noise = steps["movement"].values, steps["noise"].values
@@ -249,8 +208,7 @@ def rounds(tree: xr.DataTree, reference: xr.DataTree | None = None) -> Figure:
     for ax in (*axes, final):
         ax.set_xlim(0.6, number[-1] + 0.4)
         ax.set_xticks(number[:: math.ceil(len(number) / 8)])
-    _legend(figure, axes[0], final)
-    _note(figure, f"by round: {UNCONSTRAINED}")
+    _explain(figure, f"by round: {UNCONSTRAINED}", axes[0], final)
     return figure
 
 
@@ -269,30 +227,18 @@ def weights(tree: xr.DataTree) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed.
-    ValueError
-        If the result was not corrected.
     """
     if "correction" not in tree.children:
         raise ValueError("expected a corrected result; tree.attrs['verdict'] says why it is not")
     correction = _group(tree, "correction")
-    points, weight = correction["points"].values, correction["weights"].values
-    turn = correction["turn"].values
-    away = points - weight @ points
-    covariance = np.atleast_2d(np.cov(points.T, aweights=weight, ddof=0))
-    distance = np.sqrt(np.einsum("ij,ji->i", away, np.linalg.solve(covariance, away.T)))
-    relative = weight * len(weight)
-
+    weight, iteration = correction["weights"].values, correction["iteration"].values
+    distance, relative = _distances(correction["points"].values, weight), weight * len(weight)
     figure, (left, right) = _panels(2, width=4.4, height=3.0)
     colors = [*(color for color, _ in STYLES), INK]
-    for number in np.unique(turn):
+    for i in np.unique(iteration):
         left.plot(
-            distance[turn == number], relative[turn == number], ".", ms=3, alpha=0.5,
-            color=colors[number % len(colors)], label=f"turn {number + 1}",
+            distance[iteration == i], relative[iteration == i], ".", ms=3, alpha=0.5,
+            color=colors[i % len(colors)], label=f"iteration {i + 1}",
         )  # fmt: skip
     right.plot(np.arange(1, len(weight) + 1), np.sort(relative)[::-1], color=SHARD, lw=2)
     # Points of no weight to speak of would squeeze all others into a line.
@@ -302,18 +248,14 @@ def weights(tree: xr.DataTree) -> Figure:
         ax.axhline(1.0, color=INK, lw=1, ls=":")
         ax.set_yscale("log")
         ax.set_ylim(least, 3 * relative.max())
-    _bare(left, "weight over distance")
-    _bare(right, "weights in order")
-    left.set_ylabel("weight, 1 if all were equal", fontsize=9, color=INK)
-    left.set_xlabel("distance from the mean, in posterior sds", fontsize=9, color=INK)
-    right.set_xlabel("point, heaviest first", fontsize=9, color=INK)
+    distances = "distance from the mean, in posterior sds"
+    _bare(left, "weight over distance", x=distances, y="weight, 1 if all were equal")
+    _bare(right, "weights in order", x="point, heaviest first")
     right.locator_params(axis="x", nbins=5)
     left.legend(frameon=False, fontsize=9, markerscale=3, loc="lower left")
-    figure.suptitle(
-        f"k-hat {float(correction['k_hat']):.2f}, {len(weight):,} points as good as "
-        f"{float(correction['ess']):,.0f} independent draws",
-        x=0.01, ha="left", fontsize=10,
-    )  # fmt: skip
+    k_hat, ess = float(correction["k_hat"]), float(correction["ess"])
+    quality = f"k-hat {k_hat:.2f}, {len(weight):,} points as good as {ess:,.0f} independent draws"
+    figure.suptitle(quality, x=0.01, ha="left", fontsize=10)
     return figure
 
 
@@ -325,59 +267,63 @@ def _panels(n: int, *, width: float = 3.2, height: float = 2.2) -> tuple[Figure,
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
-        raise ImportError(
-            "plots need matplotlib: pip install 'dask_consensus[plots]'", name="matplotlib"
-        ) from error
+        message = "plots need matplotlib: pip install 'dask_consensus[plots]'"
+        raise ImportError(message, name="matplotlib") from error
     n_columns = min(MAX_COLUMNS, n)
     n_rows = math.ceil(n / n_columns)
-    figure = Figure(
-        figsize=(width * n_columns, 0.6 + height * n_rows),
-        dpi=150,
-        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08),
-    )
+    size = (width * n_columns, 0.6 + height * n_rows)
+    figure = Figure(size, dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
     axes = list(figure.subplots(n_rows, n_columns, squeeze=False).ravel())
     for ax in axes[n:]:
         ax.set_axis_off()
     return figure, axes[:n]
 
 
-def _bare(ax: Axes, title: str) -> None:
-    """Title a panel and leave out what is not read."""
+def _bare(ax: Axes, title: str, *, x: str = "", y: str = "") -> None:
+    """Title a panel and its axes, and leave out what is not read."""
+    ax.set_xlabel(x, fontsize=9, color=INK)
+    ax.set_ylabel(y, fontsize=9, color=INK)
     ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(INK)
     ax.tick_params(labelsize=9, color=INK, labelcolor=INK)
 
 
-def _reference_band(ax: Axes, band: Moments | None, j: int, *, vertical: bool = False) -> None:
-    """Shade one standard deviation to either side of the mean of a coordinate."""
-    if band is None:
+def _reference_bands(
+    axes: list[Axes], names: list[str], reference: xr.DataTree | None, *, vertical: bool = False
+) -> None:
+    """Shade one sd to either side of another fit's mean, corrected if it was, in each panel."""
+    if reference is None:
         return
-    mean, sd = band[0][j], band[1][j]
-    span, line = (ax.axvspan, ax.axvline) if vertical else (ax.axhspan, ax.axhline)
-    span(mean - sd, mean + sd, color=REFERENCE, linewidth=0, label="reference")
-    line(mean, color=INK, linewidth=1)
+    expected = _coordinates(reference)
+    if expected != names:
+        raise ValueError(
+            f"the reference has parameters {', '.join(expected)}, the result has {', '.join(names)}"
+        )
+    moments = _group(reference, "rounds").isel(round=-1)
+    if "uncorrected" in reference.children:
+        moments = _group(reference, "correction")
+    for ax, mean, sd in zip(axes, moments["mean"].values, moments["sd"].values, strict=True):
+        span, line = (ax.axvspan, ax.axvline) if vertical else (ax.axhspan, ax.axhline)
+        span(mean - sd, mean + sd, color=REFERENCE, linewidth=0, label="reference")
+        line(mean, color=INK, linewidth=1)
 
 
-def _legend(figure: Figure, *axes: Axes) -> None:
-    """Say once, above all panels, what their marks mean."""
-    keys = [ax.get_legend_handles_labels() for ax in axes]
-    handles, labels = (list(itertools.chain(*column)) for column in zip(*keys, strict=True))
+def _explain(figure: Figure, note: str, *axes: Axes) -> None:
+    """Say above all panels what the marks of `axes` mean, and below what is drawn."""
+    keys = [key for ax in axes for key in zip(*ax.get_legend_handles_labels(), strict=True)]
+    handles, labels = zip(*keys, strict=True)
     # As many to a line as the width holds, at about 0.08 inch a letter.
     columns = int(figure.get_figwidth() / (0.6 + 0.08 * max(map(len, labels))))
+    columns = max(1, min(columns, len(labels)))
     figure.legend(
-        handles, labels, loc="outside upper left",
-        ncols=max(1, min(columns, len(labels))), frameon=False, fontsize=10,
-    )  # fmt: skip
+        handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=10
+    )
+    note = textwrap.fill(note, int(14 * figure.get_figwidth()))
+    figure.supxlabel(note, x=0.01, ha="left", fontsize=9, color=INK)
 
 
-def _note(figure: Figure, text: str) -> None:
-    """Say below all panels what their axes are."""
-    text = textwrap.fill(text, int(14 * figure.get_figwidth()))
-    figure.supxlabel(text, x=0.01, ha="left", fontsize=9, color=INK)
-
-
-# Moments in unconstrained space
+# What they read
 def _group(tree: xr.DataTree, name: str) -> xr.Dataset:
     if name not in tree.children:
         raise ValueError(f"expected the result of a fit, got a tree without the group {name}")
@@ -394,21 +340,14 @@ def _sds_of(precision: Draws) -> Draws:
     d = precision.shape[1]
     full = precision if precision.ndim == 3 else precision[:, :, None] * np.eye(d)
     sds = np.full((len(full), d), np.nan)
-    for k, one in enumerate(full):
-        if np.isfinite(one).all() and np.linalg.eigvalsh(one)[0] > 0:
-            sds[k] = np.sqrt(np.linalg.inv(one).diagonal())
+    for sd, matrix in zip(sds, full, strict=True):
+        if np.isfinite(matrix).all() and np.linalg.eigvalsh(matrix)[0] > 0:
+            sd[:] = np.sqrt(np.linalg.inv(matrix).diagonal())
     return sds
 
 
-def _unconstrained(tree: xr.DataTree, names: Sequence[str]) -> Moments:
-    """Take means and sds of a result, after its correction if it has one."""
-    expected = _coordinates(tree)
-    if expected != list(names):
-        raise ValueError(
-            f"the reference has parameters {', '.join(expected)}, the result has {', '.join(names)}"
-        )
-    if "uncorrected" in tree.children:
-        correction = _group(tree, "correction")
-        return correction["mean"].values, correction["sd"].values
-    last = _group(tree, "rounds").isel(round=-1)
-    return last["mean"].values, last["sd"].values
+def _distances(points: Draws, weight: Draws) -> Draws:
+    """Mahalanobis distances of weighted ``(point, d)`` points from their mean."""
+    covariance = np.atleast_2d(np.cov(points.T, aweights=weight, ddof=0))
+    away = points - weight @ points
+    return np.sqrt(np.einsum("ij,ji->i", away, np.linalg.solve(covariance, away.T)))

@@ -16,40 +16,24 @@ _FEW = 16  # and so do those with up to this many rows or groups more
 class Shard(NamedTuple):
     """The rows of one shard as the model receives them, before padding.
 
-    Attributes
-    ----------
-    arguments : dict of str to ndarray, shape (rows,)
-        What each argument of the model receives.
-    rows : int
-        Number of rows.
-    groups : tuple of int
-        Number of groups at each level of ``by``.
-    levels : dict of str to int
-        The level of ``by`` whose codes an argument holds, for arguments of kind "group".
+    `levels` says which level of ``by`` an argument of kind "group" holds the codes of.
     """
 
-    arguments: dict[str, np.ndarray]
+    arguments: dict[str, np.ndarray]  # (rows,) for each argument of the model
     rows: int
-    groups: tuple[int, ...]
+    groups: tuple[int, ...]  # number of groups at each level of ``by``
     levels: dict[str, int]
 
 
 class ShardData(NamedTuple):
     """A shard brought to a common shape, with masks that tell what is real.
 
-    Attributes
-    ----------
-    arguments : dict of str to array, shape (R,)
-        What each argument of the model receives; padding rows come last.
-    rows : (R,) bool array
-        True for real rows.
-    groups : tuple of (G_l,) bool arrays
-        True for real groups, level by level.
+    Padding comes last. The masks of rows and groups are True for what is real.
     """
 
-    arguments: dict[str, Any]
-    rows: Any
-    groups: tuple[Any, ...]
+    arguments: dict[str, Any]  # (R,) for each argument of the model
+    rows: Any  # (R,) bool
+    groups: tuple[Any, ...]  # (G_l,) bool for each level of ``by``
 
     @property
     def size(self) -> Size:
@@ -107,17 +91,6 @@ def pad(shard: Shard, size: Size) -> ShardData:
     so that no aggregate over a real group sees them, one row to each group as long as there are
     rows: the mean of a group without rows is NaN, whose gradient poisons the sum just so.
 
-    Parameters
-    ----------
-    shard : Shard
-    size : Size
-        Rows and groups to reach, at least those of the shard; more groups at every level
-        wherever rows are added.
-
-    Returns
-    -------
-    ShardData
-
     Raises
     ------
     ValueError
@@ -126,27 +99,16 @@ def pad(shard: Shard, size: Size) -> ShardData:
     _check_room(shard, size)
     rows, groups = size
     added = np.arange(rows - shard.rows)
-    fillers = {
-        name: shard.groups[level] + np.minimum(added, groups[level] - shard.groups[level] - 1)
-        for name, level in shard.levels.items()
-    }
-    return ShardData(
-        arguments={
-            name: _extend(values, rows, fillers.get(name))
-            for name, values in shard.arguments.items()
-        },
-        rows=np.arange(rows) < shard.rows,
-        groups=tuple(
-            np.arange(count) < real for count, real in zip(groups, shard.groups, strict=True)
-        ),
-    )
-
-
-def _extend(values: np.ndarray, rows: int, filler: np.ndarray | None) -> np.ndarray:
-    """Append `filler`, or else copies of the last value, to make as many values as `rows`."""
-    if filler is None:
-        filler = np.repeat(values[-1:], rows - len(values))
-    return np.append(values, filler.astype(values.dtype))
+    arguments = {}
+    for name, values in shard.arguments.items():
+        filler = np.repeat(values[-1:], len(added))
+        if name in shard.levels:
+            level = shard.levels[name]
+            real = shard.groups[level]
+            filler = real + np.minimum(added, groups[level] - real - 1)
+        arguments[name] = np.append(values, filler.astype(values.dtype))
+    masks = (np.arange(count) < real for count, real in zip(groups, shard.groups, strict=True))
+    return ShardData(arguments, np.arange(rows) < shard.rows, tuple(masks))
 
 
 def _check_room(shard: Shard, size: Size) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+Integers = npt.NDArray[np.int64]
 # Weeks since the visit before: a few at first, then ever more. The tenth is a late extra one.
 SCHEDULE = (0, 3, 2, 2, 2, 6, 12, 12, 16, 3)
 # The share of patients who come to 6, 7, 8, 9 and all 10 of them.
@@ -16,16 +17,10 @@ SMOKING = ("Currently smokes", "Ex-smoker", "Never smoked")
 
 
 class Truth(NamedTuple):
-    """The parameters a lung-function table is drawn from; defaults resemble pulmonary fibrosis.
+    """What a lung-function table is drawn from, in mL; defaults resemble pulmonary fibrosis.
 
-    Attributes
-    ----------
-    mu_a, sigma_a : float
-        Mean and standard deviation over patients of the volume at week 0, in mL.
-    mu_b, sigma_b : float
-        Mean and standard deviation over patients of its weekly change, in mL.
-    sigma : float
-        Standard deviation of a single measurement, in mL.
+    Mean and sd over patients of the volume at week 0 (`mu_a`, `sigma_a`) and of its weekly change
+    (`mu_b`, `sigma_b`), and the sd of a single measurement (`sigma`).
     """
 
     mu_a: float = 2_800.0
@@ -52,11 +47,10 @@ def lung_function(
     Parameters
     ----------
     n_patients : int, default 176
-        Number of patients, at least 1.
+        At least 1.
     seed : int, default 0
-        Seed of the generator; the same seed gives the same table.
+        The same seed gives the same table.
     truth : Truth, optional
-        The parameters to draw from.
 
     Returns
     -------
@@ -65,25 +59,15 @@ def lung_function(
         (whole weeks since the scan), ``FVC`` (whole mL), ``Percent`` (of what is typical for a
         person like this), ``Age`` (years), ``Sex`` and ``SmokingStatus`` (text).
 
-    Raises
-    ------
-    ValueError
-        If `n_patients` is below 1.
-
     Examples
     --------
     >>> from dask_consensus.simulate import lung_function
-    >>> visits = lung_function(3, seed=1)
-    >>> list(visits.columns)
-    ['Patient', 'Weeks', 'FVC', 'Percent', 'Age', 'Sex', 'SmokingStatus']
-    >>> visits["Patient"].nunique()
+    >>> lung_function(3, seed=1)["Patient"].nunique()
     3
     """
     if n_patients < 1:
         raise ValueError(f"n_patients must be at least 1, got {n_patients}")
-    truth = Truth() if truth is None else truth
-    rng = np.random.default_rng(seed)
-
+    truth, rng = truth or Truth(), np.random.default_rng(seed)
     patients = _patients(rng, n_patients, truth)
     patient, weeks = _visits(rng, n_patients)
     visits = patients.iloc[patient].reset_index(drop=True)
@@ -118,9 +102,7 @@ def _patients(rng: np.random.Generator, n: int, truth: Truth) -> pd.DataFrame:
     )
 
 
-def _visits(
-    rng: np.random.Generator, n: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _visits(rng: np.random.Generator, n: int) -> tuple[Integers, Integers]:
     """Draw when patients are seen: the patient's number and the week of every visit."""
     # Most enter soon after the scan, some more than a year later.
     entry = np.minimum(np.rint(rng.gamma(1.6, 12.0, n)) - 5, 75)

@@ -40,7 +40,7 @@ def test_types_are_those_of_a_read_csv():
     types = lung_function(3).dtypes
     assert all(pd.api.types.is_integer_dtype(types[name]) for name in ("Weeks", "FVC", "Age"))
     text = ("Patient", "Sex", "SmokingStatus")
-    assert all(isinstance(types[name], pd.StringDtype) for name in text)
+    assert all(pd.api.types.is_string_dtype(types[name]) for name in text)
     assert pd.api.types.is_float_dtype(types["Percent"])
 
 

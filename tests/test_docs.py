@@ -1,16 +1,41 @@
-"""What the docstrings show is what happens."""
+"""What the documents show is what there is, and what happens."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 
 import dask_consensus
 
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(dask_consensus.__file__).parent
 MODULES = [info.name for info in pkgutil.walk_packages(dask_consensus.__path__, "dask_consensus.")]
+
+
+def fenced(document: str, language: str) -> list[str]:
+    """The code blocks of a document in one language."""
+    text = (ROOT / document).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def files_in_tree(tree: str) -> set[str]:
+    """Paths of the files that an indented tree names, from its root."""
+    folders: list[str] = []
+    files = set()
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        del folders[depth:]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            files.add("".join([*folders, name]))
+    return files
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -18,3 +43,35 @@ def test_examples(name: str):
     module = importlib.import_module(name)
     found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert not found.failed
+
+
+def test_the_architecture_names_every_file_of_the_package():
+    (tree,) = (block for block in fenced("ARCHITECTURE.md", "") if block.startswith("dask_"))
+    files = (path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".yaml"))
+    assert files_in_tree(tree) == {
+        path.relative_to(PACKAGE.parent).as_posix() for path in files if path.is_file()
+    }
+
+
+def test_the_architecture_names_tests_that_exist():
+    """Tests are cited as ``test_file.py::test_name``."""
+    cited = re.findall(r"(test_\w+\.py)::(test_\w+)", (ROOT / "ARCHITECTURE.md").read_text())
+    assert cited
+    missing = [
+        f"{file}::{name}"
+        for file, name in cited
+        if f"def {name}(" not in (ROOT / "tests" / file).read_text()
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_python_blocks_compile(document: str):
+    for block in fenced(document, "python"):
+        compile(block, document, "exec")
+
+
+@pytest.mark.parametrize("document", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_links_to_files_of_the_repository(document: str):
+    targets = re.findall(r"\]\((?!\w+:)([^)#]+)\)", (ROOT / document).read_text())
+    assert not [target for target in targets if not (ROOT / target).exists()]

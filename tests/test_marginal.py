@@ -2,7 +2,6 @@
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -13,7 +12,7 @@ import scipy.special
 import scipy.stats
 from numpyro.infer.util import log_likelihood
 
-from dask_consensus.model.model import ShardModel
+from dask_consensus.model.model import ShardModel, precision
 from dask_consensus.model.roles import ModelInputs, read_model
 from dask_consensus.shard.effects import obstacle
 from dask_consensus.shard.marginal import log_likelihoods, modes_at
@@ -79,7 +78,7 @@ def test_linear_mixed_model_has_its_closed_form(gaussian_case, x64, padding, num
     values, codes, center, points = gaussian_case
     if not x64:
         center, points = (a.astype(np.float32).astype(float) for a in (center, points))
-    with jax.enable_x64(x64):
+    with precision(x64):
         model = read(slopes, values, groups=["g"])
         found = log_likelihoods(model, data_of(values, codes, padding), points, center, number)
     expected = np.array([gaussian_log_likelihood(u, values, codes) for u in points])
@@ -108,7 +107,7 @@ def two_sites(g, x, y=None, *, n_g):
 @pytest.mark.parametrize("padding", [0, 3])
 def test_effects_in_several_sites_are_each_their_own(gaussian_case, padding):
     values, codes, center, points = gaussian_case
-    with jax.enable_x64(True):
+    with precision(True):
         model = read(two_sites, values, groups=["g"])
         data = data_of(values, codes, padding)
         marginal = log_likelihoods(model, data, points, center, 5)
@@ -148,7 +147,7 @@ def test_sparse_binary_groups_need_nodes_not_laplace():
         return total
 
     expected = np.array([exact(u) for u in points]) - exact(center)
-    with jax.enable_x64(True):
+    with precision(True):
         model = read(intercepts, {"y": y}, groups=["g"])
         found = {
             n: log_likelihoods(model, data_of({"y": y}, {"g": g}), points, center, n)
@@ -172,7 +171,7 @@ def test_row_level_latents_are_integrated_row_by_row():
 
     y = np.random.default_rng(2).normal(size=50)
     center, points = np.array([0.0, 0.0]), np.array([[0.5, 0.3], [-1.0, -2.0]])
-    with jax.enable_x64(True):
+    with precision(True):
         found = log_likelihoods(read(model, {"y": y}), data_of({"y": y}), points, center, 1)
 
     def exact(u):
@@ -191,7 +190,7 @@ def test_without_local_effects_it_is_numpyros_log_likelihood():
     x = rng.normal(size=300)
     y = rng.poisson(np.exp(0.2 + 0.5 * x))
     center, points = np.array([0.2, 0.5]), rng.normal(size=(5, 2))
-    with jax.enable_x64(True):
+    with precision(True):
         read_ = read(model, {"x": x, "y": y})
         found = log_likelihoods(read_, data_of({"x": x, "y": y}, padding=7), points, center, 1)
         everywhere = {"beta": jnp.asarray(np.vstack([center, points]))}
@@ -213,7 +212,7 @@ def test_inner_level_of_nested_keys():
     codes, values = {"region": county // 3, "county": county}, {"y": rng.normal(size=36)}
     reading = ModelInputs(values, {"region": 0, "county": 1}, ("R", "C"), {"n_county": 1}, {}, {})
     center, points = np.array([0.0, 0.0]), rng.normal(size=(3, 2))
-    with jax.enable_x64(True):
+    with precision(True):
         found = log_likelihoods(
             read_model(model, reading), data_of(values, codes, 2), points, center, 1
         )
@@ -249,7 +248,7 @@ def test_student_t_errors_are_not_concave_and_are_integrated_all_the_same():
             total += np.log(scipy.integrate.quad(density, -15, 15, limit=400)[0])
         return total
 
-    with jax.enable_x64(True):
+    with precision(True):
         model_ = read(model, {"y": y}, groups=["g"])
         found = log_likelihoods(model_, data_of({"y": y}, {"g": g}), point, center, 41)
     # Two humps in each group: 41 nodes around one of them still see both.
@@ -287,18 +286,18 @@ def test_several_levels_of_effects_are_an_obstacle():
 
 def test_modes_are_where_the_gradient_is_zero(gaussian_case):
     values, codes, center, _ = gaussian_case
-    with jax.enable_x64(True):
+    with precision(True):
         model: ShardModel = read(slopes, values, groups=["g"])
         found = modes_at(model, data_of(values, codes), center)
     tau, sigma = np.exp(center[2:4]), np.exp(center[4])
     for j in range(12):
         mine = codes["g"] == j
         z = np.column_stack([np.ones(mine.sum()), values["x"][mine]])
-        precision = z.T @ z / sigma**2 + np.diag(tau**-2)
-        mean = np.linalg.solve(precision, z.T @ values["y"][mine] / sigma**2 + center[:2] / tau**2)
+        inverse = z.T @ z / sigma**2 + np.diag(tau**-2)
+        mean = np.linalg.solve(inverse, z.T @ values["y"][mine] / sigma**2 + center[:2] / tau**2)
         np.testing.assert_allclose(found.local["b"][j], mean, atol=1e-8)
         np.testing.assert_allclose(
-            found.variances["b"][j], np.diag(np.linalg.inv(precision)), rtol=1e-8
+            found.variances["b"][j], np.diag(np.linalg.inv(inverse)), rtol=1e-8
         )
 
 

@@ -167,8 +167,9 @@ def broken(table: pd.DataFrame, column: str, value: Any, rows: list[int]) -> dd.
     return from_pandas(table.assign(**{column: table[column].astype(type_of(column))}), 3)
 
 
-def type_of(column: str) -> str:
-    return {"county": "str", "count": "Int64", "smoking": "category"}.get(column, "float64")
+def type_of(column: str) -> Any:
+    text = pd.Series(["what pandas makes of strings"]).dtype
+    return {"county": text, "count": "Int64", "smoking": "category"}.get(column, "float64")
 
 
 @pytest.mark.parametrize(

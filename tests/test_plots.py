@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
@@ -50,7 +51,7 @@ def tree(
                 "mean": ("coordinate", np.arange(D) + 0.5),
                 "sd": ("coordinate", np.arange(D) + 2.0),
                 "weights": ("point", raw / raw.sum()),
-                "turn": ("point", np.repeat([0, 1], [64, POINTS - 64])),
+                "iteration": ("point", np.repeat([0, 1], [64, POINTS - 64])),
                 "k_hat": ((), 0.12),
                 "ess": ((), 1 / ((raw / raw.sum()) ** 2).sum()),
             },
@@ -288,7 +289,8 @@ def test_weights_over_distance_and_in_order(tmp_path):
     away = points - np.average(points, axis=0, weights=relative)
     expected = np.sqrt(np.sum(away @ np.linalg.inv(covariance) * away, axis=1))
     for number in (0, 1):
-        chosen, drawn = correction["turn"].values == number, lines(left)[f"turn {number + 1}"]
+        chosen = correction["iteration"].values == number
+        drawn = lines(left)[f"iteration {number + 1}"]
         np.testing.assert_allclose(drawn.get_xdata(), expected[chosen])
         np.testing.assert_allclose(drawn.get_ydata(), relative[chosen])
     np.testing.assert_allclose(right.get_lines()[0].get_ydata(), np.sort(relative)[::-1])
@@ -335,3 +337,15 @@ def test_a_result_read_from_a_file_is_drawn_alike(draw, tmp_path):
     tree(corrected=True).to_netcdf(tmp_path / "tree.nc")
     with xr.open_datatree(tmp_path / "tree.nc") as read:
         assert titles(draw(read)) == titles(draw(tree(corrected=True)))
+
+
+def test_a_real_result_can_be_drawn():
+    """What a default fit holds, not what the trees made here hold."""
+    from .test_importance import fit, regression
+
+    rng = np.random.default_rng(0)
+    x, z, noise = rng.normal(size=(3, 300))
+    real = fit(pd.DataFrame({"x": x, "z": z, "y": 1 + x - z + noise}), regression, n_shards=3)
+    for draw in (plots.subposteriors, plots.rounds, plots.weights):
+        assert len(panels(draw(real))) >= 2
+    assert len(panels(plots.compare({"all": real, "again": real}))) == 3

@@ -1,12 +1,12 @@
 """Gradients of marginal likelihoods: closed forms, and differences of the likelihood itself."""
 
-import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
 import scipy.stats
 
+from dask_consensus.model.model import precision
 from dask_consensus.shard.marginal import log_likelihoods
 from dask_consensus.shard.quadrature import gradient_ladder, ladder, rule
 from dask_consensus.shard.score import expansion, score
@@ -34,7 +34,7 @@ def linear_case():
 @pytest.mark.parametrize("x64", [True, False])
 def test_gaussian_effects_need_the_fewest_nodes(linear_case, padding, x64):
     values, codes, u = linear_case
-    with jax.enable_x64(x64):
+    with precision(x64):
         model = read(slopes, values, groups=["g"])
         data = data_of(values, codes, padding)
         fewest = gradient_ladder(2)[0]

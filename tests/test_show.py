@@ -71,7 +71,7 @@ def recorded(monkeypatch):
 
 @pytest.mark.parametrize(
     "given",
-    [{}, {"num_warmup": 55, "num_samples": 80, "rounds": 1}, {"num_samples": 220, "rounds": 4}],
+    [{}, {"num_warmup": 70, "num_samples": 100, "rounds": 1}, {"num_samples": 220, "rounds": 4}],
     ids=["defaults", "fewer", "more"],
 )
 @pytest.mark.parametrize("path", PATHS)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpyro.infer.util import potential_energy
 
 from dask_consensus.frame.arrays import Column, Layout, to_shard
-from dask_consensus.model.model import ShardModel
+from dask_consensus.model.model import ShardModel, precision
 from dask_consensus.shard.target import log_density, tempered
 from dask_consensus.shard_data import ROWS, Shard, ShardData, Size, pad
 
@@ -28,7 +28,7 @@ ROW = "number of the row"  # a column that tells which row of the table each row
 
 @pytest.fixture(autouse=True)
 def x64():
-    with jax.enable_x64(True):
+    with precision(True):
         yield
 
 

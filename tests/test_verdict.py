@@ -58,7 +58,7 @@ def combined(reports, mean=(0.0, 0.0), movement=0.01):
     mean = np.array(mean)
     anchor = Anchor(mean, np.zeros((2, 2)), 0.0)
     last = Round(reports, mean, np.eye(2), anchor, movement, 0.05, 1.0)
-    return Combined(np.zeros((1, 1000, 2)), mean, np.eye(2), [last])
+    return Combined(np.zeros((1, 1000, 2)), mean, np.eye(2), [last], "anchored")
 
 
 def correction(**changed):
@@ -96,12 +96,11 @@ def correction(**changed):
     return Correction(**(good | rest))
 
 
-def verdict(combination, corrected=None, because="correct=False", method="anchored", **evidence):
+def verdict(combination, corrected=None, because="correct=False", **evidence):
     return judge(
         Evidence(
             names=NAMES,
             options=Options.frozen(),
-            method=method,
             combined=combination,
             correction=corrected,
             uncorrected_because=because,

@@ -1,1 +1,1 @@
-"""Where shards live and how results execution: Dask and pandas, never JAX."""
+"""Where shards live and how results travel: Dask and pandas, never JAX."""

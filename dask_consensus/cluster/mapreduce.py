@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,39 +27,19 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """What a function on one shard returns.
+    """What a function on one shard returns."""
 
-    Attributes
-    ----------
-    contribution
-        Added to those of the other shards, where they lie.
-    report
-        Brought to the client.
-    state
-        Kept where it was made, for the next map.
-    """
-
-    contribution: Any
-    report: Any
-    state: Any = None
+    contribution: Any  # added to those of the other shards, where they lie
+    report: Any  # brought to the client
+    state: Any = None  # kept where it was made, for the next map
 
 
 class Mapped(NamedTuple):
-    """What a map over shards gave.
+    """What a map over shards gave; reports and states are in the order of shards."""
 
-    Attributes
-    ----------
-    total
-        The sum of all contributions.
-    reports : list
-        In the order of shards.
-    states : list of Delayed
-        Likewise; they lie where they were made. Empty where they were not kept.
-    """
-
-    total: Any
+    total: Any  # the sum of all contributions
     reports: list[Any]
-    states: list[Delayed]
+    states: list[Delayed]  # they lie where they were made; empty where they were not kept
 
 
 def map_reduce(
@@ -74,22 +55,10 @@ def map_reduce(
 ) -> Mapped:
     """Run ``function(data, per_shard, *shared)`` on a few shards a task; add up in a tree.
 
-    Parameters
-    ----------
-    function : callable
-        Takes a list of shards' data and the list of what else each is given; returns an `Answer`
-        for each. See :func:`each` for functions of a single shard.
-    shards : Shards
-    per_shard : sequence of tuple
-        What else each shard is given, tasks among it or not.
-    shared : sequence of Delayed
-        What all are given.
-    add : callable
-        Adds a list of contributions.
-    title, note
-        Of the progress line, which is told of every report as it comes.
-    keep_states : bool
-        Whether states are kept for the next map.
+    The function takes a list of shards' data and the list of what else each is given, tasks among
+    it or not; it returns an `Answer` for each. See :func:`each` for functions of a single shard.
+    `add` adds a list of contributions; `title` and `note` are those of the progress line, which is
+    told of every report as it comes.
     """
     execution, n = shards.execution, shards.n
     size = execution.shards_per_task
@@ -108,7 +77,7 @@ def map_reduce(
         ]
     n_states = [min(size, n - i) if keep_states else 0 for i in starts]
     with Progress(title, n, execution.progress, note) as progress:
-        return _run(_graph(batches, n_states, add, execution), execution, progress)
+        return _run(batches, n_states, add, execution, progress)
 
 
 def each(function: Callable[..., Answer]) -> Callable[..., list[Answer]]:
@@ -129,7 +98,7 @@ def compute_with_progress(
     batches = [call(_report_only, task) for task in tasks]
     flat = execution._replace(split_every=len(tasks) + 1)
     with Progress(title, len(tasks), execution.progress, unit=unit) as progress:
-        return _run(_graph(batches, [0] * len(tasks), _nothing, flat), flat, progress).reports
+        return _run(batches, [0] * len(tasks), _nothing, flat, progress).reports
 
 
 # Functions of tasks
@@ -181,24 +150,21 @@ class _Graph(NamedTuple):
     states: list[Delayed]
 
 
-def _graph(
+def _run(
     batches: Sequence[Delayed],
     n_states: Sequence[int],
     add: Callable[[list[Any]], Any],
     execution: Execution,
-) -> _Graph:
-    """Lay out sums, reports and states; `n_states` says how many each batch leaves behind."""
+    progress: Progress,
+) -> Mapped:
+    """Run sums, reports and states; `n_states` says how many each batch leaves behind."""
     contributions, reports = ([call(itemgetter(i), batch) for batch in batches] for i in range(2))
     states = [
         call(_state, batch, i)
         for batch, count in zip(batches, n_states, strict=True)
         for i in range(count)
     ]
-    total = tree(contributions, partial(call, add), execution.split_every)
-    return _Graph(total, reports, states)
-
-
-def _run(graph: _Graph, execution: Execution, progress: Progress) -> Mapped:
+    graph = _Graph(tree(contributions, partial(call, add), execution.split_every), reports, states)
     client = current_client()
     if client is None:
         return _run_locally(graph, progress)
@@ -215,7 +181,7 @@ def _run_locally(graph: _Graph, progress: Progress) -> Mapped:
     # The reports are roots of the graph: no optimisation renames them.
     with Callback(posttask=done):
         total, reports, kept = dask.compute(*graph)
-    return Mapped(total, _flat(reports), [broadcast(state) for state in kept])
+    return Mapped(total, list(chain.from_iterable(reports)), [broadcast(state) for state in kept])
 
 
 def _run_distributed(client: Any, graph: _Graph, retries: int, progress: Progress) -> Mapped:
@@ -229,12 +195,5 @@ def _run_distributed(client: Any, graph: _Graph, retries: int, progress: Progres
     for future, batch in as_completed(reports, with_results=True):
         gathered[position[future.key]] = batch
         progress.tell(batch)
-    return Mapped(
-        total.result(),
-        _flat(gathered),
-        [Delayed(future.key, {future.key: future}) for future in kept],
-    )
-
-
-def _flat(lists: Sequence[Sequence[Any]]) -> list[Any]:
-    return [entry for several in lists for entry in several]
+    states = [Delayed(future.key, {future.key: future}) for future in kept]
+    return Mapped(total.result(), list(chain.from_iterable(gathered)), states)

@@ -19,23 +19,12 @@ def current_client() -> Any | None:
 class Execution(NamedTuple):
     """How maps over shards run.
 
-    Attributes
-    ----------
-    split_every : int
-        Contributions added by one task of the reduction tree.
-    retries : int
-        Times that a failed task is run again, under a distributed client.
-    progress : bool or None
-        Whether to show progress; None where there is a terminal or a notebook.
-    resources : mapping or None
-        What a worker must have to run mapped tasks, as in ``{"GPU": 1}``; reductions run anywhere.
-    shards_per_task : int
-        Shards that one task takes.
+    Mapped tasks run where a worker has the `resources`, as in ``{"GPU": 1}``; reductions anywhere.
     """
 
-    split_every: int = 8
-    retries: int = 0
-    progress: bool | None = None
+    split_every: int = 8  # contributions added by one task of the reduction tree
+    retries: int = 0  # of a failed task, under a distributed client
+    progress: bool | None = None  # whether to show it; None: in a terminal or a notebook
     resources: Mapping[str, float] | None = None
     shards_per_task: int = 1
 
@@ -59,12 +48,10 @@ def check_resources(resources: Mapping[str, float] | None) -> None:
         )
     if not workers_with(resources):
         offers = _offers(client)
-        offered = sorted(
-            {f"{name}={amount:g}" for offer in offers for name, amount in offer.items()}
-        )
+        offered = {f"{name}={amount:g}" for offer in offers for name, amount in offer.items()}
         raise ValueError(
             f"no worker has the resources {wanted}; the {len(offers)} workers offer "
-            f"{', '.join(offered) or 'none'}. Start workers with --resources "
+            f"{', '.join(sorted(offered)) or 'none'}. Start workers with --resources "
             f"'{next(iter(resources))}=1', or leave resources out"
         )
 

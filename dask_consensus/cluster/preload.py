@@ -23,15 +23,8 @@ import dask.config
 def dask_setup(worker: Any) -> None:
     """Set JAX's memory variables in a worker's process; Dask calls this as the worker starts.
 
-    Raises
-    ------
-    ValueError
-        If ``consensus.gpu-memory`` is no number between 0 and 1.
-
-    Warns
-    -----
-    UserWarning
-        If the process has imported JAX already.
+    A ``consensus.gpu-memory`` that is no number between 0 and 1 raises a ValueError. A process that
+    has imported JAX already gets a UserWarning.
     """
     share = dask.config.get("consensus.gpu-memory", 0.9)
     try:

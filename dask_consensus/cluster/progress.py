@@ -11,17 +11,8 @@ from tqdm.auto import tqdm
 class Progress:
     """One line that tells how many shards are done and what they reported.
 
-    Parameters
-    ----------
-    title : str
-    total : int
-        Number of shards.
-    show : bool or None
-        None shows it only where there is a terminal or a notebook.
-    note : callable
-        Turns the reports so far into the end of the line.
-    unit : str
-        What is counted.
+    `show` is None where only a terminal or a notebook should show it; `note` turns the reports so
+    far into the end of the line; `unit` is what is counted.
     """
 
     def __init__(

@@ -16,24 +16,12 @@ if TYPE_CHECKING:
 
 
 class Shards(NamedTuple):
-    """Shards that lie in memory, on the cluster or here.
+    """Shards that lie in memory, on the cluster or here."""
 
-    Attributes
-    ----------
-    data : sequence of Delayed
-        Each computes to a :class:`~dask_consensus.shard_data.ShardData`.
-    sizes : sequence of Size
-        What each holds, padding left out.
-    padded : sequence of Size
-        The shape each is padded to.
-    execution : Execution
-        How work is sent to them.
-    """
-
-    data: Sequence[Delayed]
-    sizes: Sequence[Size]
-    padded: Sequence[Size]
-    execution: Execution
+    data: Sequence[Delayed]  # each computes to a ShardData
+    sizes: Sequence[Size]  # what each holds, padding left out
+    padded: Sequence[Size]  # the shape each is padded to
+    execution: Execution  # how work is sent to them
 
     @property
     def n(self) -> int:

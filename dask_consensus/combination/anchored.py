@@ -80,7 +80,8 @@ def anchored(settings: AnchoredSettings, shards: Shards) -> Combined:
     assert state.total is not None
     last = state.rounds[-1]
     draws = gaussian.matched(gaussian.consensus_draws(state.total), last.mean, last.covariance)
-    return Combined(draws, last.mean, last.covariance, [*settings.guess.rounds, *state.rounds])
+    rounds = [*settings.guess.rounds, *state.rounds]
+    return Combined(draws, last.mean, last.covariance, rounds, "anchored")
 
 
 def init(settings: AnchoredSettings, shards: Shards) -> AnchoredState:

@@ -38,8 +38,9 @@ def one_shot(
     settings = RoundSettings(0, fit_settings, nuts, none, unwhitened(d), warm=False)
     total, reports, _ = sample_round(settings, shards, [None] * shards.n)
     mean, covariance = gaussian.moments_of(total)
+    method = "parametric" if parametric else "consensus"
     if shards.n == 1:
-        draws = total.draws
+        method, draws = "nuts", total.draws
         mean, covariance = gaussian.moments(draws)
     elif parametric:
         rng = np.random.default_rng([fit_settings.seed, shards.n])
@@ -49,4 +50,4 @@ def one_shot(
     seconds = time.perf_counter() - began
     noise = monte_carlo_error(reports, 0.0)
     only = Round(reports, mean, covariance, none, np.nan, noise, seconds)
-    return Combined(draws, mean, covariance, [only])
+    return Combined(draws, mean, covariance, [only], method)

@@ -98,7 +98,7 @@ def draws_of(
     draws = gaussian.gaussian_draws(mean, covariance, shape, rng)
     if shape[0] * shape[1] > len(mean):
         draws = gaussian.matched(draws, mean, covariance)
-    return Combined(draws, mean, covariance, approximation.rounds)
+    return Combined(draws, mean, covariance, approximation.rounds, "laplace")
 
 
 # All shards

@@ -127,12 +127,15 @@ class Combined(NamedTuple):
     mean : (d,) array
     covariance : (d, d) array
     rounds : list of Round
+    method : str
+        What made it: "laplace", "anchored", "consensus", "parametric", or "nuts" on one shard.
     """
 
     draws: np.ndarray
     mean: np.ndarray
     covariance: np.ndarray
     rounds: list[Round]
+    method: str
 
 
 class LaplaceApproximation(NamedTuple):

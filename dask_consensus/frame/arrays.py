@@ -18,64 +18,38 @@ from ..shard_data import Shard
 
 
 class Column(NamedTuple):
-    """How one argument of the model is fed.
+    """How one argument of the model is fed by a column of the frame.
 
-    Attributes
-    ----------
-    argument : str
-        Name of the model's argument.
-    column : hashable
-        The column of the frame that feeds it.
-    kind : {"group", "category", "value"}
-        Codes of a level of ``by``, codes of known categories, or the values themselves.
-    level : int
-        Position in ``by`` (kind "group").
-    categories : tuple
-        The known categories (kind "category"), coded alike in every shard.
+    It receives codes of a level of ``by`` (kind "group"), codes of known categories, alike in every
+    shard (kind "category"), or the values themselves.
     """
 
     argument: str
     column: Hashable
     kind: Literal["group", "category", "value"]
-    level: int = -1
+    level: int = -1  # position in ``by`` (kind "group")
     categories: tuple[Any, ...] = ()
 
 
 class Layout(NamedTuple):
-    """Which columns are used, and as what.
+    """Which columns are used, and as what."""
 
-    Attributes
-    ----------
-    by : tuple of hashable
-        Key columns, outermost first; empty where rows are exchangeable.
-    columns : tuple of Column
-        One entry for each argument of the model that a column feeds.
-    x64 : bool
-        Arrays of float64 and int64 instead of float32 and int32.
-    """
+    by: tuple[Hashable, ...]  # key columns, outermost first; empty where rows are exchangeable
+    columns: tuple[Column, ...]  # one entry for each argument of the model that a column feeds
+    x64: bool = False  # arrays of float64 and int64 instead of float32 and int32
 
-    by: tuple[Hashable, ...]
-    columns: tuple[Column, ...]
-    x64: bool = False
+    @property
+    def direct(self) -> tuple[Column, ...]:
+        """The columns that are not codes of groups: values and categories."""
+        return tuple(column for column in self.columns if column.kind != "group")
 
 
 def to_shard(partition: pd.DataFrame, layout: Layout) -> Shard:
-    """Turn the rows of one shard into arrays and group codes.
+    """Turn all rows of one shard, in any order, into arrays and group codes.
 
-    Rows are sorted by the keys, then by all other used columns. Codes run from 0 to the number of
-    groups less one, local to the shard. Level ``l`` is coded on the tuple of ``by[0]`` to
-    ``by[l]``, since a county's name may occur in two regions.
-
-    Parameters
-    ----------
-    partition : pandas.DataFrame
-        All rows of the shard, in any order, without missing values in the columns of `layout`.
-    layout : Layout
-        Which columns are used, and as what.
-
-    Returns
-    -------
-    Shard
+    Rows are sorted by the keys, then by all other used columns, none of which may have missing
+    values. Codes run from 0 to the number of groups less one, local to the shard. Level ``l`` is
+    coded on the tuple of ``by[0]`` to ``by[l]``, since a county's name may occur in two regions.
 
     Raises
     ------
@@ -96,20 +70,10 @@ def to_shard(partition: pd.DataFrame, layout: Layout) -> Shard:
 
 
 def encode(partition: pd.DataFrame, layout: Layout) -> pd.DataFrame:
-    """Cast the used columns to what the model receives, row by row.
+    """Cast the used columns of any rows to what the model receives, row by row.
 
-    Parameters
-    ----------
-    partition : pandas.DataFrame
-        Any rows, in any order.
-    layout : Layout
-        Which columns are used, and as what.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A column :func:`key_name` for each level of ``by``, holding plain values, and a column for
-        each argument of another kind than "group", named after it.
+    There is a column :func:`key_name` of plain values for each level of ``by``, and a column for
+    each argument of another kind than "group", named after it.
     """
     keys = {
         key_name(level): plain_key(partition[name]).reset_index(drop=True)
@@ -117,32 +81,17 @@ def encode(partition: pd.DataFrame, layout: Layout) -> pd.DataFrame:
     }
     values = {
         column.argument: _as_numbers(partition[column.column], column, layout.x64)
-        for column in layout.columns
-        if column.kind != "group"
+        for column in layout.direct
     }
     return pd.DataFrame(keys | values, index=pd.RangeIndex(len(partition)))
 
 
 def collate(encoded: pd.DataFrame, layout: Layout) -> Shard:
-    """Sort the encoded rows of one shard and code its groups.
-
-    Parameters
-    ----------
-    encoded : pandas.DataFrame
-        All rows of the shard, as :func:`encode` returns them, in any order.
-    layout : Layout
-        Which columns are used, and as what.
-
-    Returns
-    -------
-    Shard
-    """
-    ranks = _rank_keys(encoded, layout)
-    values = {
-        column.argument: encoded[column.argument].to_numpy()
-        for column in layout.columns
-        if column.kind != "group"
-    }
+    """Sort all encoded rows of one shard, in any order, and code its groups."""
+    # A key's rank is its place among the distinct keys of its level.
+    keys = [encoded[key_name(level)] for level in range(len(layout.by))]
+    ranks = [pd.factorize(key, sort=True)[0] for key in keys]
+    values = {column.argument: encoded[column.argument].to_numpy() for column in layout.direct}
     order = row_order([*ranks, *values.values()], len(encoded))
     codes = _group_codes([rank[order] for rank in ranks], integer_dtype(layout.x64))
     arguments = {
@@ -176,6 +125,8 @@ def plain_key(key: pd.Series) -> pd.Series:
         return key.astype("uint64")
     if pd.api.types.is_integer_dtype(key.dtype):
         return key.astype("int64")
+    if pd.api.types.is_float_dtype(key.dtype):
+        return key + 0.0  # before pandas 3.1 zeros of both signs hash apart
     return key
 
 
@@ -231,11 +182,6 @@ def _as_numbers(values: pd.Series, column: Column, x64: bool) -> np.ndarray:
     with np.errstate(over="ignore"):
         # -0.0 and 0.0 compare equal: kept apart, their order would be that of arrival.
         return values.to_numpy(dtype=dtype, na_value=np.nan) + dtype.type(0)
-
-
-def _rank_keys(encoded: pd.DataFrame, layout: Layout) -> list[np.ndarray]:
-    """Return the rank of every row's key among the distinct keys, level by level."""
-    return [pd.factorize(encoded[key_name(level)], sort=True)[0] for level in range(len(layout.by))]
 
 
 def _group_codes(ranks: Iterable[np.ndarray], dtype: np.dtype) -> list[np.ndarray]:

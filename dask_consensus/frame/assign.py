@@ -30,34 +30,20 @@ BALANCE = 0.10
 class Assignment(NamedTuple):
     """Which rows belong to which shard.
 
-    Attributes
-    ----------
-    n_shards : int
-        Number of shards.
-    rows : ndarray of int64, shape (n_shards,)
-        Rows of each shard, exactly.
-    groups : ndarray of int64, shape (n_shards,)
-        Outermost groups of each shard.
-    kind : {"whole", "divisions", "hash", "rows"}
-        All rows in one shard; whole partitions; groups by the hash of their key; rows dealt out.
-        The first two need no shuffle.
-    largest : tuple of (str, int) or None
-        Label and rows of a group larger than a shard should be; None where there is none.
-    table : BucketMap
-        The shard of each hash bucket (kind "hash").
-    members : ndarray of int32, shape (partitions,)
-        The shard of each partition (kinds "whole" and "divisions").
-    offsets : ndarray of int64, shape (partitions,)
-        Number of each partition's first row in the frame (kind "rows").
+    Kinds are: all rows in one shard ("whole"), partitions kept whole ("divisions"), groups by the
+    hash of their key ("hash"), rows dealt out ("rows"). The first two need no shuffle.
     """
 
     n_shards: int
-    rows: np.ndarray
-    groups: np.ndarray
+    rows: np.ndarray  # (n_shards,) int64, exactly
+    groups: np.ndarray  # (n_shards,) int64; outermost groups
     kind: Literal["whole", "divisions", "hash", "rows"]
-    largest: tuple[str, int] | None
+    largest: tuple[str, int] | None  # label and rows of a group larger than a shard should be
+    # Of each hash bucket the shard (kind "hash").
     table: BucketMap = BucketMap(np.empty(0, np.uint64), np.empty(0, np.int32), 0)
+    # Of each partition the shard (kinds "whole" and "divisions").
     members: np.ndarray = np.empty(0, np.int32)
+    # Of each partition the number of its first row in the frame (kind "rows").
     offsets: np.ndarray = np.empty(0, np.int64)
 
 
@@ -71,23 +57,8 @@ def assign(
 ) -> Assignment:
     """Assign groups to shards of nearly equal size; computes nothing.
 
-    Parameters
-    ----------
-    survey : Survey
-        The computed survey of the frame.
-    frame : dask.dataframe.DataFrame
-        The frame surveyed.
-    layout : Layout
-        Which columns are used, and as what.
-    n_shards : int, optional
-        Number of shards. By default rows / `rows_per_shard`, at least 1 and at most the number of
-        groups.
-    rows_per_shard : int
-        Rows that a shard should have where `n_shards` is not given.
-
-    Returns
-    -------
-    Assignment
+    `survey` is the computed survey of `frame`. By default there are rows / `rows_per_shard` shards,
+    at least 1 and at most the number of groups.
 
     Raises
     ------
@@ -113,21 +84,8 @@ def pack(rows: np.ndarray, n_shards: int) -> tuple[np.ndarray, np.ndarray]:
 
     Graham (1969), "Bounds on multiprocessing timing anomalies": the fullest shard is at most a
     third fuller than it need be, and far closer where items are many. Ties go to the shard of
-    lowest number, so that the result depends on the sizes alone.
-
-    Parameters
-    ----------
-    rows : ndarray of int64, shape (items,)
-        Size of each item.
-    n_shards : int
-        Number of shards.
-
-    Returns
-    -------
-    members : ndarray of int32, shape (items,)
-        The shard of each item.
-    total : ndarray of int64, shape (n_shards,)
-        Size of each shard.
+    lowest number, so that the result depends on the sizes alone. Returned are the shard of each
+    item (int32) and the size of each shard (int64).
 
     Examples
     --------
@@ -150,24 +108,10 @@ def shards(
     *,
     shuffle_method: str | None = None,
 ) -> list[Delayed]:
-    """Send every row to its shard and turn shards into arrays, lazily.
+    """Send every row of the frame surveyed to its shard and turn shards into arrays, lazily.
 
-    Parameters
-    ----------
-    frame : dask.dataframe.DataFrame
-        The frame surveyed.
-    layout : Layout
-        Which columns are used, and as what.
-    assignment : Assignment
-        Where the rows go.
-    shuffle_method : {"tasks", "disk", "p2p"}, optional
-        How rows travel (kinds "hash" and "rows"). By default what Dask is configured to use, else
-        "p2p" under a distributed client and "tasks" elsewhere.
-
-    Returns
-    -------
-    list of Delayed
-        One for each shard, each computes to a :class:`~dask_consensus.cluster.arrays.Shard`.
+    Each result computes to a :class:`~dask_consensus.shard_data.Shard`. `shuffle_method` is that
+    of :func:`.shuffle.shuffle`; kinds "whole" and "divisions" need none.
     """
     rows = used(frame, layout)
     if assignment.kind in ("whole", "divisions"):

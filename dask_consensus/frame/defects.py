@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 
 import numpy as np
 import pandas as pd
@@ -26,22 +26,13 @@ _REMEDY = {
 
 
 def count_defects(partition: pd.DataFrame, layout: Layout) -> np.ndarray:
-    """Count the values that the model cannot use.
+    """Count the values that the model cannot use, int64 of shape (columns, kinds).
 
-    Parameters
-    ----------
-    partition : pandas.DataFrame
-        Any rows.
-    layout : Layout
-        Which columns are used, and as what.
-
-    Returns
-    -------
-    ndarray of int64, shape (columns, kinds)
-        Keys first, then the columns that feed values and categories.
+    Keys come first, then the columns that feed values and categories.
     """
-    counts = np.zeros((len(list(_checked(layout))), len(_WHAT)), np.int64)
-    for row, (_, name, column) in zip(counts, _checked(layout), strict=True):
+    checked = _checked(layout)
+    counts = np.zeros((len(checked), len(_WHAT)), np.int64)
+    for row, (_, name, column) in zip(counts, checked, strict=True):
         values = partition[name]
         present = values.dropna()
         row[MISSING] = len(values) - len(present)
@@ -58,19 +49,8 @@ def count_defects(partition: pd.DataFrame, layout: Layout) -> np.ndarray:
 def explain_defects(counts: np.ndarray, first: np.ndarray, layout: Layout) -> list[str]:
     """Say of each column with defects how many there are, where, and what to do.
 
-    Parameters
-    ----------
-    counts : ndarray of int64, shape (columns, kinds)
-        As :func:`count_defects` returns them, added up.
-    first : ndarray of int64, shape (columns, kinds)
-        The first partition with such a value.
-    layout : Layout
-        Which columns are used, and as what.
-
-    Returns
-    -------
-    list of str
-        One line for each kind of defect of each column; empty where there is none.
+    One line for each kind of defect of each column, from the sum of all :func:`count_defects` and
+    the first partition with such a value, of the same shape.
     """
     bits = 64 if layout.x64 else 32
     return [
@@ -81,13 +61,12 @@ def explain_defects(counts: np.ndarray, first: np.ndarray, layout: Layout) -> li
     ]
 
 
-def _checked(layout: Layout) -> Iterator[tuple[str, Hashable, Column | None]]:
-    """Yield what to call each key and each other used column, its name and its role."""
-    for name in layout.by:
-        yield f"key {name!r}", name, None
-    for column in layout.columns:
-        if column.kind != "group":
-            yield f"argument {column.argument!r} (column {column.column!r})", column.column, column
+def _checked(layout: Layout) -> list[tuple[str, Hashable, Column | None]]:
+    """Return what to call each key and each other used column, its name and its role."""
+    return [(f"key {name!r}", name, None) for name in layout.by] + [
+        (f"argument {column.argument!r} (column {column.column!r})", column.column, column)
+        for column in layout.direct
+    ]
 
 
 def _count_infinite(values: pd.Series, dtype: np.dtype) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import dask
-import dask.dataframe
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
@@ -26,39 +25,15 @@ SHARD = "shard number"
 
 
 class BucketMap(NamedTuple):
-    """The shard of each hash bucket.
+    """The shard of each hash bucket."""
 
-    Attributes
-    ----------
-    buckets : ndarray of uint64, shape (buckets,)
-        Leading bits of the hashes of the outermost keys, sorted.
-    shard : ndarray of int32, shape (buckets,)
-        The shard of each bucket.
-    shift : int
-        Low bits of a hash that a bucket leaves out.
-    """
-
-    buckets: np.ndarray
-    shard: np.ndarray
-    shift: int
+    buckets: np.ndarray  # (buckets,) uint64: leading bits of hashes of the outermost keys, sorted
+    shard: np.ndarray  # (buckets,) int32
+    shift: int  # low bits of a hash that a bucket leaves out
 
 
 def gather_partitions(rows: dd.DataFrame, layout: Layout, members: np.ndarray) -> list[Delayed]:
-    """Make each shard of whole partitions, without a shuffle.
-
-    Parameters
-    ----------
-    rows : dask.dataframe.DataFrame
-        The used columns.
-    layout : Layout
-        Which columns are used, and as what.
-    members : ndarray of int32, shape (partitions,)
-        The shard of each partition.
-
-    Returns
-    -------
-    list of Delayed
-    """
+    """Make each shard of whole partitions, without a shuffle; `members` is the shard of each."""
     encoded = rows.map_partitions(encode, layout, meta=encode(rows._meta, layout)).to_delayed()
     gather = delayed(_gather, pure=True)
     return [
@@ -68,22 +43,7 @@ def gather_partitions(rows: dd.DataFrame, layout: Layout, members: np.ndarray) -
 
 
 def place_by_key(rows: dd.DataFrame, layout: Layout, table: BucketMap) -> dd.DataFrame:
-    """Encode rows and look up the shard of each one's group.
-
-    Parameters
-    ----------
-    rows : dask.dataframe.DataFrame
-        The used columns.
-    layout : Layout
-        Which columns are used, and as what.
-    table : BucketMap
-        The shard of each hash bucket.
-
-    Returns
-    -------
-    dask.dataframe.DataFrame
-        The encoded rows with their shard in the column `SHARD`.
-    """
+    """Encode rows and look up the shard of each one's group, for the column `SHARD`."""
     # As a task of its own the table travels to a worker once, not with every partition.
     sent = delayed(table, pure=True)
     return rows.map_partitions(_look_up, layout, sent, meta=_placed_meta(rows, layout))
@@ -92,23 +52,9 @@ def place_by_key(rows: dd.DataFrame, layout: Layout, table: BucketMap) -> dd.Dat
 def place_in_turn(
     rows: dd.DataFrame, layout: Layout, offsets: np.ndarray, n_shards: int
 ) -> dd.DataFrame:
-    """Encode rows and deal them out to all shards in turn.
+    """Encode rows and deal them out to all shards in turn, named in the column `SHARD`.
 
-    Parameters
-    ----------
-    rows : dask.dataframe.DataFrame
-        The used columns.
-    layout : Layout
-        Which columns are used, and as what.
-    offsets : ndarray of int64, shape (partitions,)
-        Number of each partition's first row in the frame.
-    n_shards : int
-        Number of shards.
-
-    Returns
-    -------
-    dask.dataframe.DataFrame
-        The encoded rows with their shard in the column `SHARD`.
+    The offset of a partition is the number of its first row in the frame.
     """
     return rows.map_partitions(
         _deal,
@@ -123,23 +69,10 @@ def place_in_turn(
 def shuffle(
     placed: dd.DataFrame, layout: Layout, n_shards: int, method: str | None = None
 ) -> list[Delayed]:
-    """Send placed rows to their shards and turn those into arrays.
+    """Send encoded rows to the shard in their column `SHARD` and turn shards into arrays.
 
-    Parameters
-    ----------
-    placed : dask.dataframe.DataFrame
-        Encoded rows with their shard in the column `SHARD`.
-    layout : Layout
-        Which columns are used, and as what.
-    n_shards : int
-        Number of shards.
-    method : {"tasks", "disk", "p2p"}, optional
-        How rows travel. By default what Dask is configured to use, else "p2p" under a distributed
-        client and "tasks" elsewhere.
-
-    Returns
-    -------
-    list of Delayed
+    Rows travel by `method`, "tasks", "disk" or "p2p". By default it is what Dask is configured to
+    use, else "p2p" under a distributed client and "tasks" elsewhere.
     """
     # The last division is inclusive: as no row is placed in it, no shard gets two numbers.
     divisions = list(range(n_shards + 1))

@@ -43,39 +43,22 @@ class Heavy(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What one pass over the rows has counted.
+    """What one pass over the rows has counted; rows are int64, hashes uint64.
 
-    Attributes
-    ----------
-    partition_rows, partition_groups : ndarray of int64, shape (partitions,)
-        Rows and distinct outermost groups of each partition.
-    edges : ndarray of uint64, shape (partitions, 2)
-        Hashes of the smallest and largest key of each partition, where the frame is divided by
-        key; zeros elsewhere.
-    buckets : ndarray of uint64, shape (buckets,)
-        Leading bits of the hashes of the outermost keys, sorted.
-    bucket_rows : ndarray of int64, shape (buckets,)
-        Rows in each bucket.
-    shift : int
-        Low bits of a hash that a bucket leaves out; 0 where each group has a bucket of its own.
-    sketch : ndarray of uint64
-        The smallest distinct hashes.
-    heaviest : tuple of Heavy
-        Groups with many rows, heaviest first.
-    defects, first : ndarray of int64, shape (columns, kinds)
-        Values that the model cannot use, by column and kind, and the first partition with one.
+    Edges are hashes of the smallest and largest key of each partition, where the frame is divided
+    by key; zeros elsewhere. Buckets are leading bits of the hashes of the outermost keys, sorted.
     """
 
-    partition_rows: np.ndarray
-    partition_groups: np.ndarray
-    edges: np.ndarray
-    buckets: np.ndarray
-    bucket_rows: np.ndarray
-    shift: int
-    sketch: np.ndarray
-    heaviest: tuple[Heavy, ...]
-    defects: np.ndarray
-    first: np.ndarray
+    partition_rows: np.ndarray  # (partitions,)
+    partition_groups: np.ndarray  # (partitions,) int64; distinct outermost groups
+    edges: np.ndarray  # (partitions, 2)
+    buckets: np.ndarray  # (buckets,)
+    bucket_rows: np.ndarray  # (buckets,)
+    shift: int  # low bits that a bucket leaves out; 0 where each group has a bucket of its own
+    sketch: np.ndarray  # the smallest distinct hashes
+    heaviest: tuple[Heavy, ...]  # groups with many rows, heaviest first
+    defects: np.ndarray  # (columns, kinds) int64; values that the model cannot use
+    first: np.ndarray  # (columns, kinds) int64; the first partition with one, else -1
 
     @property
     def rows(self) -> int:
@@ -145,23 +128,10 @@ def divided_by_key(frame: dd.DataFrame, layout: Layout) -> bool:
 def survey(
     frame: dd.DataFrame, layout: Layout, *, split_every: int = 8, buckets: int = BUCKETS
 ) -> Delayed:
-    """Count rows, groups and unusable values in one pass over the frame, lazily.
+    """Count rows, groups and unusable values in one pass over the frame, lazily: a `Survey`.
 
-    Parameters
-    ----------
-    frame : dask.dataframe.DataFrame
-        The rows.
-    layout : Layout
-        Which columns are used, and as what.
-    split_every : int
-        Surveys merged by one task of the tree.
-    buckets : int
-        Most hashes of keys to tell apart; at least 16 a shard, or that of the default.
-
-    Returns
-    -------
-    Delayed
-        Computes to a :class:`Survey`.
+    One task of the tree merges `split_every` surveys. At most `buckets` hashes of keys are told
+    apart; let there be at least 16 a shard, or the default.
     """
     if split_every < 2:
         raise ValueError(f"split_every must be at least 2, got {split_every}")
@@ -283,11 +253,11 @@ def _edges(key: pd.Series) -> np.ndarray:
 
 def _merge_heaviest(surveys: Sequence[Survey]) -> tuple[Heavy, ...]:
     """Add up the rows of heavy groups and keep the heaviest."""
-    found: dict[int, Heavy] = {}
+    by_hash: dict[int, Heavy] = {}
     for heavy in (heavy for part in surveys for heavy in part.heaviest):
-        seen = found.get(heavy.hash, heavy._replace(rows=0))
-        found[heavy.hash] = seen._replace(rows=seen.rows + heavy.rows)
-    return tuple(sorted(found.values(), key=lambda heavy: (-heavy.rows, heavy.hash))[:HEAVIEST])
+        seen = by_hash.get(heavy.hash, heavy._replace(rows=0))
+        by_hash[heavy.hash] = seen._replace(rows=seen.rows + heavy.rows)
+    return tuple(sorted(by_hash.values(), key=lambda heavy: (-heavy.rows, heavy.hash))[:HEAVIEST])
 
 
 def _merge_first(surveys: Sequence[Survey]) -> np.ndarray:

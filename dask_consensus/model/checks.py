@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from numpyro.ops.provenance import eval_provenance
 
 from .examples import Example, embed, extract
-from .model import ShardModel
+from .model import ShardModel, precision
 
 INITIAL_POINTS = 100  # NumPyro gives up after as many
 Source = tuple[str, str]  # ("data" or "local", name)
@@ -114,7 +114,7 @@ class Probe:
         # Nothing but the precision is new, and that was not the user's choice: whatever is raised
         # now comes of it.
         try:
-            with jax.enable_x64(True):
+            with precision(True):
                 traced = self._exact_terms.trace(values, arguments, example.groups)
                 traced.lower()
                 jax.eval_shape(jax.grad(total), {k: jnp.asarray(v) for k, v in values.items()})
@@ -131,19 +131,15 @@ class Probe:
         """Every term of the density, entry by entry, in double precision if possible."""
         if not self._exact:
             return self.terms(values, example)
-        with jax.enable_x64(True):
+        with precision(True):
             terms = self._exact_terms(values, _doubles(example), example.groups)
             return {name: np.asarray(term) for name, term in terms.items()}
 
     def changed_terms(self, small: Example, other: Example, *, local: bool) -> set[str]:
         """Name the terms whose entries for the small example differ within the other example.
 
-        Parameters
-        ----------
-        small, other : Example
-            The other one holds the rows and groups of the small one, in another order.
-        local : bool
-            Look at terms with an axis of rows or groups, or at the others.
+        The other one holds the rows and groups of the small one, in another order. Looked at are
+        `local` terms, those with an axis of rows or groups, or else the others.
         """
         model = self.model
         values, others = (draw_values(model, example, seed=1) for example in (small, other))

@@ -47,14 +47,8 @@ def examples(
 ) -> tuple[Example, Example, Example]:
     """Build the small example, the same renumbered, and the large one.
 
-    Parameters
-    ----------
-    values : mapping
-        Argument -> real values ``(n,)``, n >= 1 rows, repeated where more are needed.
-    codes : mapping
-        Argument -> the level whose codes it receives.
-    n_levels : int
-        Number of nested levels.
+    Each argument is given real `values` ``(n,)``, n >= 1 rows, repeated where more are needed, or
+    the codes of one of the nested levels.
     """
     small_groups = tuple(3 + 2 * level for level in range(n_levels))
     more_groups = tuple(count + 1 for count in small_groups)

@@ -1,7 +1,7 @@
 """A NumPyro model, read: the roles of its sites, and its log density term by term.
 
 Every site of the model falls in one of two kinds, told apart by how shapes follow the data
-(:mod:`dask_consensus.shard.reading` finds out):
+(:mod:`.roles` finds out):
 
 - a *shared* latent site has a shape of its own; all of them together, unconstrained and raveled,
   are the vector ``u`` of ``d`` numbers that the shards must agree on;
@@ -13,6 +13,7 @@ Every log density term likewise has no such axis (a *prior term*, in every shard
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pickle
 import sys
@@ -31,6 +32,11 @@ from numpyro.infer.util import _unconstrain_reparam, compute_log_probs
 
 from ..shard_data import ROWS
 
+try:
+    from jax import enable_x64
+except ImportError:  # before JAX 0.8
+    from jax.experimental import enable_x64  # type: ignore[attr-defined,no-redef,unused-ignore]
+
 # NumPyro keeps its stack of handlers in one list per process: two threads that trace at once
 # corrupt it. Whoever runs a model's Python code holds this lock; compiled code needs none.
 TRACE_LOCK = threading.RLock()
@@ -38,34 +44,17 @@ Arrays = Mapping[str, Any]
 
 
 class Latent(NamedTuple):
-    """A latent site of the model.
-
-    Attributes
-    ----------
-    name : str
-    level : int or None
-        None for a shared site; :data:`ROWS` or the number of a group level for a local one.
-    axis : int
-        The axis that follows the level; -1 for a shared site.
-    shape, unconstrained : tuple of int
-        Shapes of the value and of the unconstrained value; the entry at `axis` is a placeholder.
-    support, prior : str
-        Names of the support and of the prior's distribution.
-    dims : tuple of str
-        Name of each axis of the value: its plate's, or empty.
-    note : str
-        What tempering does to an improper or heavy-tailed prior; empty for any other.
-    """
+    """A latent site of the model; in its shapes the entry at `axis` is a placeholder."""
 
     name: str
-    level: int | None
-    axis: int
+    level: int | None  # None for a shared site; ROWS or a group level for a local one
+    axis: int  # the axis that follows the level; -1 for a shared site
     shape: tuple[int, ...]
-    unconstrained: tuple[int, ...]
+    unconstrained: tuple[int, ...]  # shape of the unconstrained value
     support: str
-    prior: str
-    dims: tuple[str, ...] = ()
-    note: str = ""
+    prior: str  # name of its distribution
+    dims: tuple[str, ...] = ()  # name of each axis of the value: its plate's, or empty
+    note: str = ""  # what tempering does to an improper or heavy-tailed prior; else empty
 
     @property
     def size(self) -> int:
@@ -86,48 +75,24 @@ class Term(NamedTuple):
 class ShardModel:
     """A model as one shard needs it; small, picklable, the same in every process.
 
-    Attributes
-    ----------
-    pickled : bytes
-        The model's function, by value.
-    token : str
-        Names the content of all other attributes: equal tokens share compiled code.
-    levels : tuple of str
-        Names of the key columns, outermost first.
-    codes : mapping
-        Argument -> the level whose group codes it receives.
-    counts : mapping
-        ``n_<argument>`` -> level (the number of its groups), for those the model takes.
-    constants : mapping
-        ``n_<argument>`` -> number of categories of a categorical column, likewise.
-    latents : tuple of Latent
-        Shared sites first, each kind in the order of the model.
-    terms : tuple of Term
-    deterministics : mapping
-        Deterministic sites that depend on shared sites alone -> name of each axis of their value.
-    x64 : bool
-        Whether the user works in double precision.
-    double : bool
-        Whether the model can be evaluated in double precision, in which likelihoods are added up;
-        it may hold constants of single precision that cannot meet the other.
-    cache : str
-        Folder of compiled code; empty for none. No part of the token.
-    coupled : tuple of str
-        Terms by which groups depend on each other, so that no product over shards is exact.
+    Equal tokens share compiled code. Where groups depend on each other, by `coupled` terms, no
+    product over shards is exact. A model may hold constants of single precision that cannot meet
+    double precision, in which likelihoods are added up where it can be.
     """
 
-    pickled: bytes
-    token: str
-    levels: tuple[str, ...]
-    codes: Mapping[str, int]
-    counts: Mapping[str, int]
-    constants: Mapping[str, int]
-    latents: tuple[Latent, ...]
+    pickled: bytes  # the model's function, by value
+    token: str  # names the content of all other attributes but the cache
+    levels: tuple[str, ...]  # names of the key columns, outermost first
+    codes: Mapping[str, int]  # argument -> the level whose group codes it receives
+    counts: Mapping[str, int]  # n_<argument> -> level (the number of its groups), where taken
+    constants: Mapping[str, int]  # n_<argument> -> number of categories, likewise
+    latents: tuple[Latent, ...]  # shared sites first, each kind in the order of the model
     terms: tuple[Term, ...] = ()
+    # Deterministic sites that depend on shared sites alone -> name of each axis of their value.
     deterministics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    x64: bool = False
-    double: bool = True
-    cache: str = ""
+    x64: bool = False  # whether the user works in double precision
+    double: bool = True  # whether the model can be evaluated in it
+    cache: str = ""  # folder of compiled code; empty for none
     coupled: tuple[str, ...] = ()
 
     @property
@@ -190,28 +155,21 @@ class ShardModel:
     ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         """Log density of each site, entry by entry, at unconstrained `values` of all latent sites.
 
-        Run it under :data:`TRACE_LOCK`.
-
-        Returns
-        -------
-        terms : dict
-            Site name -> log density, in the batch shape of the site; ``_<site>_log_det`` among
-            them.
-        trace : dict
-            NumPyro's trace of the model, with constrained values and deterministics.
+        It is in the batch shape of the site; ``_<site>_log_det`` are among them. NumPyro's trace
+        of the model, with constrained values and deterministics, comes second. Run it under
+        :data:`TRACE_LOCK`.
         """
-        return log_terms(self.function, values, self.keywords(arguments, groups))
+        seeded = numpyro.handlers.seed(self.function, jax.random.key(0))
+        unconstrained = partial(_unconstrain_reparam, values)
+        placed = numpyro.handlers.substitute(seeded, substitute_fn=unconstrained)
+        keywords = self.keywords(arguments, groups)
+        terms, trace = compute_log_probs(placed, (), keywords, {}, sum_log_prob=False)
+        return terms, trace
 
 
-def log_terms(
-    function: Callable[..., Any], values: Arrays, keywords: Arrays
-) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-    """Evaluate every term of ``function(**keywords)`` at unconstrained values."""
-    seeded = numpyro.handlers.seed(function, jax.random.key(0))
-    unconstrained = partial(_unconstrain_reparam, values)
-    placed = numpyro.handlers.substitute(seeded, substitute_fn=unconstrained)
-    terms, trace = compute_log_probs(placed, (), dict(keywords), {}, sum_log_prob=False)
-    return terms, trace
+def precision(x64: bool) -> contextlib.AbstractContextManager[None]:
+    """Work in double precision or in single, whatever this process is set to."""
+    return enable_x64(x64)
 
 
 def double_precision() -> bool:

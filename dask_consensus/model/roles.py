@@ -54,16 +54,7 @@ class _SiteShape(NamedTuple):
 
 
 def read_model(function: Callable[..., Any], inputs: ModelInputs, *, cache: str = "") -> ShardModel:
-    """Find the roles of a model's sites, and refuse what cannot be sharded.
-
-    Parameters
-    ----------
-    function : callable
-        The NumPyro model, as the user wrote it.
-    inputs : ModelInputs
-        What the data offers it.
-    cache : str
-        Folder of compiled code; empty for none.
+    """Find the roles of a NumPyro model's sites, and refuse what cannot be sharded.
 
     Raises
     ------

@@ -16,18 +16,10 @@ from ..frame.arrays import Column, Layout, number_dtype
 
 
 class Bindings(NamedTuple):
-    """What each argument of the model receives.
+    """What each argument of the model receives: a column, a size, or its default.
 
-    Attributes
-    ----------
-    layout : Layout
-        Key columns, and the columns that feed arguments.
-    counts : dict
-        ``n_<argument>`` -> level of `by` whose number of groups it receives.
-    constants : dict
-        ``n_<argument>`` -> number of categories of a categorical column.
-    defaults : tuple of str
-        Arguments left at their defaults.
+    An ``n_<argument>`` among `counts` receives the number of groups of this level of `by`; one
+    among `constants`, this number of categories.
     """
 
     layout: Layout
@@ -46,44 +38,34 @@ def bind(
     """Bind the arguments of a model to columns of a frame.
 
     Each parameter of the model is a key of `columns`, or ``n_<argument>`` of a coded argument, or
-    a column of the frame, or has a default; in this order.
-
-    Raises
-    ------
-    TypeError
-        If the model is not callable or takes positional-only arguments.
-    ValueError
-        If an argument is no column, a column does not exist, is neither numeric nor boolean nor a
-        categorical with known categories, or `columns` names what is no argument.
+    a column of the frame, or has a default; in this order. TypeError if it is no such model,
+    ValueError if an argument finds nothing, or a column that is no number and not coded.
     """
     if not callable(model):
         raise TypeError(f"the model must be a function with NumPyro primitives, got {model!r}")
     parameters = _parameters(model)
     columns = dict(columns or {})
-    unknown = [name for name in columns if name not in parameters]
-    if unknown:
-        raise ValueError(
-            f"columns names {unknown[0]!r}, which is no argument of the model; its arguments are "
-            f"{', '.join(parameters)}"
-        )
-    keys = _keys(frame, by)
-    available = _available(frame)
+    for name in columns:
+        if name not in parameters:
+            raise ValueError(
+                f"columns names {name!r}, which is no argument of the model; its arguments are "
+                f"{', '.join(parameters)}"
+            )
+    index = [] if frame.index.name is None else [frame.index.name]
+    available = [*frame.columns, *index]
+    keys = _keys(by, available)
     counted = {f"n_{name}": name for name in parameters}
-
     fed: dict[str, Column] = {}
-    waiting: dict[str, inspect.Parameter] = {}
-    for name, parameter in parameters.items():
+    for name in parameters:
         if name in columns or (name in available and name not in counted):
             source = columns.get(name, name)
             _check_exists(source, available, f"argument {name!r}")
             fed[name] = _column(frame, name, source, keys, x64)
-        else:
-            waiting[name] = parameter
 
     counts: dict[str, int] = {}
     constants: dict[str, int] = {}
     defaults = []
-    for name, parameter in waiting.items():
+    for name in [name for name in parameters if name not in fed]:
         column = fed.get(counted.get(name, ""))
         if column is not None and column.kind == "group":
             counts[name] = column.level
@@ -91,12 +73,12 @@ def bind(
             constants[name] = len(column.categories)
         elif name in available:
             fed[name] = _column(frame, name, name, keys, x64)
-        elif parameter.default is not inspect.Parameter.empty:
+        elif parameters[name].default is not inspect.Parameter.empty:
             defaults.append(name)
         else:
             raise ValueError(_no_column(name, counted, fed, available))
-    ordered = tuple(fed[name] for name in parameters if name in fed)
-    return Bindings(Layout(keys, ordered, x64), counts, constants, tuple(defaults))
+    layout = Layout(keys, tuple(fed[name] for name in parameters if name in fed), x64)
+    return Bindings(layout, counts, constants, tuple(defaults))
 
 
 def _parameters(model: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -116,10 +98,8 @@ def _parameters(model: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def _unwrapped(model: Callable[..., Any]) -> tuple[Callable[..., Any], frozenset[str]]:
-    """Return the function inside NumPyro's handlers, and the arguments already bound by name.
-
-    A handler used as a decorator does not show the signature of what it decorates.
-    """
+    """Return the function inside NumPyro's handlers, and the arguments already bound by name."""
+    # A handler used as a decorator does not show the signature of what it decorates.
     if isinstance(model, Messenger):
         return _unwrapped(model.fn)
     if isinstance(model, functools.partial):
@@ -128,19 +108,14 @@ def _unwrapped(model: Callable[..., Any]) -> tuple[Callable[..., Any], frozenset
     return model, frozenset()
 
 
-def _available(frame: dd.DataFrame) -> list[Hashable]:
-    index = [] if frame.index.name is None else [frame.index.name]
-    return [*frame.columns, *index]
-
-
-def _keys(frame: dd.DataFrame, by: Any) -> tuple[Any, ...]:
+def _keys(by: Any, available: list[Hashable]) -> tuple[Any, ...]:
     if by is None:
         return ()
     keys = tuple(by) if isinstance(by, list | tuple) else (by,)
     if not keys:
         raise ValueError("by=[] names no key column; leave it out where rows are exchangeable")
     for key in keys:
-        _check_exists(key, _available(frame), "by")
+        _check_exists(key, available, "by")
     if len(set(keys)) < len(keys):
         raise ValueError(f"by={list(keys)} names a column twice")
     return keys

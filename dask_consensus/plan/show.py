@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..model.model import ShardModel, Term
 from ..shard.effects import effects_per_unit
-from ..shard.nuts import NutsSettings
 from ..shard_data import ROWS, Size, padded_sizes
 from .tables import Table
 
@@ -49,11 +47,7 @@ def notes_of(plan: Plan) -> list[str]:
             "precision, perhaps), so log likelihoods are added up in single precision, which "
             "loses digits with many rows"
         )
-    if plan.assignment.largest is not None:
-        notes.append(largest_group_message(plan))
-    if plan.model.coupled:
-        notes.append(coupled_message(plan.model))
-    return notes
+    return notes + _costs(plan)
 
 
 def options_without_effect(plan: Plan) -> list[str]:
@@ -80,39 +74,34 @@ def options_without_effect(plan: Plan) -> list[str]:
 
 def warn_before_sampling(plan: Plan) -> None:
     """Warn of what will cost accuracy or time whatever the draws are."""
+    for message in _costs(plan):
+        warnings.warn(message, UserWarning, stacklevel=4)
+
+
+def _costs(plan: Plan) -> list[str]:
+    """Say which group is larger than a shard, and where groups depend on each other."""
+    messages: list[str] = []
     if plan.n_shards == 1:
-        return
+        return messages
     if plan.assignment.largest is not None:
-        warnings.warn(largest_group_message(plan), UserWarning, stacklevel=4)
+        label, rows = plan.assignment.largest
+        mean, most = plan.survey.rows / plan.n_shards, plan.survey.rows // rows
+        messages.append(
+            f"group {label!r} of {plan.bindings.layout.by[0]!r} has {rows:,} rows, more than the "
+            f"{mean:,.0f} rows of a balanced shard; a group is never split, so one shard is larger "
+            f"and takes longer. No more than {_count(most, 'shard')} can be balanced."
+        )
     if plan.model.coupled:
-        warnings.warn(coupled_message(plan.model), UserWarning, stacklevel=4)
-
-
-def largest_group_message(plan: Plan) -> str:
-    """Say which group is larger than a shard, and what that costs."""
-    assert plan.assignment.largest is not None
-    label, rows = plan.assignment.largest
-    mean, most = plan.survey.rows / plan.n_shards, plan.survey.rows // rows
-    return (
-        f"group {label!r} of {plan.bindings.layout.by[0]!r} has {rows:,} rows, more than the "
-        f"{mean:,.0f} rows of a balanced shard; a group is never split, so one shard is larger and "
-        f"takes longer. No more than {most} shard{'s' if most != 1 else ''} can be balanced."
-    )
-
-
-def coupled_message(model: ShardModel) -> str:
-    """Say that no product over shards is the full model's posterior."""
-    return (
-        f"the density of {', '.join(model.coupled)} in one group changes with other groups' rows "
-        "or effects, so groups are not independent given the shared sites and the shards cannot "
-        "give the full model's posterior. Centre and scale columns beforehand, over the whole "
-        "frame; or fit with n_shards=1."
-    )
+        messages.append(
+            f"the density of {', '.join(plan.model.coupled)} in one group changes with other "
+            "groups' rows or effects, so groups are not independent given the shared sites and the "
+            "shards cannot give the full model's posterior. Centre and scale columns beforehand, "
+            "over the whole frame; or fit with n_shards=1."
+        )
+    return messages
 
 
 # The tables
-
-
 def _summary(plan: Plan) -> list[list[str]]:
     options = plan.options
     tempering = "none"
@@ -125,7 +114,7 @@ def _summary(plan: Plan) -> list[list[str]]:
         ["tempering", tempering],
         ["sampling", _sampling(plan)],
         ["correction", _correction(plan)],
-        ["result", f"{_chains(options.num_chains)} of {options.num_samples:,} draws"],
+        ["result", f"{_count(options.num_chains, 'chain')} of {options.num_samples:,} draws"],
         ["shared dimensions", str(plan.model.dim)],
         ["precision", "float64" if plan.model.x64 else "float32"],
     ]
@@ -141,25 +130,19 @@ def _method(plan: Plan) -> str:
 
 def _sampling(plan: Plan) -> str:
     """Say what NUTS does on shards: the numbers that the fit will use."""
-    chains = _chains(plan.options.num_chains)
-    if plan.n_shards == 1:
-        return f"{_transitions(plan.one_shot_nuts)}, {chains}"
-    if plan.method in ("consensus", "parametric"):
-        return f"{_transitions(plan.one_shot_nuts)}, {chains} a shard"
-    if plan.method == "laplace":
+    nuts, rounds, each = plan.one_shot_nuts, "", " a shard" if plan.n_shards > 1 else ""
+    if plan.n_shards > 1 and plan.method == "laplace":
         return "none of the shards"
-    short = not plan.uncorrected_because
-    most, nuts = plan.most_rounds(short=short), plan.round_nuts(short=short)
-    rounds = f"up to {most} rounds" if most > 1 else "one round"
-    return f"{rounds} of {_transitions(nuts)}, {chains} a shard"
+    if plan.n_shards > 1 and plan.method == "anchored":
+        short = not plan.uncorrected_because
+        most, nuts = plan.most_rounds(short=short), plan.round_nuts(short=short)
+        rounds = f"up to {most} rounds of " if most > 1 else "one round of "
+    chains = _count(plan.options.num_chains, "chain")
+    return f"{rounds}{nuts.num_warmup} warm-up + {nuts.num_samples} draws, {chains}{each}"
 
 
-def _transitions(nuts: NutsSettings) -> str:
-    return f"{nuts.num_warmup} warm-up + {nuts.num_samples} draws"
-
-
-def _chains(n: int) -> str:
-    return f"{n} chain{'s' if n != 1 else ''}"
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' if n != 1 else ''}"
 
 
 def _correction(plan: Plan) -> str:
@@ -167,9 +150,8 @@ def _correction(plan: Plan) -> str:
     if because:
         return f"none, because {because}" if plan.n_shards > 1 else "none needed"
     q = effects_per_unit(plan.model)
-    return "points weighted by the full posterior" + (
-        f", {q} effect{'s' if q > 1 else ''} a group integrated out" if q else ""
-    )
+    effects = f", {_count(q, 'effect')} a group integrated out" if q else ""
+    return f"points weighted by the full posterior{effects}"
 
 
 def _arguments(plan: Plan) -> list[list[str]]:
@@ -179,26 +161,28 @@ def _arguments(plan: Plan) -> list[list[str]]:
     for column in bindings.layout.columns:
         kind = kinds.get(column.kind, f"codes of {len(column.categories)} categories")
         rows.append([column.argument, str(column.column), kind])
-    for name, level in bindings.counts.items():
-        rows.append([name, "", f"number of groups of {plan.model.levels[level]}"])
-    for name, count in bindings.constants.items():
-        rows.append([name, "", f"{count}, the number of categories"])
-    return rows + [[name, "", "its default"] for name in bindings.defaults]
+    unfed = {n: f"number of groups of {plan.model.levels[i]}" for n, i in bindings.counts.items()}
+    unfed |= {n: f"{size}, the number of categories" for n, size in bindings.constants.items()}
+    unfed |= dict.fromkeys(bindings.defaults, "its default")
+    return rows + [[name, "", receives] for name, receives in unfed.items()]
 
 
 def _sites(plan: Plan) -> list[list[str]]:
     model = plan.model
+    names = {ROWS: "rows", **dict(enumerate(model.levels))}
     tempered = "whole" if plan.n_shards == 1 else "to the power w"
     rows = []
-    latent = {site.name for site in model.latents}
     for site in model.latents:
-        shape = _shape(site.shape, site.level, site.axis, model)
-        role, share = ("shared", tempered) if site.level is None else ("local", "whole")
-        rows.append([site.name, role, shape, site.support, site.prior, share])
+        shape, role, share = [str(size) for size in site.shape], "shared", tempered
+        if site.level is not None:
+            shape[site.axis], role, share = names[site.level], "local", "whole"
+        rows.append([site.name, role, f"({', '.join(shape)})", site.support, site.prior, share])
+    latent = {site.name for site in model.latents}
     for term in model.terms:
         if term.name not in latent and not term.name.endswith("_log_det"):
             role, share = ("prior", tempered) if term.level is None else ("observed", "whole")
-            rows.append([term.name, role, _level(term, model), "", "", share])
+            level = "" if term.level is None else f"({names[term.level]})"
+            rows.append([term.name, role, level, "", "", share])
     return rows + [[name, "deterministic", "", "", "", ""] for name in model.deterministics]
 
 
@@ -215,32 +199,14 @@ def _shards(plan: Plan) -> list[list[str]]:
             [f"groups of {by[0]}", f"{about}{plan.survey.n_groups:,}"],
             [f"groups of {by[0]} a shard", about + _range(assignment.groups, "{:,.0f}")],
         ]
-    groups = assignment.groups.tolist() if by else [()] * plan.n_shards
-    sizes = [
-        Size(int(count), (n_groups,) if by else ())
-        for count, n_groups in zip(assignment.rows, groups, strict=True)
-    ]
-    padded = padded_sizes(sizes)
-    extra = sum(size.rows for size in padded) - int(assignment.rows.sum())
-    share = extra / assignment.rows.sum()
-    rows.append(["padding rows", f"{extra:,} ({share:.1%})" if extra else "none"])
-    rows.append(["shapes to compile", str(len(set(padded)))])
-    return rows
+    groups = [(count,) if by else () for count in assignment.groups.tolist()]
+    padded = padded_sizes(list(map(Size, assignment.rows.tolist(), groups)))
+    n_rows = assignment.rows.sum()
+    extra = sum(size.rows for size in padded) - int(n_rows)
+    padding = f"{extra:,} ({extra / n_rows:.1%})" if extra else "none"
+    return [*rows, ["padding rows", padding], ["shapes to compile", str(len(set(padded)))]]
 
 
 def _range(values: np.ndarray, pattern: str) -> str:
     low, high = pattern.format(values.min()), pattern.format(values.max())
     return low if low == high else f"{low} to {high}"
-
-
-def _shape(shape: tuple[int, ...], level: int | None, axis: int, model: ShardModel) -> str:
-    entries = [str(size) for size in shape]
-    if level is not None:
-        entries[axis] = "rows" if level == ROWS else model.levels[level]
-    return f"({', '.join(entries)})"
-
-
-def _level(term: Term, model: ShardModel) -> str:
-    if term.level is None:
-        return ""
-    return "(rows)" if term.level == ROWS else f"({model.levels[term.level]})"

@@ -13,16 +13,7 @@ _NUMBER = re.compile(r"(about )?\d|none$|-$|$")
 
 
 class Table(NamedTuple):
-    """A titled table; a table without a header holds names and what they stand for.
-
-    Attributes
-    ----------
-    title : str
-    header : tuple of str
-        Empty for none.
-    rows : list of sequences of str
-        All of the same length.
-    """
+    """A titled table; with an empty header, it holds names and what they stand for."""
 
     title: str
     header: tuple[str, ...]

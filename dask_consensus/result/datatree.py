@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..combination.reports import Combined, Round
+from ..combination.reports import Combined, NutsDiagnostics, Round
 from ..correction.draws import equal_weight_draws
 from ..correction.importance import Correction, usable
 from ..model.model import ShardModel
@@ -25,14 +25,12 @@ _LIBRARIES = ("dask_consensus", "numpyro", "jax", "dask", "xarray", "numpy")
 
 
 def result(
-    plan: Plan,
-    combined: Combined,
-    correction: Correction | None,
-    verdict: Verdict,
-    clock: Clock,
+    plan: Plan, combined: Combined, correction: Correction | None, verdict: Verdict, clock: Clock
 ) -> xr.DataTree:
-    """Constrain the draws and label everything."""
+    """Constrain the draws and label everything; root and posterior have the same attributes."""
     options, model = plan.options, plan.model
+    settings = asdict(options)
+    thresholds = settings.pop("verdict")
     groups = {
         "posterior": _posterior(plan, combined.draws),
         "shards": shards_dataset(model, combined.rounds),
@@ -40,28 +38,37 @@ def result(
     }
     if correction is not None:
         groups["correction"] = correction_dataset(model, correction)
-    if correction is not None and usable(correction):
-        rng = np.random.default_rng([options.seed, 1])
-        shape = (options.num_chains, options.num_samples)
-        groups["uncorrected"] = groups["posterior"]
-        groups["posterior"] = _posterior(plan, equal_weight_draws(correction.estimate, shape, rng))
+        if usable(correction):
+            rng = np.random.default_rng([options.seed, 1])
+            shape = (options.num_chains, options.num_samples)
+            draws = equal_weight_draws(correction.estimate, shape, rng)
+            groups |= {"uncorrected": groups["posterior"], "posterior": _posterior(plan, draws)}
     # JSON has no infinity: an error of unknown size is null.
     sizes = [float(size) if np.isfinite(size) else None for size in verdict.error]
-    return to_datatree(
-        groups,
-        {
-            **asdict(options),
-            "n_shards": plan.n_shards,
-            "method_used": plan.method,
-            "by": [str(key) for key in plan.bindings.layout.by],
-            "sampling_time": clock.total(),
-            "profile": clock.seconds | {"compile": seconds_compiling(combined, correction)},
-            "verdict": verdict.text,
-            "verdict_good": int(verdict.good),
-            "verdict_reasons": verdict.reasons_as_json(),
-            "accuracy": dict(zip(model.coordinate_names(), sizes, strict=True)),
-        },
-    )
+    attributes = {
+        "created_at": datetime.now(UTC).isoformat(),
+        "creation_library": "dask_consensus",
+        "creation_library_version": version("dask_consensus"),
+        "creation_library_language": "Python",
+        "inference_library": "dask_consensus",
+        "inference_library_version": version("dask_consensus"),
+        "versions": {name: version(name) for name in _LIBRARIES},
+        **settings,
+        "n_shards": plan.n_shards,
+        "method_used": combined.method,
+        "by": [str(key) for key in plan.bindings.layout.by],
+        "sampling_time": clock.total(),
+        "profile": clock.seconds | {"compile": seconds_compiling(combined, correction)},
+        "verdict": verdict.text,
+        "verdict_thresholds": thresholds,
+        "verdict_good": int(verdict.good),
+        "verdict_reasons": verdict.reasons_as_json(),
+        "accuracy": dict(zip(model.coordinate_names(), sizes, strict=True)),
+    }
+    tree = xr.DataTree.from_dict(groups)
+    for node in (tree, tree["posterior"]):
+        node.attrs.update({name: _storable(value) for name, value in attributes.items()})
+    return tree
 
 
 def _posterior(plan: Plan, draws: np.ndarray) -> xr.Dataset:
@@ -71,20 +78,9 @@ def _posterior(plan: Plan, draws: np.ndarray) -> xr.Dataset:
 
 
 def posterior_dataset(
-    model: ShardModel,
-    values: Mapping[str, np.ndarray],
-    labels: Mapping[str, Sequence[Any]],
+    model: ShardModel, values: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[Any]]
 ) -> xr.Dataset:
-    """Label constrained draws ``(chain, draw, *site shape)``.
-
-    Parameters
-    ----------
-    model : ShardModel
-    values : mapping
-        Site -> draws.
-    labels : mapping
-        Plate -> labels of its entries, where they are known (a categorical column's categories).
-    """
+    """Label constrained draws ``(chain, draw, *site shape)``; `labels` name plates' entries."""
     plates = {**{site.name: site.dims for site in model.shared}, **model.deterministics}
     variables = {}
     coords: dict[str, Any] = {}
@@ -102,97 +98,86 @@ def posterior_dataset(
     return xr.Dataset(variables, coords)
 
 
+def _variables(
+    source: Any, dims: Sequence[str], long_names: Mapping[str, str]
+) -> dict[str, tuple[Sequence[str], Any, dict[str, str]]]:
+    """Make variables of fields of an object, or of all objects in a nested list.
+
+    A variable has as many of the dims, from the first on, as the field's values have.
+    """
+    values = {name: _field(source, name) for name in long_names}
+    return {
+        name: (dims[: np.ndim(values[name])], values[name], {"long_name": text})
+        for name, text in long_names.items()
+    }
+
+
+def _field(source: Any, name: str) -> Any:
+    if isinstance(source, list):
+        return np.array([_field(item, name) for item in source])
+    return getattr(source, name)
+
+
 def shards_dataset(model: ShardModel, rounds: Sequence[Round]) -> xr.Dataset:
     """Diagnostics of every shard in every round, dims ``(round, shard)``.
 
     What only sampling shows is there where shards were sampled; NaN in rounds that sampled none.
     """
-    per_shard = {
+    of_reports = {
         "rows": "rows of the shard",
         "weight": "power of the prior that the shard took",
         "seconds": "wall time of the work on the shard, compilation excluded (s)",
         "compile_seconds": "wall time of compiling, or of waiting for it (s)",
+        "mean": "mean of the shard's subposterior, unconstrained",
     }
     of_nuts = {
         "divergences": "diverging transitions after warm-up",
         "steps": "leapfrog steps a transition, on average",
         "step_size": "step size after warm-up",
         "accept_prob": "mean acceptance probability",
-    }
-    of_nuts_per_coordinate = {
         "skew": "skewness of the unconstrained draws",
         "joint_skew": "mean of the standardised coordinate times the squared distance",
         "ess": "effective sample size",
         "r_hat": "split r_hat",
     }
-    dims = ("round", "shard")
-    names = model.coordinate_names()
-
-    def of_reports(name: str) -> np.ndarray:
-        return np.array([[getattr(report, name) for report in this.reports] for this in rounds])
-
-    def of_sampling(name: str, missing: Any) -> np.ndarray:
-        return np.array(
-            [
-                [missing if r.nuts is None else getattr(r.nuts, name) for r in this.reports]
-                for this in rounds
-            ]
-        )
-
-    variables: dict[str, Any] = {
-        name: (dims, of_reports(name), {"long_name": text}) for name, text in per_shard.items()
-    }
-    variables["mean"] = (
-        (*dims, "coordinate"),
-        of_reports("mean"),
-        {"long_name": "mean of the shard's subposterior, unconstrained"},
-    )
-    if any(report.nuts is not None for this in rounds for report in this.reports):
-        for name, text in of_nuts.items():
-            variables[name] = (dims, of_sampling(name, np.nan), {"long_name": text})
-        for name, text in of_nuts_per_coordinate.items():
-            values = of_sampling(name, np.full(len(names), np.nan))
-            variables[name] = ((*dims, "coordinate"), values, {"long_name": text})
-    precision = of_reports("precision")
-    extra = ("coordinate", "coordinate_") if precision.ndim == 4 else ("coordinate",)
-    text = "precision of the shard's subposterior, the anchor's included"
-    variables["precision"] = ((*dims, *extra), precision, {"long_name": text})
-    if model.levels:
-        variables["groups"] = ((*dims, "level"), of_reports("groups"), {"long_name": "groups"})
-    coords: dict[str, Any] = {
-        "round": np.arange(len(rounds)),
-        "shard": np.arange(len(rounds[0].reports)),
-        "coordinate": names,
-    }
-    if precision.ndim == 4:
+    precision = {"precision": "precision of the shard's subposterior, the anchor's included"}
+    dims = ("round", "shard", "coordinate", "coordinate_")
+    names, reports = model.coordinate_names(), [this.reports for this in rounds]
+    variables = _variables(reports, dims, of_reports)
+    if any(report.nuts is not None for this in reports for report in this):
+        unsampled = NutsDiagnostics._make([np.full(len(names), np.nan)] * 4 + [np.nan] * 4)
+        nuts = [[unsampled if r.nuts is None else r.nuts for r in this] for this in reports]
+        variables |= _variables(nuts, dims, of_nuts)
+    variables |= _variables(reports, dims, precision)
+    coords: dict[str, Any] = {"round": np.arange(len(rounds)), "shard": np.arange(len(reports[0]))}
+    coords["coordinate"] = names
+    # Diagonal weights come with one precision a coordinate.
+    if "coordinate_" in variables["precision"][0]:
         coords["coordinate_"] = names
     if model.levels:
+        variables |= _variables(reports, ("round", "shard", "level"), {"groups": "groups"})
         coords["level"] = [str(level) for level in model.levels]
     return xr.Dataset(variables, coords)
 
 
 def rounds_dataset(model: ShardModel, rounds: Sequence[Round]) -> xr.Dataset:
     """Tabulate the combination after every round, dims ``(round, ...)``."""
-    per_round = {
+    of_rounds = {
         "movement": "largest change of a mean (posterior sds) or of a log sd",
         "noise": "Monte Carlo error that the movement is judged by (posterior sds)",
         "seconds": "wall time (s)",
     }
-    variables: dict[str, Any] = {
-        name: ("round", [getattr(this, name) for this in rounds], {"long_name": text})
-        for name, text in per_round.items()
+    strength = "precision of the anchor, in units of a shard's own; 0 without an anchor"
+    sds = [np.sqrt(np.diag(this.covariance)) for this in rounds]
+    dims, rounds = ("round", "coordinate"), list(rounds)
+    variables = {
+        **_variables(rounds, dims, of_rounds),
+        **_variables([this.anchor for this in rounds], dims, {"strength": strength}),
+        **_variables(rounds, dims, {"mean": "combined mean, unconstrained"}),
+        "sd": (dims, np.array(sds), {"long_name": "combined sd, unconstrained"}),
     }
-    strengths = [this.anchor.strength for this in rounds]
-    text = "precision of the anchor, in units of a shard's own; 0 without an anchor"
-    variables["strength"] = ("round", strengths, {"long_name": text})
-    dims = ("round", "coordinate")
-    means = np.array([this.mean for this in rounds])
-    sds = np.array([np.sqrt(np.diag(this.covariance)) for this in rounds])
-    variables["mean"] = (dims, means, {"long_name": "combined mean, unconstrained"})
-    variables["sd"] = (dims, sds, {"long_name": "combined sd, unconstrained"})
-    return xr.Dataset(
-        variables, {"round": np.arange(len(rounds)), "coordinate": model.coordinate_names()}
-    )
+    coords = {"round": np.arange(len(rounds)), "coordinate": model.coordinate_names()}
+    return xr.Dataset(variables, coords)
 
 
 def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
@@ -217,47 +202,22 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
         "error": "Monte Carlo error of the mean (posterior sds)",
         "sd_error": "relative Monte Carlo error of the sd",
     }
-    estimate = correction.estimate
-    variables: dict[str, Any] = {
-        name: ((), getattr(correction, name), {"long_name": text}) for name, text in scalars.items()
+    of_points = {
+        "points": "unconstrained points",
+        "weights": "smoothed weights",
+        "iteration": "iteration in which the point was drawn",
     }
-    variables["ess"] = ((), estimate.ess, {"long_name": "independent draws as good for the means"})
-    for name, text in per_coordinate.items():
-        variables[name] = ("coordinate", getattr(correction, name), {"long_name": text})
-    for name, text in of_estimate.items():
-        variables[name] = ("coordinate", getattr(estimate, name), {"long_name": text})
+    estimate, dims = correction.estimate, ("coordinate",)
     sd = np.sqrt(np.diag(estimate.covariance))
-    variables["sd"] = ("coordinate", sd, {"long_name": "sd of the full posterior"})
-    dims = ("point", "coordinate")
-    variables["points"] = (dims, correction.points, {"long_name": "unconstrained points"})
-    variables["weights"] = ("point", correction.weights, {"long_name": "smoothed weights"})
-    text = "iteration in which the point was drawn"
-    variables["iteration"] = ("point", correction.iteration, {"long_name": text})
-    return xr.Dataset(variables, {"coordinate": model.coordinate_names()})
-
-
-def to_datatree(groups: Mapping[str, xr.Dataset], settings: Mapping[str, Any]) -> xr.DataTree:
-    """Assemble the tree, with the same attributes on its root and on its posterior.
-
-    Parameters
-    ----------
-    groups : mapping
-        Group -> Dataset.
-    settings : mapping
-        Attributes; anything that netCDF cannot hold is written as JSON.
-    """
-    attributes = {
-        "created_at": datetime.now(UTC).isoformat(),
-        "creation_library": "dask_consensus",
-        "inference_library": "dask_consensus",
-        "inference_library_version": version("dask_consensus"),
-        "versions": json.dumps({name: version(name) for name in _LIBRARIES}),
-        **{name: _storable(value) for name, value in settings.items()},
+    variables = {
+        **_variables(correction, dims, scalars),
+        **_variables(estimate, dims, {"ess": "independent draws as good for the means"}),
+        **_variables(correction, dims, per_coordinate),
+        **_variables(estimate, dims, of_estimate),
+        "sd": (dims, sd, {"long_name": "sd of the full posterior"}),
+        **_variables(correction, ("point", "coordinate"), of_points),
     }
-    tree = xr.DataTree.from_dict(dict(groups))
-    tree.attrs.update(attributes)
-    tree["posterior"].attrs.update(attributes)
-    return tree
+    return xr.Dataset(variables, {"coordinate": model.coordinate_names()})
 
 
 def _name(site: str) -> str:
@@ -269,15 +229,11 @@ def _name(site: str) -> str:
 def _storable_labels(entries: Sequence[Any]) -> np.ndarray:
     """Turn labels that no file can hold (intervals, say) into text."""
     labels = np.asarray(entries)
-    return (
-        labels if labels.ndim == 1 and labels.dtype != object else np.array(list(map(str, entries)))
-    )
+    storable = labels.ndim == 1 and labels.dtype != object
+    return labels if storable else np.array(list(map(str, entries)))
 
 
 def _storable(value: Any) -> Any:
-    """Turn what netCDF has no attribute type for into text."""
-    return (
-        value
-        if isinstance(value, str | int | float) and not isinstance(value, bool)
-        else (json.dumps(value))
-    )
+    """Turn what netCDF has no attribute type for into JSON."""
+    storable = isinstance(value, str | int | float) and not isinstance(value, bool)
+    return value if storable else json.dumps(value)

@@ -6,7 +6,7 @@ effect on the path the fit took.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ class Reason(NamedTuple):
     value, threshold : float
         What was found, and the limit that it crossed.
     where : str
-        The parameter, shard or site concerned; empty where it is the whole fit.
+        The parameter, shard or term concerned; empty where it is the whole fit.
     problem, remedy : str
         What it means, and what to change.
     """
@@ -51,8 +51,6 @@ class Evidence(NamedTuple):
     names : sequence of str
         Of the d coordinates of u.
     options : Options
-    method : str
-        The method that combined the shards.
     combined : Combined
     correction : Correction or None
     uncorrected_because : str
@@ -67,7 +65,6 @@ class Evidence(NamedTuple):
 
     names: Sequence[str]
     options: Options
-    method: str
     combined: Combined
     correction: Correction | None
     uncorrected_because: str
@@ -80,61 +77,57 @@ class Evidence(NamedTuple):
         """Whether one shard holds all rows."""
         return len(self.combined.rounds[-1].reports) == 1
 
+    @property
+    def nuts(self) -> list[NutsDiagnostics]:
+        """What sampling the shards showed in the last round; empty where none was sampled."""
+        reports = self.combined.rounds[-1].reports
+        return [report.nuts for report in reports if report.nuts is not None]
+
 
 def reasons_against(evidence: Evidence, error: np.ndarray) -> list[Reason]:
     """Run every check that applies; `error` is the estimated error of each mean, in sds."""
-    checks: list[Callable[[Evidence], list[Reason]]] = [_coupled, _several_modes]
-    if evidence.alone:
-        checks += [_not_converged, _few_draws, _divergences]
-    elif evidence.correction is not None:
-        checks += [_correction_weights, _correction_integrals]
-    elif _sampled(evidence):
-        checks += [_not_converged, _few_draws, _divergences]
+    checks: list[Callable[[Evidence], Iterator[Reason]]] = [_several_modes]
+    if not evidence.alone:
+        checks = [_coupled, *checks]
+    if evidence.correction is not None:
+        checks += [_correction_weights, _correction_tails, _correction_integrals]
+    elif evidence.nuts:
+        checks += [_sampling]
     reasons = [reason for check in checks for reason in check(evidence)]
-    if not evidence.alone and evidence.correction is None:
-        reasons += _approximation(evidence, error)
-    return reasons if evidence.alone else reasons + _strange_shard(evidence)
+    if not evidence.alone:
+        if evidence.correction is None:
+            reasons += _approximation(evidence, error)
+        reasons += _strange_shard(evidence)
+    return reasons
 
 
 # The posterior
 
 
-def _coupled(evidence: Evidence) -> list[Reason]:
-    if evidence.alone or not evidence.coupled:
-        return []
-    terms = ", ".join(evidence.coupled)
-    return [
-        Reason(
-            "coupled",
-            len(evidence.coupled),
-            0,
-            terms,
-            f"groups depend on each other through {terms}, so the shards' product is another model",
-            "remove that dependence, or use n_shards=1",
+def _coupled(evidence: Evidence) -> Iterator[Reason]:
+    if evidence.coupled:
+        terms = ", ".join(evidence.coupled)
+        problem = (
+            f"groups depend on each other through {terms}, so the shards' product is another model"
         )
-    ]
+        remedy = "remove that dependence, or use n_shards=1"
+        yield Reason("coupled", len(evidence.coupled), 0, terms, problem, remedy)
 
 
-def _several_modes(evidence: Evidence) -> list[Reason]:
-    if evidence.modes <= 1:
-        return []
-    return [
-        Reason(
-            "modes",
-            evidence.modes,
-            1,
-            "",
+def _several_modes(evidence: Evidence) -> Iterator[Reason]:
+    if evidence.modes > 1:
+        problem = (
             f"searches from several points found {evidence.modes} separate modes of comparable "
-            "density, of which one is described",
-            "identify the model (order the components, say)",
+            "density, of which one is described"
         )
-    ]
+        remedy = "identify the model (order the components, say)"
+        yield Reason("modes", evidence.modes, 1, "", problem, remedy)
 
 
 # The correction
 
 
-def _correction_weights(evidence: Evidence) -> list[Reason]:
+def _correction_weights(evidence: Evidence) -> Iterator[Reason]:
     correction, limits = evidence.correction, evidence.options.verdict
     assert correction is not None
     n_points, estimate = len(correction.weights), correction.estimate
@@ -142,233 +135,140 @@ def _correction_weights(evidence: Evidence) -> list[Reason]:
         "raise consensus.correction.iterations (now "
         f"{evidence.options.correction.iterations}) in Dask's configuration"
     )
-    reasons = []
-    k_hat = min(limits.k_hat, 1 - 1 / np.log10(n_points))
-    if not correction.k_hat <= k_hat:
-        reasons.append(
-            Reason(
-                "k-hat",
-                correction.k_hat,
-                k_hat,
-                "",
-                f"k-hat {correction.k_hat:.2f} of the importance weights is above {k_hat:.2f}, so "
-                "the points miss part of the posterior",
-                f"{more}, or use n_shards=1",
-            )
+    limit = min(limits.k_hat, 1 - 1 / np.log10(n_points))
+    if not correction.k_hat <= limit:
+        problem = (
+            f"k-hat {correction.k_hat:.2f} of the importance weights is above {limit:.2f}, so the "
+            "points miss part of the posterior"
         )
+        yield Reason("k-hat", correction.k_hat, limit, "", problem, f"{more}, or use n_shards=1")
     if estimate.ess < limits.ess:
-        reasons.append(
-            Reason(
-                "ess",
-                estimate.ess,
-                limits.ess,
-                "",
-                f"{n_points:,} weighted points are as good as {estimate.ess:.0f} independent "
-                f"draws, fewer than {limits.ess:g}",
-                more,
-            )
+        problem = (
+            f"{n_points:,} weighted points are as good as {estimate.ess:.0f} independent draws, "
+            f"fewer than {limits.ess:g}"
         )
+        yield Reason("ess", estimate.ess, limits.ess, "", problem, more)
     worst = int(np.argmax(estimate.sd_error))
-    name, sd_error = evidence.names[worst], estimate.sd_error[worst]
-    if sd_error > limits.sd_error:
-        reasons.append(
-            Reason(
-                "sd-error",
-                sd_error,
-                limits.sd_error,
-                name,
-                f"the sd of {name} is known to {sd_error:.0%} only",
-                f"{more}; if its tail is long (separation, or too little data for its prior), give "
-                "it a tighter prior",
-            )
+    name, error = evidence.names[worst], estimate.sd_error[worst]
+    if error > limits.sd_error:
+        remedy = (
+            f"{more}; if its tail is long (separation, or too little data for its prior), give it "
+            "a tighter prior"
         )
+        problem = f"the sd of {name} is known to {error:.0%} only"
+        yield Reason("sd-error", error, limits.sd_error, name, problem, remedy)
+
+
+def _correction_tails(evidence: Evidence) -> Iterator[Reason]:
+    correction, limit = evidence.correction, evidence.options.verdict.tail_log_ratio
+    assert correction is not None
     worst = int(np.argmax(correction.tail_log_ratio))
     name, ratio = evidence.names[worst], correction.tail_log_ratio[worst]
-    if ratio > limits.tail_log_ratio:
-        reasons.append(
-            Reason(
-                "tail",
-                ratio,
-                limits.tail_log_ratio,
-                name,
-                f"the posterior has mass far out on {name} that the points do not reach, its tail "
-                "being heavier than an exponential",
-                "give it a prior with lighter tails",
-            )
+    if ratio > limit:
+        problem = (
+            f"the posterior has mass far out on {name} that the points do not reach, its tail "
+            "being heavier than an exponential"
         )
-    return reasons
+        yield Reason("tail", ratio, limit, name, problem, "give it a prior with lighter tails")
 
 
-def _correction_integrals(evidence: Evidence) -> list[Reason]:
+def _correction_integrals(evidence: Evidence) -> Iterator[Reason]:
     correction, limits = evidence.correction, evidence.options.verdict
     assert correction is not None
-    reasons = []
     worst = int(np.argmax(correction.integration_error))
     name, error = evidence.names[worst], correction.integration_error[worst]
     if error > limits.integration_error:
-        reasons.append(
-            Reason(
-                "integration",
-                error,
-                limits.integration_error,
-                name,
-                "integrating the local effects leaves an error of "
-                f"{error:.2g} posterior sds on {name}",
-                "reparameterise the local sites (centred where groups have many rows)",
-            )
+        problem = (
+            f"integrating the local effects leaves an error of {error:.2g} posterior sds on {name}"
         )
-    if correction.coupling > limits.coupling:
-        reasons.append(
-            Reason(
-                "coupling",
-                correction.coupling,
-                limits.coupling,
-                "",
-                "the Hessian of the local effects is not block-diagonal "
-                f"({correction.coupling:.2g} of its size lies between groups), so effects couple "
-                "groups",
-                "remove that dependence, or use n_shards=1",
-            )
+        remedy = "reparameterise the local sites (centred where groups have many rows)"
+        yield Reason("integration", error, limits.integration_error, name, problem, remedy)
+    coupling = correction.coupling
+    if coupling > limits.coupling:
+        problem = (
+            f"the Hessian of the local effects is not block-diagonal ({coupling:.2g} of its size "
+            "lies between groups), so effects couple groups"
         )
-    if correction.modes_not_found > limits.modes_not_found:
-        reasons.append(
-            Reason(
-                "modes-not-found",
-                correction.modes_not_found,
-                limits.modes_not_found,
-                "",
-                f"the mode of {correction.modes_not_found:.1%} of the groups was not found, whose "
-                "density may have several",
-                "reparameterise the local sites, or use n_shards=1",
-            )
+        remedy = "remove that dependence, or use n_shards=1"
+        yield Reason("coupling", coupling, limits.coupling, "", problem, remedy)
+    share = correction.modes_not_found
+    if share > limits.modes_not_found:
+        problem = (
+            f"the mode of {share:.1%} of the groups was not found, whose density may have several"
         )
-    return reasons
+        remedy = "reparameterise the local sites, or use n_shards=1"
+        yield Reason("modes-not-found", share, limits.modes_not_found, "", problem, remedy)
 
 
 # Sampling
 
 
-def _sampled(evidence: Evidence) -> bool:
-    return evidence.combined.rounds[-1].reports[0].nuts is not None
-
-
-def _diagnostics(evidence: Evidence) -> list[NutsDiagnostics]:
-    reports = evidence.combined.rounds[-1].reports
-    return [report.nuts for report in reports if report.nuts is not None]
-
-
-def _not_converged(evidence: Evidence) -> list[Reason]:
-    r_hat = np.array([nuts.r_hat for nuts in _diagnostics(evidence)])
-    limit = evidence.options.verdict.r_hat
-    if not (r_hat > limit).any():
-        return []
-    k, worst = divmod(int(np.nanargmax(r_hat)), r_hat.shape[1])
-    return [
-        Reason(
-            "r-hat",
-            r_hat[k, worst],
-            limit,
-            f"shard {k}, {evidence.names[worst]}",
-            f"shard {k} has r_hat {r_hat[k, worst]:.2f} on {evidence.names[worst]}, its chains not "
-            "having converged",
-            "raise num_warmup",
+def _sampling(evidence: Evidence) -> Iterator[Reason]:
+    limits, names = evidence.options.verdict, evidence.names
+    r_hat = np.array([nuts.r_hat for nuts in evidence.nuts])
+    if (r_hat > limits.r_hat).any():
+        k, worst = divmod(int(np.nanargmax(r_hat)), len(names))
+        value, where = r_hat[k, worst], f"shard {k}, {names[worst]}"
+        problem = (
+            f"shard {k} has r_hat {value:.2f} on {names[worst]}, its chains not having converged"
         )
-    ]
-
-
-def _few_draws(evidence: Evidence) -> list[Reason]:
-    ess = np.array([nuts.ess for nuts in _diagnostics(evidence)])
-    limit = evidence.options.verdict.shard_ess
-    if ess.min() >= limit:
-        return []
-    k, worst = divmod(int(ess.argmin()), ess.shape[1])
-    return [
-        Reason(
-            "shard-ess",
-            ess[k, worst],
-            limit,
-            f"shard {k}, {evidence.names[worst]}",
-            f"shard {k} has {ess[k, worst]:.0f} effective draws of {evidence.names[worst]}, fewer "
-            f"than {limit:g}",
-            "raise num_samples, or reparameterise",
+        yield Reason("r-hat", value, limits.r_hat, where, problem, "raise num_warmup")
+    ess = np.array([nuts.ess for nuts in evidence.nuts])
+    if ess.min() < limits.shard_ess:
+        k, worst = divmod(int(ess.argmin()), len(names))
+        value, where = ess[k, worst], f"shard {k}, {names[worst]}"
+        problem = (
+            f"shard {k} has {value:.0f} effective draws of {names[worst]}, fewer than "
+            f"{limits.shard_ess:g}"
         )
-    ]
-
-
-def _divergences(evidence: Evidence) -> list[Reason]:
-    divergences = np.array([nuts.divergences for nuts in _diagnostics(evidence)])
-    limit = evidence.options.verdict.divergences
+        remedy = "raise num_samples, or reparameterise"
+        yield Reason("shard-ess", value, limits.shard_ess, where, problem, remedy)
+    divergences = np.array([nuts.divergences for nuts in evidence.nuts])
     n_draws = np.prod(evidence.combined.draws.shape[:2])
     share = divergences.sum() / (n_draws * len(divergences))
-    if share <= limit:
-        return []
-    k = int(divergences.argmax())
-    return [
-        Reason(
-            "divergences",
-            share,
-            limit,
-            f"shard {k}",
-            f"{divergences.sum()} divergences, {share:.1%} of the draws, most on shard {k}",
-            "raise target_accept_prob, or reparameterise",
-        )
-    ]
+    if share > limits.divergences:
+        k = int(divergences.argmax())
+        problem = f"{divergences.sum()} divergences, {share:.1%} of the draws, most on shard {k}"
+        remedy = "raise target_accept_prob, or reparameterise"
+        yield Reason("divergences", share, limits.divergences, f"shard {k}", problem, remedy)
 
 
 # The combination
 
 
-def _approximation(evidence: Evidence, error: np.ndarray) -> list[Reason]:
+def _approximation(evidence: Evidence, error: np.ndarray) -> Iterator[Reason]:
     options, last = evidence.options, evidence.combined.rounds[-1]
     worst = int(np.nanargmax(error))
     name, limit = evidence.names[worst], options.verdict.approximate_error
-    reasons = []
     if error[worst] > limit:
+        problem = (
+            f"the estimated error of {name} is {error[worst]:.2g} posterior sds, as shards are "
+            "skewed or drew too little"
+        )
         remedy = "use fewer shards, or raise num_samples"
         if evidence.uncorrected_because == "correct=False":
             remedy = "leave correct at 'auto'"
-        elif evidence.method in ("consensus", "parametric"):
+        elif evidence.combined.method in ("consensus", "parametric"):
             remedy = "use method='anchored', or fewer shards"
-        reasons.append(
-            Reason(
-                "approximate-error",
-                error[worst],
-                limit,
-                name,
-                f"the estimated error of {name} is {error[worst]:.2g} posterior sds, as shards are "
-                "skewed or drew too little",
-                remedy,
-            )
-        )
+        yield Reason("approximate-error", error[worst], limit, name, problem, remedy)
     if last.movement > 3 * last.noise:
-        reasons.append(
-            Reason(
-                "moving",
-                last.movement,
-                3 * last.noise,
-                "",
-                f"the last round still moved by {last.movement:.2g} posterior sds, more than its "
-                f"Monte Carlo error of {last.noise:.2g}",
-                f"raise rounds (now {len(evidence.combined.rounds)})",
-            )
+        problem = (
+            f"the last round still moved by {last.movement:.2g} posterior sds, more than its Monte "
+            f"Carlo error of {last.noise:.2g}"
         )
-    return reasons
+        remedy = f"raise rounds (now {options.rounds or options.anchored.rounds})"
+        yield Reason("moving", last.movement, 3 * last.noise, "", problem, remedy)
 
 
-def _strange_shard(evidence: Evidence) -> list[Reason]:
+def _strange_shard(evidence: Evidence) -> Iterator[Reason]:
     limit = evidence.options.verdict.strange_shard
     stranger = strange_shard(evidence.combined, limit)
-    if stranger is None:
-        return []
-    k, worst, distance = stranger
-    return [
-        Reason(
-            "strange-shard",
-            distance,
-            limit,
-            f"shard {k}, {evidence.names[worst]}",
-            f"shard {k} disagrees with the others, most on {evidence.names[worst]}, as if its rows "
-            "were drawn from another population",
-            "compare them with the rest",
+    if stranger is not None:
+        k, worst, distance = stranger
+        name = evidence.names[worst]
+        problem = (
+            f"shard {k} disagrees with the others, most on {name}, as if its rows were drawn from "
+            "another population"
         )
-    ]
+        remedy = "compare them with the rest"
+        yield Reason("strange-shard", distance, limit, f"shard {k}, {name}", problem, remedy)

@@ -56,7 +56,6 @@ def evidence_of(
     return Evidence(
         names=plan.model.coordinate_names(),
         options=plan.options,
-        method=plan.method,
         combined=combined,
         correction=correction,
         uncorrected_because=plan.uncorrected_because,

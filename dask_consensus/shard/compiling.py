@@ -41,7 +41,9 @@ def compiled(
     under the tracing lock; XLA compiles outside of it.
     """
     began = time.perf_counter()
-    signature = (model.token, kind, shapes_of(arguments))
+    leaves, structure = jax.tree.flatten(arguments)
+    shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+    signature = (model.token, kind, structure, shapes)
     with _GUARD:
         lock = _LOCKS.setdefault(signature, threading.Lock())
     with lock:
@@ -67,15 +69,15 @@ def seconds_compiling() -> float:
 
 def _keep_on_disk(folder: str) -> None:
     """Give JAX a compilation cache under `folder`, unless it has one."""
-    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+    given = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined,unused-ignore]
+    if given is not None or not folder:
         return
-    if folder:
-        path = os.path.join(os.path.expanduser(folder), _processor())
-        # Where nothing can be written JAX warns at every compilation.
-        with contextlib.suppress(OSError):
-            os.makedirs(path, exist_ok=True)
-            jax.config.update("jax_compilation_cache_dir", path)
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
+    path = os.path.join(os.path.expanduser(folder), _processor())
+    # Where nothing can be written JAX warns at every compilation.
+    with contextlib.suppress(OSError):
+        os.makedirs(path, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", path)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
 
 
 @lru_cache(maxsize=1)
@@ -96,21 +98,10 @@ def in_blocks(
     fixed: Any,
     points: np.ndarray,
 ) -> Any:
-    """Apply ``build()(fixed, points)`` to any number of points, by code compiled once.
+    """Apply ``build()(fixed, points)`` to points ``(G, d)``, however many, by code compiled once.
 
-    Parameters
-    ----------
-    model : ShardModel
-    kind : hashable
-        Names the code, with the model and the shapes of `fixed`.
-    build : callable
-    fixed
-        Pytree of NumPy arrays.
-    points : (G, d) array
-
-    Returns
-    -------
-    pytree of float64 arrays of length G
+    `kind` names the code, with the model and the shapes of the arrays in `fixed`. What the code
+    gives for a block of points is joined to arrays of length G.
     """
     padded = np.resize(points, (-(-len(points) // _BLOCK) * _BLOCK, points.shape[1]))
     given = on_device(fixed)
@@ -118,12 +109,6 @@ def in_blocks(
     run = compiled(model, kind, build, given, blocks[0])
     values = jax.device_get([run(given, block) for block in blocks])
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(points)], *values)
-
-
-def shapes_of(tree: Any) -> Hashable:
-    """Shapes and types of the arrays of a pytree, with its structure."""
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
 
 
 def on_device(tree: Any) -> Any:
@@ -135,8 +120,3 @@ def on_device(tree: Any) -> Any:
         return jnp.asarray(array, working if array.dtype.kind == "f" else None)
 
     return jax.tree.map(put, tree)
-
-
-def precision(x64: bool) -> contextlib.AbstractContextManager[None]:
-    """Work in the precision the user works in, whatever this process is set to."""
-    return jax.enable_x64(x64)

@@ -8,25 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..model.model import Arrays, ShardModel
+from ..model.model import Arrays, ShardModel, precision
 from ..shard_data import ShardData
-from .compiling import in_blocks, precision
+from .compiling import in_blocks
 
 
 def constrain(model: ShardModel, u: np.ndarray, example: ShardData) -> dict[str, np.ndarray]:
     """Map draws of `u` to the shared sites and to the deterministics of shared sites alone.
 
-    Parameters
-    ----------
-    model : ShardModel
-    u : (..., d) array
-    example : ShardData
-        Any data the model accepts; nothing that is returned depends on it.
-
-    Returns
-    -------
-    dict
-        Name -> array of shape ``(..., *site shape)``.
+    Draws ``(..., d)`` become ``(..., *site shape)``, by name. `example` is any data the model
+    accepts; nothing that is returned depends on it.
     """
     rows, groups = example.size
     names = [*(site.name for site in model.shared), *model.deterministics]

@@ -13,17 +13,10 @@ SHARED = "_shared"  # NumPyro's mass matrices are addressed by site name; ours h
 
 
 class Coordinates(NamedTuple):
-    """Affine coordinates of the sampler, ``u = center + scale z``.
+    """Affine coordinates of the sampler, ``u = center + scale z``."""
 
-    Attributes
-    ----------
-    center : (d,) array
-    scale : (d, d) array
-        Lower triangular.
-    """
-
-    center: Any
-    scale: Any
+    center: Any  # (d,)
+    scale: Any  # (d, d), lower triangular
 
 
 def unwhitened(dim: int) -> Coordinates:

@@ -6,13 +6,13 @@ what marginal likelihoods, their gradients and the modes of local effects are al
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ..model.model import ShardModel
+from ..model.model import Latent, ShardModel
 from ..shard_data import ROWS, ShardData
 from .target import Terms, terms_of
 
@@ -20,16 +20,10 @@ MOST_EFFECTS = 16  # local effects a unit beyond which the integral is not attem
 
 
 class Reference(NamedTuple):
-    """Log densities that are subtracted, entry by entry, before entries are summed.
+    """Log densities that are subtracted, entry by entry, before entries are summed."""
 
-    Attributes
-    ----------
-    rows : (R,) array
-    groups : tuple of (G_l,) arrays
-    """
-
-    rows: jax.Array
-    groups: tuple[jax.Array, ...]
+    rows: jax.Array  # (R,)
+    groups: tuple[jax.Array, ...]  # (G_l,) for each level
 
 
 def nothing_subtracted(data: ShardData, u: jax.Array) -> Reference:
@@ -53,7 +47,7 @@ def obstacle(model: ShardModel) -> str:
 
 def effects_per_unit(model: ShardModel) -> int:
     """Count the local effects of one unit, q."""
-    return sum(_width(site) for site in model.local)
+    return sum(math.prod(_shape_per_unit(site)) for site in model.local)
 
 
 def unit_level(model: ShardModel) -> int:
@@ -68,8 +62,8 @@ def unpack(model: ShardModel, effects: jax.Array) -> dict[str, jax.Array]:
     local = {}
     begin = 0
     for site in model.local:
-        width = _width(site)
-        shape = [size for axis, size in enumerate(site.unconstrained) if axis != site.axis]
+        shape = _shape_per_unit(site)
+        width = math.prod(shape)
         part = effects[:, begin : begin + width].reshape(len(effects), *shape)
         local[site.name] = jnp.moveaxis(part, 0, site.axis)
         begin += width
@@ -115,6 +109,5 @@ def others(model: ShardModel, terms: Terms, reference: Reference) -> jax.Array:
     return jnp.concatenate([jnp.zeros(1, terms.rows.dtype), *parts])
 
 
-def _width(site: Any) -> int:
-    shape = [size for axis, size in enumerate(site.unconstrained) if axis != site.axis]
-    return int(np.prod(shape, dtype=int))
+def _shape_per_unit(site: Latent) -> list[int]:
+    return [size for axis, size in enumerate(site.unconstrained) if axis != site.axis]

@@ -7,7 +7,6 @@ each with the local effects integrated out or given their modes. :func:`engine_o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -19,38 +18,6 @@ from .quadrature import gradient_ladder, ladder
 from .score import Expansion, Score, expansion, score
 
 
-class LikelihoodEngine(Protocol):
-    """What a shard can be asked."""
-
-    @property
-    def obstacle(self) -> str:
-        """Why a model's likelihood cannot be had from this engine; empty where it can."""
-
-    @property
-    def value_nodes(self) -> tuple[int, ...]:
-        """Numbers of nodes to try for values, in rising order; one where it does not matter."""
-
-    @property
-    def gradient_nodes(self) -> tuple[int, ...]:
-        """Numbers of nodes to try for gradients."""
-
-    def values(
-        self, data: ShardData, points: np.ndarray, center: np.ndarray, n_nodes: int
-    ) -> Values:
-        """Log likelihood at points ``(G, d)``, less that at the center."""
-
-    def gradient(self, data: ShardData, points: np.ndarray, weight: float, n_nodes: int) -> Score:
-        """Log density under the prior to the power `weight`, and its gradient."""
-
-    def expansion(
-        self, data: ShardData, u: np.ndarray, axes: np.ndarray, weight: float, n_nodes: int
-    ) -> Expansion:
-        """Log density to second order about `u`, and a trace of the third."""
-
-    def modes(self, data: ShardData, u: np.ndarray) -> Modes:
-        """Modes of the local effects given `u`."""
-
-
 @dataclass(frozen=True)
 class AdaptiveQuadrature:
     """Local effects of one level integrated out around their modes, or none at all."""
@@ -59,41 +26,41 @@ class AdaptiveQuadrature:
 
     @property
     def obstacle(self) -> str:
-        """Why the local effects of the model cannot be integrated out."""
+        """Why a model's likelihood cannot be had from this engine; empty where it can."""
         return obstacle(self.model)
 
     @property
     def value_nodes(self) -> tuple[int, ...]:
-        """Numbers of nodes for values; 0 without local effects."""
+        """Numbers of nodes to try for values, in rising order; 0 without local effects."""
         q = effects_per_unit(self.model)
         return ladder(q) if q else (0,)
 
     @property
     def gradient_nodes(self) -> tuple[int, ...]:
-        """Numbers of nodes for gradients."""
+        """Numbers of nodes to try for gradients."""
         return gradient_ladder(effects_per_unit(self.model))
 
     def values(
         self, data: ShardData, points: np.ndarray, center: np.ndarray, n_nodes: int
     ) -> Values:
-        """See :func:`.marginal.log_likelihoods`."""
+        """Log likelihood at points ``(G, d)``, less that at the center."""
         return log_likelihoods(self.model, data, points, center, max(n_nodes, 1))
 
     def gradient(self, data: ShardData, points: np.ndarray, weight: float, n_nodes: int) -> Score:
-        """See :func:`.score.score`."""
+        """Log density under the prior to the power `weight`, and its gradient."""
         return score(self.model, data, points, weight, n_nodes)
 
     def expansion(
         self, data: ShardData, u: np.ndarray, axes: np.ndarray, weight: float, n_nodes: int
     ) -> Expansion:
-        """See :func:`.score.expansion`."""
+        """Log density to second order about `u`, and a trace of the third."""
         return expansion(self.model, data, u, axes, weight, n_nodes)
 
     def modes(self, data: ShardData, u: np.ndarray) -> Modes:
-        """See :func:`.marginal.modes_at`."""
+        """Modes of the local effects given `u`."""
         return modes_at(self.model, data, u)
 
 
-def engine_of(model: ShardModel) -> LikelihoodEngine:
-    """Choose the engine for a model; another one enters here."""
+def engine_of(model: ShardModel) -> AdaptiveQuadrature:
+    """Choose the engine for a model; another one, with the same methods, enters here."""
     return AdaptiveQuadrature(model)

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..model.model import ShardModel
+from ..model.model import ShardModel, precision
 from ..shard_data import ShardData
 from . import newton
-from .compiling import compiled, on_device, precision
+from .compiling import compiled, on_device
 from .device import accelerated
 from .effects import (
     Reference,
@@ -36,7 +36,7 @@ from .effects import (
     unit_level,
     unpack,
 )
-from .quadrature import Nodes, most_nodes, rule
+from .quadrature import Nodes, padded_rule
 from .target import Terms, terms_of
 
 ALMOST_ZERO = 0.0137  # to begin from: at 0 itself densities written with |x| have no gradient
@@ -52,24 +52,14 @@ _DECREMENT = 0.5  # squared Newton decrement beyond which a unit's mode was not 
 class Values(NamedTuple):
     """Differences of a shard's log likelihood to its value at the center.
 
-    Attributes
-    ----------
-    log_likelihood : (G,) float64 array
-    at_center : float
-        The value at the center itself.
-    modes_not_found : (G,) float64 array
-        Units whose mode was not found.
-    units : int
-        Units of the shard.
-    coupling : float
-        How much the Hessian between units is off from block-diagonal, relative; 0 without
-        local effects.
+    The coupling is how much the Hessian between units is off from block-diagonal, relative; 0
+    without local effects.
     """
 
-    log_likelihood: np.ndarray
-    at_center: float
-    modes_not_found: np.ndarray
-    units: int
+    log_likelihood: np.ndarray  # (G,) float64
+    at_center: float  # the value at the center itself
+    modes_not_found: np.ndarray  # (G,) float64; units whose mode was not found
+    units: int  # of the shard
     coupling: float
 
 
@@ -94,30 +84,16 @@ class _Center(NamedTuple):
 def log_likelihoods(
     model: ShardModel, data: ShardData, points: np.ndarray, center: np.ndarray, n_nodes: int
 ) -> Values:
-    """Evaluate ``log l_k(u) - log l_k(u0)`` at many points.
+    """Evaluate ``log l_k(u) - log l_k(u0)`` at points ``(G, d)``, for a model without `obstacle`.
 
-    Parameters
-    ----------
-    model : ShardModel
-        One without :func:`obstacle`.
-    data : ShardData
-        The shard's padded NumPy arrays.
-    points : (G, d) array
-        Rounded to the working precision before use: round them first where it matters.
-    center : (d,) array
-        The reference point ``u0``, best where the posterior is.
-    n_nodes : int
-        Number of nodes (see :func:`~dask_consensus.shard.quadrature.ladder`).
+    Points are rounded to the working precision before use: round them first where it matters. The
+    center ``u0`` is best where the posterior is; `n_nodes` is of the :func:`.quadrature.ladder`.
     """
     q = effects_per_unit(model)
-    nodes = rule(q, n_nodes) if q else Nodes(np.zeros((1, 0)), np.zeros(1))
-    count = np.int32(len(nodes.log_weights))
-    if q:
-        nodes = nodes.padded(most_nodes(q))
     block = max(1, min(_BLOCK, _AT_ONCE // max(len(data.rows), 1)))
     padded = np.resize(points, (-(-len(points) // block) * block, points.shape[1]))
     with precision(model.double):
-        arrays, start, rules = on_device((data, center, (nodes, count)))
+        arrays, start, rules = on_device((data, center, padded_rule(q, n_nodes)))
         origin = _center(model, arrays, start)
         example = (arrays, origin, *rules, on_device(padded[:block]))
         evaluate = compiled(model, "values", lambda: _evaluate(model), *example)
@@ -159,19 +135,12 @@ def _find_center(model: ShardModel) -> Callable[..., _Center]:
     """Modes of all units at the center, and how they move with u."""
     q = effects_per_unit(model)
 
-    def plain(data: ShardData, u: jax.Array) -> _Center:
-        terms = terms_of(model, u, {}, data)
-        nothing = jnp.zeros((0, 0), u.dtype)
-        return _Center(
-            u=u,
-            effects=nothing,
-            slope=jnp.zeros((0, 0, len(u)), u.dtype),
-            reference=Reference(terms.rows, terms.groups),
-            coupling=jnp.zeros(()),
-            variances=nothing,
-        )
-
-    def with_effects(data: ShardData, u: jax.Array) -> _Center:
+    def find_center(data: ShardData, u: jax.Array) -> _Center:
+        if not q:
+            terms = terms_of(model, u, {}, data)
+            none, slope = jnp.zeros((0, 0), u.dtype), jnp.zeros((0, 0, len(u)), u.dtype)
+            reference = Reference(terms.rows, terms.groups)
+            return _Center(u, none, slope, reference, jnp.zeros(()), none)
         units = len(data.mask(unit_level(model)))
         begin = jnp.full((units, q), ALMOST_ZERO, u.dtype)
         nothing = nothing_subtracted(data, u)
@@ -194,7 +163,7 @@ def _find_center(model: ShardModel) -> Callable[..., _Center]:
         variances = jnp.stack([jnp.sum(column**2, axis=1) for column in columns], axis=1)
         return _Center(u, modes, moves, Reference(terms.rows, terms.groups), between, variances)
 
-    return with_effects if q else plain
+    return find_center
 
 
 def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
@@ -241,11 +210,7 @@ def _points_at_once(rows: int) -> int | None:
 
 
 def integral(
-    density: Callable[[jax.Array], tuple[jax.Array, Any]],
-    modes: jax.Array,
-    factor: jax.Array,
-    nodes: Nodes,
-    count: jax.Array,
+    density: newton.Density, modes: jax.Array, factor: jax.Array, nodes: Nodes, count: jax.Array
 ) -> jax.Array:
     """Log integral of every unit, by the first `count` nodes around its mode; ``(U,)``."""
     log_volume = -jnp.sum(jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)), axis=1)

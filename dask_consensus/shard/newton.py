@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+Density = Callable[[jax.Array], tuple[jax.Array, Any]]
 MOST_STEPS = 40  # from far away
 _HALVINGS = 6  # of a step that does not climb
 
 
-def curvature(
-    density: Callable[[jax.Array], tuple[jax.Array, Any]], effects: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def curvature(density: Density, effects: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Log density ``(U,)``, gradient ``(U, q)`` and minus Hessian blocks ``(U, q, q)``.
 
     A column of every block comes from one Hessian-vector product, with the same unit vector in
@@ -31,8 +30,7 @@ def curvature(
             values, _ = density(effects)
             return jnp.sum(values), values
 
-        slope, values = jax.grad(total, has_aux=True)(effects)
-        return slope, values
+        return jax.grad(total, has_aux=True)(effects)
 
     slope, product, values = jax.linearize(gradient, effects, has_aux=True)
     q = effects.shape[1]
@@ -91,31 +89,15 @@ def solve(factor: jax.Array, vectors: jax.Array) -> jax.Array:
 
 
 class Summit(NamedTuple):
-    """Where Newton's method came to, and what the density is like there.
+    """Where Newton's method came to, and what the density is like there."""
 
-    Attributes
-    ----------
-    effects : (U, q) array
-    factor : (U, q, q) array
-        Cholesky factor of minus the Hessian.
-    step : (U, q) array
-        The Newton step that has not been taken.
-    decrement : (U,) array
-        Its squared length; small near a mode.
-    """
-
-    effects: jax.Array
-    factor: jax.Array
-    step: jax.Array
-    decrement: jax.Array
+    effects: jax.Array  # (U, q)
+    factor: jax.Array  # (U, q, q) Cholesky factor of minus the Hessian
+    step: jax.Array  # (U, q) the Newton step that has not been taken
+    decrement: jax.Array  # (U,) its squared length; small near a mode
 
 
-def ascend(
-    density: Callable[[jax.Array], tuple[jax.Array, Any]],
-    effects: jax.Array,
-    most: int,
-    near: float,
-) -> Summit:
+def ascend(density: Density, effects: jax.Array, most: int, near: float) -> Summit:
     """Climb until the largest squared decrement is below `near`, or `most` steps are done."""
 
     def look(effects: jax.Array) -> tuple[jax.Array, Summit]:
@@ -134,19 +116,12 @@ def ascend(
 
     # The model's code is traced where it is looked at: once in the loop, which begins unmoved.
     blank = jnp.zeros((*effects.shape, effects.shape[1]), effects.dtype)
-    nowhere = Summit(
-        effects,
-        blank,
-        jnp.zeros_like(effects),
-        jnp.full(len(effects), jnp.inf, effects.dtype),
-    )
-    unknown = jnp.full(len(effects), -jnp.inf, effects.dtype)
-    return lax.while_loop(far, again, (-1, unknown, nowhere))[2]
+    infinite = jnp.full(len(effects), jnp.inf, effects.dtype)
+    nowhere = Summit(effects, blank, jnp.zeros_like(effects), infinite)
+    return lax.while_loop(far, again, (-1, -infinite, nowhere))[2]
 
 
-def _guarded(
-    density: Callable[[jax.Array], tuple[jax.Array, Any]], values: jax.Array, here: Summit
-) -> jax.Array:
+def _guarded(density: Density, values: jax.Array, here: Summit) -> jax.Array:
     """Halve the Newton step of each unit until it climbs; take none where it never does."""
     slack = 1e-4 + 1e-6 * jnp.abs(values)
 

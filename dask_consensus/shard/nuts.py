@@ -13,9 +13,9 @@ from jax import lax, random
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer.hmc import hmc
 
-from ..model.model import ShardModel
+from ..model.model import ShardModel, precision
 from ..shard_data import ShardData
-from .compiling import compiled, on_device, precision
+from .compiling import compiled, on_device
 from .coordinates import SHARED, Coordinates, unwhitened, whiten
 from .starts import Start, key_of, prior_medians, starting_point, why_not_finite
 from .target import PriorFactor, log_density
@@ -34,33 +34,19 @@ class NutsSettings(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """What NUTS gave on one shard.
+    """What NUTS gave on one shard, after warm-up.
 
-    Attributes
-    ----------
-    u : (chains, draws, d) float64 array
-        Shared sites, unconstrained.
-    ess, r_hat : (d,) arrays
-        Effective sample size of all chains, and split r_hat, of each coordinate of `u`.
-    divergences : int
-        Diverging transitions after warm-up.
-    steps : float
-        Leapfrog steps a transition after warm-up, on average.
-    step_size, accept_prob : float
-        Averages over chains, after warm-up.
-    seconds : float
-        Wall time of sampling on this shard, compilation excluded.
-    compile_seconds : float
-        Wall time of compilation, or of waiting for another thread's; near 0 where it was done.
+    Compilation is not part of `seconds`, the wall time of sampling. `compile_seconds` may be those
+    of waiting for another thread's, and are near 0 where it was done.
     """
 
-    u: np.ndarray
-    ess: np.ndarray
-    r_hat: np.ndarray
+    u: np.ndarray  # (chains, draws, d) float64, unconstrained
+    ess: np.ndarray  # (d,) of all chains
+    r_hat: np.ndarray  # (d,) split
     divergences: int
-    steps: float
-    step_size: float
-    accept_prob: float
+    steps: float  # leapfrog steps a transition, on average
+    step_size: float  # average over chains
+    accept_prob: float  # average over chains
     seconds: float
     compile_seconds: float
 
@@ -83,47 +69,10 @@ def sample_shard(
     *,
     coordinates: Coordinates | None = None,
     starts: Sequence[Start] | None = None,
-    num_chains: int = 1,
 ) -> tuple[Draws, tuple[Start, ...]]:
-    """Sample one shard's density by NUTS.
-
-    Parameters
-    ----------
-    model : ShardModel
-    data : ShardData
-        The shard's padded NumPy arrays.
-    factor : PriorFactor
-        Its share of the prior, and its anchor.
-    settings : NutsSettings
-    key : tuple of int
-        Names the randomness: seed, round, shard.
-    coordinates : Coordinates, optional
-        Where the sampler works; ``z = u`` if absent.
-    starts : sequence of Start, optional
-        One for each chain; medians of a few prior draws if absent.
-    num_chains : int
-        Chains, one after another.
-
-    Returns
-    -------
-    draws : Draws
-    ends : tuple of Start
-        Where each chain came to, for the next round to begin from.
-
-    Raises
-    ------
-    ValueError
-        If no starting point has a finite density; the message names the site.
-    """
+    """Sample one shard's density by NUTS, as :func:`sample_shards` does several."""
     return sample_shards(
-        model,
-        [data],
-        [factor],
-        settings,
-        [key],
-        coordinates=coordinates,
-        starts=[starts],
-        num_chains=num_chains,
+        model, [data], [factor], settings, [key], coordinates=coordinates, starts=[starts]
     )[0]
 
 
@@ -146,10 +95,31 @@ def sample_shards(
     starts: Sequence[Sequence[Start] | None] | None = None,
     num_chains: int = 1,
 ) -> list[tuple[Draws, tuple[Start, ...]]]:
-    """Sample several shards of one padded shape at once, as :func:`sample_shard` does one.
+    """Sample several shards of one padded shape at once, each chain after the other.
 
     They run in step under ``vmap``: a way to fill a GPU, but slower than one after another on a
     CPU, where a shard waits for the longest tree of all.
+
+    Parameters
+    ----------
+    factors
+        Each shard's share of the prior, and its anchor.
+    keys
+        Name each shard's randomness: seed, round, shard.
+    coordinates
+        Where the sampler works; ``z = u`` if absent.
+    starts
+        Of each shard one for each chain; medians of a few prior draws if absent.
+
+    Returns
+    -------
+    list
+        Of each shard its draws, and where each chain came to, for the next round to begin from.
+
+    Raises
+    ------
+    NotFiniteError
+        If no starting point has a finite density; the message names the site.
     """
     coordinates = coordinates or unwhitened(model.dim)
     several = len(data) > 1

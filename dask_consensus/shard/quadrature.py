@@ -16,20 +16,11 @@ GRID_UP_TO = 3  # dimensions integrated on a grid; more take quasi-random points
 class Nodes(NamedTuple):
     """Rule for the integral of ``exp(F(x))`` over ``x`` in q dimensions.
 
-    Attributes
-    ----------
-    points : (M, q) array
-    log_weights : (M,) array
-        ``log w + x'x/2``, so that ``log integral = logsumexp(log_weights + F) + q/2 log(2 pi)``.
+    Weights are such that ``log integral = logsumexp(log_weights + F) + q/2 log(2 pi)``.
     """
 
-    points: npt.NDArray[np.float64]
-    log_weights: npt.NDArray[np.float64]
-
-    def padded(self, n_nodes: int) -> Nodes:
-        """Bring the rule to `n_nodes` entries, so that rules of all sizes have one shape."""
-        more = n_nodes - len(self.log_weights)
-        return Nodes(np.pad(self.points, ((0, more), (0, 0))), np.pad(self.log_weights, (0, more)))
+    points: npt.NDArray[np.float64]  # (M, q)
+    log_weights: npt.NDArray[np.float64]  # (M,) log w + x'x/2
 
 
 def ladder(q: int) -> tuple[int, ...]:
@@ -40,11 +31,6 @@ def ladder(q: int) -> tuple[int, ...]:
     if q <= GRID_UP_TO:
         return {1: (1, 5, 11, 21, 41), 2: (1, 5, 9, 15), 3: (1, 3, 5, 9)}[q]
     return (1, 64, 256, 1024)
-
-
-def most_nodes(q: int) -> int:
-    """Nodes of the largest rule of the :func:`ladder`."""
-    return ladder(q)[-1] ** q if q <= GRID_UP_TO else ladder(q)[-1]
 
 
 def gradient_ladder(q: int) -> tuple[int, ...]:
@@ -63,6 +49,20 @@ def rule(q: int, n_nodes: int) -> Nodes:
     if q <= GRID_UP_TO or n_nodes == 1:
         return gauss_hermite(q, n_nodes)
     return spherical(q) if n_nodes == 2 * q else quasi_random(q, n_nodes)
+
+
+def padded_rule(q: int, n_nodes: int) -> tuple[Nodes, np.int32]:
+    """Build a rule as long as the largest of the :func:`ladder`, so that all have one shape.
+
+    The number of its entries that count comes with it. Without dimensions there is one, empty.
+    """
+    if not q:
+        return Nodes(np.zeros((1, 0)), np.zeros(1)), np.int32(1)
+    nodes = rule(q, n_nodes)
+    count = len(nodes.log_weights)
+    largest = ladder(q)[-1] ** q if q <= GRID_UP_TO else ladder(q)[-1]
+    points = np.pad(nodes.points, ((0, largest - count), (0, 0)))
+    return Nodes(points, np.pad(nodes.log_weights, (0, largest - count))), np.int32(count)
 
 
 def gauss_hermite(q: int, per_axis: int) -> Nodes:

@@ -15,49 +15,35 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..model.model import ShardModel
+from ..model.model import ShardModel, precision
 from ..shard_data import ShardData
 from . import newton
-from .compiling import compiled, on_device, precision
+from .compiling import compiled, on_device
 from .effects import effects_per_unit, nothing_subtracted, others, unit_density, unit_level
 from .marginal import ALMOST_ZERO, integral
-from .quadrature import Nodes, most_nodes, rule
+from .quadrature import Nodes, padded_rule
 from .target import terms_of
 
 _NEAR = 1e-4  # squared decrement at which the modes are close enough to place nodes around them
 
 
 class Score(NamedTuple):
-    """Log density of a shard at points of u, and its gradient.
+    """Log density of a shard at points of u, and its gradient."""
 
-    Attributes
-    ----------
-    value : (n,) array
-        ``w log p(u) + log l_k(u)``.
-    gradient : (n, d) array
-    """
-
-    value: np.ndarray
-    gradient: np.ndarray
+    value: np.ndarray  # (n,) w log p(u) + log l_k(u)
+    gradient: np.ndarray  # (n, d)
 
 
 class Expansion(NamedTuple):
     """A shard's log density to second order about a point, and a trace of the third.
 
-    Attributes
-    ----------
-    value : float
-    gradient : (d,) array
-    precision : (d, d) array
-        Minus the Hessian.
-    third_derivative : (d,) array
-        Third derivative, summed over the directions it is taken in twice: ``sum_j T(a_j, a_j, .)``.
+    The third derivative is summed over the axes it is taken in twice, ``sum_j T(a_j, a_j, .)``.
     """
 
     value: float
-    gradient: np.ndarray
-    precision: np.ndarray
-    third_derivative: np.ndarray
+    gradient: np.ndarray  # (d,)
+    precision: np.ndarray  # (d, d) minus the Hessian
+    third_derivative: np.ndarray  # (d,)
 
 
 def expansion(
@@ -65,16 +51,8 @@ def expansion(
 ) -> Expansion:
     """Expand a shard's log density by differences of gradients.
 
-    Parameters
-    ----------
-    model : ShardModel
-    data : ShardData
-    u : (d,) array
-    axes : (d, d) array
-        Columns are the steps of the differences, of about a posterior sd.
-    weight : float
-    n_nodes : int
-        Nodes, one of :func:`.quadrature.gradient_ladder`.
+    The columns of `axes` are the steps of the differences, of about a posterior sd; `weight` and
+    `n_nodes` are those of :func:`score`.
     """
     points = np.concatenate([u[None], u + axes.T, u - axes.T])
     value, gradient = score(model, data, points, weight, n_nodes)
@@ -90,27 +68,14 @@ def score(
 ) -> Score:
     """Evaluate a shard's log density, local effects integrated out, and its gradient.
 
-    Parameters
-    ----------
-    model : ShardModel
-        One without :func:`~dask_consensus.shard.units.obstacle`.
-    data : ShardData
-        The shard's padded NumPy arrays.
-    points : (n, d) array
-        Near each other: each begins from the modes of the one before.
-    weight : float
-        The power of the prior.
-    n_nodes : int
-        Nodes, one of :func:`.quadrature.gradient_ladder`.
+    The model is one without :func:`.effects.obstacle`. Points ``(n, d)`` are near each other: each
+    begins from the modes of the one before. `weight` is the power of the prior, `n_nodes` one of
+    the :func:`.quadrature.gradient_ladder`.
     """
     q = effects_per_unit(model)
     units = len(data.mask(unit_level(model))) if q else 0
-    nodes = rule(q, n_nodes) if q else Nodes(np.zeros((1, 0)), np.zeros(1))
-    count = np.int32(len(nodes.log_weights))
-    if q:
-        nodes = nodes.padded(most_nodes(q))
     with precision(model.double):
-        fixed = on_device((data, np.float64(weight), nodes, count))
+        fixed = on_device((data, np.float64(weight), *padded_rule(q, n_nodes)))
         effects = on_device(np.full((units, q), ALMOST_ZERO))
         where = [on_device(point) for point in points]
         run = compiled(model, "score", lambda: _score_at(model), *fixed, effects, where[0])
@@ -126,7 +91,7 @@ def score(
 def _score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
     """Value, gradient and modes at one point."""
 
-    def plain(
+    def at_point(
         data: ShardData,
         weight: jax.Array,
         nodes: Nodes,
@@ -134,24 +99,15 @@ def _score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, ja
         effects: jax.Array,
         u: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        def total(u: jax.Array) -> jax.Array:
-            terms = terms_of(model, u, {}, data)
-            rest = others(model, terms, nothing_subtracted(data, u))
-            return weight * terms.prior + jnp.sum(rest)
-
-        value, gradient = jax.value_and_grad(total)(u)
-        return value, gradient, effects
-
-    def integrated(
-        data: ShardData,
-        weight: jax.Array,
-        nodes: Nodes,
-        count: jax.Array,
-        effects: jax.Array,
-        u: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        mask = data.mask(unit_level(model))
         reference = nothing_subtracted(data, u)
+        if not effects_per_unit(model):
+
+            def total(u: jax.Array) -> jax.Array:
+                terms = terms_of(model, u, {}, data)
+                return weight * terms.prior + jnp.sum(others(model, terms, reference))
+
+            return *jax.value_and_grad(total)(u), effects
+        mask = data.mask(unit_level(model))
 
         def density(effects: jax.Array, u: jax.Array = u) -> tuple[jax.Array, Any]:
             return unit_density(model, u, effects, data, reference)
@@ -179,4 +135,4 @@ def _score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, ja
         begin = jnp.where(jnp.isfinite(modes), modes, ALMOST_ZERO)
         return value + jnp.sum(jnp.where(mask, log_integral, 0.0)), gradient, begin
 
-    return integrated if effects_per_unit(model) else plain
+    return at_point

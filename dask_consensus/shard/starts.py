@@ -14,9 +14,8 @@ from numpyro.distributions import biject_to
 from numpyro.infer import init_to_median, init_to_sample
 
 from ..model.checks import INITIAL_POINTS
-from ..model.model import TRACE_LOCK, ShardModel
+from ..model.model import TRACE_LOCK, ShardModel, precision
 from ..shard_data import ShardData
-from .compiling import precision
 from .coordinates import SHARED, Coordinates, whiten
 from .target import terms_of
 
@@ -24,22 +23,11 @@ _PRIOR = 2_000_000  # names the randomness of points of the prior, apart from an
 
 
 class Start(NamedTuple):
-    """Where a chain begins, and with what metric.
+    """Where a chain begins, unconstrained, and with what metric."""
 
-    Attributes
-    ----------
-    u : (d,) array
-        Shared sites, unconstrained.
-    local : dict
-        Unconstrained local sites, of padded shapes.
-    variances : dict
-        Their variances, the diagonal of the inverse mass matrix.
-    step_size : float
-    """
-
-    u: Any
-    local: dict[str, Any]
-    variances: dict[str, Any]
+    u: Any  # (d,) shared sites
+    local: dict[str, Any]  # local sites, of padded shapes
+    variances: dict[str, Any]  # of local sites: the diagonal of the inverse mass matrix
     step_size: Any
 
 
@@ -81,19 +69,9 @@ def _prior_point(
 def prior_points(
     model: ShardModel, data: ShardData, seed: int, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Take points of u from the prior, to begin a search from.
+    """Take points ``(n, d)`` of u from the prior, to begin a search from, given any data.
 
-    Parameters
-    ----------
-    model : ShardModel
-    data : ShardData
-        Any data the model accepts.
-    seed, n : int
-
-    Returns
-    -------
-    medians, draws : (n, d) arrays
-        Medians of a few draws each, close together, and single draws, far apart.
+    The first are medians of a few draws each, close together; the second single draws, far apart.
     """
     keys = random.split(key_of(seed, _PRIOR), n)
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..model.model import Latent, ShardModel
+from ..model.model import Latent, ShardModel, precision
 from ..shard_data import ROWS, ShardData
-from .compiling import in_blocks, precision
+from .compiling import in_blocks
 
 
 class PriorFactor(NamedTuple):
@@ -19,18 +19,11 @@ class PriorFactor(NamedTuple):
 
     The shard samples ``pi(u)^weight N(u; anchor_mean, anchor_precision^-1) l_k(u)``. Tempering
     alone, as in consensus Monte Carlo, has an anchor of precision zero.
-
-    Attributes
-    ----------
-    weight : float
-        The power of the prior, Jacobian included.
-    anchor_mean : (d,) array
-    anchor_precision : (d, d) array
     """
 
-    weight: Any
-    anchor_mean: Any
-    anchor_precision: Any
+    weight: Any  # the power of the prior, Jacobian included
+    anchor_mean: Any  # (d,)
+    anchor_precision: Any  # (d, d)
 
 
 def tempered(weight: float, dim: int) -> PriorFactor:
@@ -39,44 +32,25 @@ def tempered(weight: float, dim: int) -> PriorFactor:
 
 
 class Terms(NamedTuple):
-    """A shard's log density, split by what it belongs to.
+    """A shard's log density in unconstrained space, split by what it belongs to.
 
-    Attributes
-    ----------
-    prior : scalar
-        Log density, in unconstrained space, of everything without an axis of rows or groups.
-    groups : tuple of (G_l,) arrays
-        What belongs to each group of each level; zero for padding.
-    rows : (R,) array
-        What belongs to each row; zero for padding.
-    padding : scalar
-        Standard normal log density (without its constant) of the local values of padding, which
-        nothing else holds in place.
+    The prior is everything without an axis of rows or groups. What belongs to groups and rows is
+    zero for padding, whose local values have a standard normal log density (without its constant)
+    of their own, since nothing else holds them in place.
     """
 
     prior: jax.Array
-    groups: tuple[jax.Array, ...]
-    rows: jax.Array
+    groups: tuple[jax.Array, ...]  # (G_l,) for each level
+    rows: jax.Array  # (R,)
     padding: jax.Array
 
 
 def terms_of(
     model: ShardModel, u: jax.Array, local: dict[str, jax.Array], data: ShardData
 ) -> Terms:
-    """Evaluate a shard's log density term by term.
+    """Evaluate a shard's log density term by term, at unconstrained `u` and padded `local` sites.
 
-    Parameters
-    ----------
-    model : ShardModel
-    u : (d,) array
-        Shared sites, unconstrained and raveled.
-    local : dict
-        Unconstrained local sites, of padded shapes.
-    data : ShardData
-
-    Notes
-    -----
-    Runs the model's Python code: trace it under :data:`~dask_consensus.shard.model.TRACE_LOCK`.
+    Runs the model's Python code: trace it under :data:`~dask_consensus.model.model.TRACE_LOCK`.
     """
     n_rows, n_groups = data.size
     values = {**model.unravel(u), **local}
@@ -100,9 +74,8 @@ def terms_of(
         (_padding_density(site, local[site.name], data) for site in model.local),
         start=jnp.zeros((), u.dtype),
     )
-    return Terms(
-        prior, tuple(by_level[level] for level in range(len(n_groups))), by_level[ROWS], padding
-    )
+    by_group = tuple(by_level[level] for level in range(len(n_groups)))
+    return Terms(prior, by_group, by_level[ROWS], padding)
 
 
 def _padding_density(site: Latent, value: jax.Array, data: ShardData) -> jax.Array:
@@ -129,18 +102,9 @@ def log_density(
 
 
 def log_prior(model: ShardModel, data: ShardData, points: np.ndarray) -> np.ndarray:
-    """Log density of all prior terms at many points, in double precision where the model bears it.
+    """Log density of all prior terms at points ``(G, d)``, in double precision where possible.
 
-    Parameters
-    ----------
-    model : ShardModel
-    data : ShardData
-        Any data the model accepts; prior terms do not depend on it.
-    points : (G, d) array
-
-    Returns
-    -------
-    (G,) float64 array
+    Prior terms do not depend on the data: any that the model accepts will do.
     """
     rows, groups = data.size
 

@@ -1,13 +1,12 @@
-"""What the benchmarks of cost share: the machine, processes of their own, memory, result files."""
+"""The machine: what it is, processes and clusters of their own, memory."""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from importlib.metadata import version
@@ -22,25 +21,18 @@ MIB = 2**20
 
 
 def facts() -> dict[str, Any]:
-    """Where and with what a result was made, and how busy the machine was."""
+    """Where and with what a row is measured, and how busy the machine is."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    git = subprocess.run([*command, "--abbrev=12"], capture_output=True, text=True, check=False)
     return {
         "processor": _field("/proc/cpuinfo", "model name") or platform.processor(),
         "cores": os.cpu_count(),
         "memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in LIBRARIES},
-        "commit": commit(),
+        "commit": git.stdout.strip(),
         "load_before": round(os.getloadavg()[0], 2),
     }
-
-
-def commit() -> str:
-    """Commit of this repository, marked where files differ from it; empty outside of git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    found = subprocess.run(
-        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip()
 
 
 def peak_mib() -> float:
@@ -48,7 +40,7 @@ def peak_mib() -> float:
 
     Not ``ru_maxrss``, which a program inherits from the one that started it.
     """
-    return float(_field("/proc/self/status", "VmHWM").split()[0]) / 1024
+    return float((_field("/proc/self/status", "VmHWM") or "nan").split()[0]) / 1024
 
 
 def _field(path: str, name: str) -> str:
@@ -58,7 +50,7 @@ def _field(path: str, name: str) -> str:
     return values[0] if values else ""
 
 
-class Count(SchedulerPlugin):
+class TaskCount(SchedulerPlugin):
     """Counts tasks as the scheduler sees them finish."""
 
     name = "count"
@@ -70,40 +62,22 @@ class Count(SchedulerPlugin):
         self.tasks += start == "processing" and finish == "memory"
 
 
-def local_cluster(folder: str | Path, workers: int, threads: int = 1) -> AbstractContextManager:
-    """Worker processes that nothing outside this machine can reach."""
+def local_cluster(
+    folder: str | Path, workers: int, threads: int = 1, *, here: bool = False
+) -> AbstractContextManager:
+    """Workers that nothing outside this machine can reach; processes, or threads `here`."""
     return LocalCluster(
         n_workers=workers,
         threads_per_worker=threads,
-        host="127.0.0.1",
+        processes=not here,
+        host=None if here else "127.0.0.1",
         dashboard_address="127.0.0.1:0",
         local_directory=str(folder),
         silence_logs="ERROR",
     )
 
 
-def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function where no earlier work counts towards the peak of memory."""
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function where no earlier work counts towards its time or its memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
-
-
-def load(path: Path) -> list[dict[str, Any]]:
-    """Read what has been run."""
-    return json.loads(path.read_text()) if path.exists() else []
-
-
-def save(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write all results, whole or not at all."""
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text("[\n" + ",\n".join(json.dumps(one) for one in results) + "\n]\n")
-    part.replace(path)
-
-
-def print_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table."""
-    print("| " + " | ".join(head) + " |")
-    print("|" + "---|" * len(head))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
+        return pool.submit(function, *arguments).result()

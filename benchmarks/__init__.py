@@ -1,0 +1,1 @@
+"""Benchmarks: cases, measurements, tables, and the scripts that run them."""

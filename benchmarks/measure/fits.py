@@ -1,0 +1,78 @@
+"""Fits by this package, and what is kept of them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+import dask.dataframe as dd
+import pandas as pd
+import xarray as xr
+
+import dask_consensus  # noqa: F401  registers ddf.consensus
+
+from ..cases.sized import sized_case
+from .clock import Clock
+from .draws import moments, table_of
+
+
+def n_shards_of(rows: int) -> int:
+    """Shards of 50,000 rows, at least four."""
+    return max(4, -(-rows // 50_000))
+
+
+def in_memory(frame: pd.DataFrame, npartitions: int) -> dd.DataFrame:
+    """A Dask DataFrame that lies in memory."""
+    return dd.from_pandas(frame, npartitions=npartitions, sort=False).persist()
+
+
+def quietly(lazy: Any) -> xr.DataTree:
+    """Run a fit whose verdict may be bad."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return lazy.compute()
+
+
+def record(tree: xr.DataTree) -> dict[str, Any]:
+    """Keep of a result what the tables need."""
+    corrected = "correction" in tree.children
+    group = tree["correction"] if corrected else tree["rounds"].isel(round=-1)
+    posterior = {name: array.values for name, array in tree["posterior"].data_vars.items()}
+    mean, sd, names = (group[name].values for name in ("mean", "sd", "coordinate"))
+    row = {
+        "constrained": moments(posterior),
+        "unconstrained": table_of(mean, sd, names),
+        "good": bool(tree.attrs["verdict_good"]),
+        "verdict": tree.attrs["verdict"],
+        "error": json.loads(tree.attrs["accuracy"]),
+        "profile": json.loads(tree.attrs["profile"]),
+    }
+    if "steps" in tree["shards"]:  # where shards were sampled
+        row["steps"] = float(tree["shards"]["steps"].isel(round=-1).mean())
+        row["divergences"] = int(tree["shards"]["divergences"].sum())
+    if corrected:
+        row |= {f"correction_{name}": float(group[name]) for name in ("k_hat", "ess")}
+        row["ess"] = effective(tree)
+    return row
+
+
+def effective(tree: xr.DataTree) -> float:
+    """As many independent draws as would know the worst mean and the worst sd as well.
+
+    The variance of a mean of n normal draws is 1 / n, of the log of their sd 1 / (2 n).
+    """
+    errors = tree["correction"]
+    mean, sd = (errors[name].values for name in ("error", "sd_error"))
+    return float(1 / max((mean**2).max(), 2 * (sd**2).max()))
+
+
+def by_default(name: str, rows: int, seed: int) -> dict[str, Any]:
+    """Fit a sized case with the package's defaults, on Dask's threads."""
+    case = sized_case(name, rows)
+    n_shards = n_shards_of(rows)
+    ddf = in_memory(case.frame(), n_shards)
+    clock = Clock()
+    options = {"by": case.by, "n_shards": n_shards, "seed": seed, "progress": False}
+    tree = quietly(ddf.consensus.fit(case.model, compute=False, **options))
+    return {**clock.read(), **record(tree), "n_shards": n_shards}

@@ -1,0 +1,124 @@
+"""Every script of the benchmarks at toy size, so that it cannot rot."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import agreement, gradient, reference, scale, speed
+from benchmarks.measure.script import RESULTS
+
+pytestmark = [
+    # A toy fit may be judged bad, and NumPyro, JAX and Dask warn of toy sizes.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+def rows_of(results: Path, name: str) -> list[dict]:
+    rows = json.loads((results / f"{name}.json").read_text())
+    assert all(row["machine"]["commit"] is not None for row in rows)
+    return rows
+
+
+def test_reference_and_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy = ["--toy", "--results", str(tmp_path), "--case", "variances-2"]
+    methods = ["--methods", "numpyro", "anchored", "corrected"]
+    reference.main(toy)
+    agreement.main([*toy, *methods])
+    rows = rows_of(tmp_path, "agreement")
+    assert [row["method"] for row in rows] == methods[1:]
+    assert all({"constrained", "seconds", "cpu_seconds"} <= set(row) for row in rows)
+    # The closed form is met, whatever the number of rows.
+    known = json.loads((tmp_path / "references" / "variances-2.json").read_text())
+    tau, corrected = known["unconstrained"]["tau"], rows[-1]["unconstrained"]["tau"]
+    assert abs(corrected["mean"] - tau["mean"]) < 0.1 * tau["sd"]
+    # What is in the file is not run again, and what has no toy size is skipped.
+    agreement.main([*toy, "osic", *methods])
+    assert rows_of(tmp_path, "agreement") == rows
+    printed = capsys.readouterr().out
+    assert "osic: skipped, it has no toy size" in printed
+    assert "| variances-2 | 2 |" in printed
+
+
+@pytest.mark.slow
+def test_reference_by_nuts_and_a_case_built_to_fail(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy = ["--toy", "--results", str(tmp_path), "--case", "coupled"]
+    reference.main(toy)
+    known = json.loads((tmp_path / "references" / "coupled.json").read_text())
+    assert set(known["unconstrained"]) == {"beta", "mu", "sigma", "tau"}
+    assert known["cpu_seconds"].keys() == {"compile", "warmup", "sampling"}
+    agreement.main([*toy, "--methods", "one-shot", "laplace", "corrected"])
+    assert "| coupled | effects that couple groups | 1 of 1 |" in capsys.readouterr().out
+
+
+# HMCECS compiles for most of a minute.
+@pytest.mark.parametrize("part", [pytest.param("hmcecs", marks=pytest.mark.slow), "full", "loop"])
+def test_speed(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    speed.main([part, "--toy", "--results", str(tmp_path)])
+    printed = capsys.readouterr().out
+    rows = rows_of(tmp_path, "speed")
+    assert {row["part"] for row in rows} == {part}
+    assert all({"who", "rows", "seconds", "compile_seconds"} <= set(row) for row in rows)
+    assert all(row["ess"] > 0 for row in rows if part != "loop")
+    assert "| ours" in printed or "ours: s" in printed
+
+
+@pytest.mark.slow
+def test_all_ways_of_the_loop(tmp_path: Path) -> None:
+    ways = speed.loop.WAYS
+    speed.main(["loop", "--toy", "--results", str(tmp_path), "--ways", *ways])
+    assert [row["who"] for row in rows_of(tmp_path, "speed")] == list(ways)
+
+
+@pytest.mark.distributed
+def test_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scale.main(["--toy", "--results", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert [row["rows"] for row in rows_of(tmp_path, "scale")] == scale.TOY["rows"]
+    assert len(rows_of(tmp_path, "cores")) == 3
+    assert {row["way"] for row in rows_of(tmp_path, "reduction")} == set(scale.WAYS)
+    assert "PJRT_NPROC=1" in printed
+
+
+def test_gradient(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gradient.main(["--toy", "--results", str(tmp_path)])
+    assert len(rows_of(tmp_path, "gradient")) == 4
+    assert "the model's" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", [agreement, speed, scale, gradient])
+def test_tables_print_from_the_stored_results(script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.main(["--table"])
+    assert capsys.readouterr().out.count("|---|") >= 3
+
+
+def test_toy_never_writes_over_results(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        scale.main(["--toy"])
+    with pytest.raises(SystemExit):
+        scale.main(["--toy", "--results", str(RESULTS)])
+    assert "--results" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_runs_as_a_module_in_processes_of_their_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.scale", "growth", "--rows", "4000"]
+    subprocess.run([*command, "--results", str(tmp_path)], check=True, cwd=RESULTS.parents[1])
+    (row,) = rows_of(tmp_path, "scale")
+    assert row["tasks"] > 0
+    assert len(row["worker_mib"]) == 2
+
+
+@pytest.mark.slow
+def test_chains_in_processes_of_their_own(tmp_path: Path) -> None:
+    sizes = ["--size", "400", "--ess", "20", "--case", "slopes", "--full-warmup", "50"]
+    command = [sys.executable, "-m", "benchmarks.speed", "full", *sizes]
+    subprocess.run([*command, "--results", str(tmp_path)], check=True, cwd=RESULTS.parents[1])
+    assert {row["who"] for row in rows_of(tmp_path, "speed")} == {"ours", "NUTS"}
