@@ -166,7 +166,7 @@ def test_a_method_is_noted_where_one_shard_needs_none(rows, method):
     assert not any("method" in note for note in planned(rows, method=method).notes())
 
 
-def test_correct_is_noted_where_the_model_cannot_be_corrected():
+def test_a_model_that_cannot_be_corrected_is_sampled_alike_either_way():
     """`correct=False` asks for what happens anyway."""
     table = from_pandas(frame(((5, 4, 6), (5, 7), (3, 4))))
     case = ZOO["nested"]
