@@ -51,9 +51,7 @@ def test_a_chain_that_never_moved_is_near_those_whose_draws_reach_it():
     assert guess.modes == 1
 
 
-def test_chains_that_all_stand_still_still_have_a_precision_to_divide_by():
-    with pytest.raises(np.linalg.LinAlgError):
-        np.linalg.cholesky(np.zeros((2, 2)))
+def test_chains_that_all_stand_still_are_refused():
     with pytest.raises(ValueError, match="singular"):
         agree([chain([1.0, 2.0], sd=0.0)] * 2, np.zeros(2))
 

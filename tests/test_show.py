@@ -131,7 +131,16 @@ ALL_PATHS = PATHS | {
 ONLY_TASKS = {"shards_per_task"}
 
 
-@pytest.mark.parametrize("path", ALL_PATHS)
+QUICK_PATHS = {"one shard", "consensus, uncorrected", "laplace, uncorrected"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=() if path in QUICK_PATHS else pytest.mark.slow)
+        for path in ALL_PATHS
+    ],
+)
 def test_an_option_is_noted_if_and_only_if_it_changes_nothing(rows, path):
     options = {"n_shards": 3} | ALL_PATHS[path]
     usual = fit(rows, **options)["posterior"]["mu"].to_numpy()
@@ -157,7 +166,7 @@ def test_a_method_is_noted_where_one_shard_needs_none(rows, method):
     assert not any("method" in note for note in planned(rows, method=method).notes())
 
 
-def test_correct_is_noted_where_the_model_cannot_be_corrected():
+def test_a_model_that_cannot_be_corrected_is_sampled_alike_either_way():
     """`correct=False` asks for what happens anyway."""
     table = from_pandas(frame(((5, 4, 6), (5, 7), (3, 4))))
     case = ZOO["nested"]
