@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -21,9 +22,9 @@ Correct = Literal["auto"] | bool
 Weights = Literal["full", "diagonal"]
 
 # Values of Dask's own configuration (files, environment, dask.config.set) win over these.
-dask.config.update_defaults(
-    yaml.safe_load(resources.files("dask_consensus").joinpath("consensus.yaml").read_text())
-)
+_FILE = yaml.safe_load(resources.files("dask_consensus").joinpath("consensus.yaml").read_text())
+_DEFAULTS: dict[str, Any] = _FILE["consensus"]
+dask.config.update_defaults(_FILE)
 
 
 class FitOptions(TypedDict, total=False):
@@ -57,12 +58,12 @@ class _Section:
         """Read the section, and refuse what is no number of the right kind."""
         numbers = {}
         for field in dataclasses.fields(cls):
-            key = f"{section}.{field.name.replace('_', '-')}"
+            key = f"{section}.{_key(field.name)}"
             value = numbers[field.name] = dask.config.get(f"consensus.{key}")
             if field.type == "int":
                 _check_whole(f"consensus.{key}", value, 1)
-            elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-                raise ValueError(f"consensus.{key} must be a number, at least 0, got {value!r}")
+            else:
+                _check_number(f"consensus.{key}", value)
         return cls(**numbers)
 
 
@@ -177,11 +178,12 @@ class Options:
     def frozen(cls, **options: Unpack[FitOptions]) -> Options:
         """Fill in what was left out, and read everything else from Dask's configuration."""
         _check_known(options)
+        _check_keys(dask.config.get("consensus"), _DEFAULTS | dict.fromkeys(map(_key, _UNSET)))
         values = {**_UNSET, **options}
         given = tuple(name for name, value in options.items() if value != _UNSET[name])
         for name, value in values.items():
             if value is None:
-                values[name] = dask.config.get(f"consensus.{name.replace('_', '-')}", None)
+                values[name] = dask.config.get(f"consensus.{_key(name)}", None)
         anchored = AnchoredOptions.configured("anchored")
         if "num_warmup" in given:
             anchored = dataclasses.replace(anchored, num_warmup=values["num_warmup"])
@@ -206,16 +208,20 @@ class Options:
             value = getattr(self, name)
             free = {"n_shards": None, "rounds": None, "shards_per_task": "auto"}
             if name not in free or value != free[name]:
-                _check_whole(name, value, least)
+                _check_whole(self._called(name), value, least)
         if self.seed >= 2**32:
             raise ValueError(f"seed must be less than 2**32, as JAX's are, got {self.seed!r}")
         _check_resources(self.resources)
-        if not 0 < float(self.target_accept_prob) < 1:
-            raise ValueError(
-                f"target_accept_prob must lie between 0 and 1, got {self.target_accept_prob}"
-            )
+        name = self._called("target_accept_prob")
+        _check_number(name, self.target_accept_prob)
+        if not 0 < self.target_accept_prob < 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {self.target_accept_prob}")
         if not isinstance(self.cache, str):
             raise TypeError(f"consensus.cache must be a folder's path, got {self.cache!r}")
+
+    def _called(self, name: str) -> str:
+        """Name an option as whoever set it knows it: as an argument, or as a configured key."""
+        return name if name in self.given or name in _UNCONFIGURED else f"consensus.{_key(name)}"
 
 
 _UNSET: dict[str, Any] = {name: None for name in FitOptions.__annotations__} | {
@@ -227,6 +233,13 @@ _UNSET: dict[str, Any] = {name: None for name in FitOptions.__annotations__} | {
 }
 
 
+_UNCONFIGURED = [name for name, value in _UNSET.items() if value is not None]
+
+
+def _key(name: str) -> str:
+    return name.replace("_", "-")
+
+
 def _check_known(options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in _UNSET:
@@ -235,6 +248,27 @@ def _check_known(options: Mapping[str, Any]) -> None:
             raise TypeError(
                 f"{name!r} is no option of a fit{hint} The options are {', '.join(_UNSET)}"
             )
+
+
+def _check_keys(configured: Mapping[str, Any], known: Mapping[str, Any], section: str = "") -> None:
+    """Refuse keys that nothing reads: misspelt ones would be without effect, in silence."""
+    keys = {key.replace("_", "-"): value for key, value in configured.items()}
+    for key, value in keys.items():
+        if key not in known:
+            similar = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean consensus.{section}{similar[0]}?" if similar else ""
+            raise ValueError(f"consensus.{section}{key} in Dask's configuration is unknown{hint}")
+        if isinstance(known[key], Mapping):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"consensus.{section}{key} must be a section, got {value!r}")
+            _check_keys(value, known[key], f"{section}{key}.")
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise ValueError(f"{name} must be a number, at least 0, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}")
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -99,13 +99,11 @@ def correct_combination(plan: Plan, shards: Shards, combined: Combined) -> Corre
         if plan.options.correct is True and plan.n_shards > 1:
             raise ValueError(f"correct=True, but {because}; use correct='auto' to go on without")
         return None
-    log_posterior = LogPosterior(plan.model, shards, plan.example, combined.mean)
-    return correct(
-        CorrectionSettings(
-            combined.mean, combined.covariance, plan.options.seed, plan.options.correction
-        ),
-        log_posterior._replace(center=log_posterior.rounded(combined.mean)),
+    options = plan.options
+    settings = CorrectionSettings(
+        combined.mean, combined.covariance, options.seed, options.correction
     )
+    return correct(settings, LogPosterior(plan.model, shards, plan.example, combined.mean))
 
 
 def _shards_that_fit(plan: Plan, shards: Shards) -> int:

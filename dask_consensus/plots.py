@@ -260,6 +260,8 @@ def weights(tree: xr.DataTree) -> Figure:
 
 
 # What the pictures share
+
+
 def _panels(n: int, *, width: float = 3.2, height: float = 2.2) -> tuple[Figure, list[Axes]]:
     """Make a figure of `n` panels, in rows of at most three."""
     # Figure, unlike pyplot, opens no window and keeps no global state; saving it uses Agg.
@@ -324,6 +326,8 @@ def _explain(figure: Figure, note: str, *axes: Axes) -> None:
 
 
 # What they read
+
+
 def _group(tree: xr.DataTree, name: str) -> xr.Dataset:
     if name not in tree.children:
         raise ValueError(f"expected the result of a fit, got a tree without the group {name}")

@@ -8,6 +8,7 @@ import warnings
 from dataclasses import asdict
 
 import dask
+import numpy as np
 import pytest
 import yaml
 
@@ -202,3 +203,64 @@ def test_the_package_and_its_configuration_name_the_same_defaults():
         assert asdict(getattr(options, section)) == values
     assert options.num_warmup == written["num-warmup"]
     assert options.target_accept_prob == written["target-accept-prob"]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (
+            "correction.iteration",
+            r"correction\.iteration .* unknown; did you mean consensus\.c",
+        ),
+        ("k-hat", r"consensus\.k-hat in Dask's configuration is unknown"),
+        ("correction-turns", r"consensus\.correction-turns in Dask's configuration is unknown"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_refused(key, message):
+    with (
+        dask.config.set({f"consensus.{key}": 3}),
+        pytest.raises(ValueError, match=message),
+    ):
+        Options.frozen()
+
+
+def test_a_section_is_no_number():
+    with (
+        dask.config.set({"consensus.correction": 3}),
+        pytest.raises(ValueError, match=r"consensus\.correction must be a section, got 3"),
+    ):
+        Options.frozen()
+
+
+@pytest.mark.parametrize("key", ["verdict.ess", "verdict.r-hat", "correction.k-hat"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_limit_that_nothing_crosses_is_refused(key, value):
+    with (
+        dask.config.set({f"consensus.{key}": value}),
+        pytest.raises(ValueError, match=rf"consensus\.{key} must be finite"),
+    ):
+        Options.frozen()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error"),
+    [
+        ("num-warmup", "many", TypeError),
+        ("num-samples", 2, ValueError),
+        ("target-accept-prob", "x", ValueError),
+        ("target-accept-prob", None, ValueError),
+        ("retries", -1, ValueError),
+    ],
+)
+def test_a_configured_option_is_refused_by_its_key(key, value, error):
+    with (
+        dask.config.set({f"consensus.{key}": value}),
+        pytest.raises(error, match=rf"consensus\.{key} must "),
+    ):
+        Options.frozen()
+
+
+def test_options_without_a_default_may_be_configured():
+    with dask.config.set({"consensus.n_shards": 4}):
+        options = Options.frozen()
+    assert (options.n_shards, options.given) == (4, ())

@@ -65,6 +65,9 @@ shards
   groups of region a shard     1 to 2
   padding rows              4 (13.3%)
   shapes to compile                 1
+
+note: correct has no effect: there is no correction in any case, because local sites on several
+  levels (upper, lower, noise) would need nested integrals
 """
 
 

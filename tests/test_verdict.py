@@ -213,7 +213,6 @@ def test_modes_and_coupling_are_named():
     assert np.isinf(found.error).all()
 
 
-@pytest.mark.xfail(reason="an infinite error of coupled groups is taken for one of few draws")
 def test_coupled_groups_are_not_told_to_draw_more():
     """No number of draws or rounds uncouples them: advice that changes nothing is a defect."""
     judged = verdict(combined(reports()), coupled=("obs",), because="groups depend on each other")
@@ -231,3 +230,44 @@ def test_a_shard_far_from_all_others_is_named_with_its_coordinate(n):
     far = reports(n, mean=np.array([0.0, 12.0 * np.sqrt(n)]))
     assert strange_shard(combined(far), 6.0)[:2] == (3, 1)
     assert "shard 3 disagrees with the others, most on tau" in verdict(combined(far)).text
+
+
+# What must never be good
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"k_hat": np.nan}, "k-hat"),
+        ({"ess": np.nan}, "ess"),
+        ({"sd_error": np.array([0.01, np.nan])}, "sd-error"),
+        ({"tail_log_ratio": np.array([np.nan, -5.0])}, "tail"),
+        ({"integration_error": np.array([np.nan, 0.0])}, "integration"),
+        ({"coupling": np.nan}, "coupling"),
+        ({"modes_not_found": np.nan}, "modes-not-found"),
+    ],
+)
+def test_what_is_not_a_number_is_not_good(changed, code):
+    judged = verdict(combined(reports()), correction(**changed))
+    assert [reason.code for reason in judged.reasons] == [code]
+
+
+def test_an_error_that_is_not_a_number_is_unknown():
+    judged = verdict(combined(reports()), correction(error=np.array([0.02, np.nan])))
+    np.testing.assert_array_equal(judged.error, [0.02, np.inf])
+
+
+def test_weights_that_cannot_be_used_are_not_good_whatever_the_threshold():
+    """The posterior given is then the uncorrected one."""
+    with dask.config.set({"consensus.verdict.ess": 0}):
+        judged = verdict(combined(reports()), correction(ess=8.0))
+    assert [reason.code for reason in judged.reasons] == ["ess"]
+    assert np.isinf(judged.error).all()
+
+
+def test_a_correction_is_advised_only_where_there_can_be_one():
+    skewed = LaplaceApproximation(np.array([0.5, 0.0]), np.eye(2), np.zeros(2), 1, [])
+    for correctable in (True, False):
+        judged = verdict(combined(reports()), approximation=skewed, correctable=correctable)
+        (reason,) = judged.reasons
+        assert (reason.remedy == "leave correct at 'auto'") is correctable

@@ -35,6 +35,8 @@ class Peak(NamedTuple):
 
 
 # One ascent, of one shard or of all
+
+
 def ascend(
     expand: Callable[[Array, Array], Expansion], u: Array, covariance: Array, most: int
 ) -> tuple[Peak, Array] | None:

@@ -28,6 +28,7 @@ _DRAWS_A_DIMENSION = 20  # that the estimate should be worth, at least
 _TEMPERED_DRAWS_A_DIMENSION = 10.0  # that the next proposal is made from, at least
 _MISSED = 0.1  # weight, in largest weights seen, that an emulator may miss in the tails
 _SHAPED_UP_TO = 8  # dimensions in which a mixture can follow a shape that one t does not have
+USABLE_DRAWS_A_DIMENSION = 5.0  # fewer do not even describe the posterior
 _USABLE_K_HAT = 1.0  # above it not even the mean of the weights exists
 _FIRST_WIDER = 1.5  # covariance of the first proposal, in units of the combination's
 _LATER_WIDER = 1.15  # of the later ones, in units of the weighted points'
@@ -250,7 +251,9 @@ def done(settings: CorrectionSettings, state: CorrectionState) -> bool:
 def usable(correction: Correction) -> bool:
     """Tell whether the weighted points describe the posterior at all, if not precisely."""
     estimate = correction.estimate
-    return correction.k_hat < _USABLE_K_HAT and estimate.ess > 5.0 * len(estimate.mean)
+    return correction.k_hat < _USABLE_K_HAT and estimate.ess > USABLE_DRAWS_A_DIMENSION * len(
+        estimate.mean
+    )
 
 
 # Proposals

@@ -78,12 +78,13 @@ class LogPosterior(NamedTuple):
             each(_evaluate),
             self.shards,
             [()] * self.shards.n,
-            [broadcast((self.model, points, self.center, self.n_nodes))],
+            [broadcast((self.model, points, self.rounded(self.center), self.n_nodes))],
             _add,
             title=title,
         )
         log_likelihood, at_center, not_found, units = mapped.total
-        coupling, compiling = (max(part) for part in zip(*mapped.reports, strict=True))
+        # NaN passes through NumPy's maximum, not through Python's.
+        coupling, compiling = np.max(mapped.reports, axis=0).tolist()
         log_density = log_prior(self.model, self.example, points) + log_likelihood
         return Evaluated(
             points=points,

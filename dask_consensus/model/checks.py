@@ -85,6 +85,8 @@ def check_prior_term(name: str, depends_on: frozenset[Source], columns: Mapping[
 
 
 # Values
+
+
 class Probe:
     """Evaluates the terms of a model on small examples; compiles once for each shape of them.
 

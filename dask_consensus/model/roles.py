@@ -94,6 +94,8 @@ def read_model(function: Callable[..., Any], inputs: ModelInputs, *, cache: str 
 
 
 # Tracing
+
+
 def _trace_shapes(
     function: Callable[..., Any], inputs: ModelInputs, example: Example
 ) -> dict[str, _SiteShape]:
@@ -165,6 +167,8 @@ def _site_shape(site: dict[str, Any]) -> _SiteShape:
 
 
 # Roles
+
+
 def _follows(
     name: str, small: tuple[int, ...], large: tuple[int, ...], sizes: dict[tuple[int, int], int]
 ) -> tuple[int | None, int]:
@@ -276,6 +280,8 @@ def _terms(
 
 
 # Deterministic sites
+
+
 def _deterministics(
     model: ShardModel, inputs: ModelInputs, example: Example, traced: list[dict[str, _SiteShape]]
 ) -> dict[str, tuple[str, ...]]:
@@ -293,6 +299,8 @@ def _deterministics(
 
 
 # Names
+
+
 def _base(fn: Any) -> Any:
     while hasattr(fn, "base_dist") and not isinstance(fn, dist.TransformedDistribution):
         fn = fn.base_dist

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..shard.effects import effects_per_unit
+from ..shard.engine import engine_of
 from ..shard_data import ROWS, Size, padded_sizes
 from .tables import Table
 
@@ -67,6 +68,9 @@ def options_without_effect(plan: Plan) -> list[str]:
             reason += "; only if their correction fails do rounds of NUTS follow, which heed it"
         sampling = ("num_warmup", "target_accept_prob", "rounds", "weights")
         idle |= dict.fromkeys(sampling, reason)
+    obstacle = engine_of(plan.model).obstacle
+    if obstacle and options.correct is False and plan.n_shards > 1:
+        idle["correct"] = f"there is no correction in any case, because {obstacle}"
     return [
         f"{name} has no effect: {reason}" for name, reason in idle.items() if name in options.given
     ]
@@ -102,6 +106,8 @@ def _costs(plan: Plan) -> list[str]:
 
 
 # The tables
+
+
 def _summary(plan: Plan) -> list[list[str]]:
     options = plan.options
     tempering = "none"

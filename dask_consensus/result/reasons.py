@@ -1,7 +1,7 @@
 """Why a fit cannot be believed: each check of the diagnostics, and what to do about it.
 
 A reason has a code, the value that was found, the threshold it crossed, and a remedy that has an
-effect on the path the fit took.
+effect on the path the fit took. A value that is not a number crosses every threshold.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..combination.reports import Combined, LaplaceApproximation, NutsDiagnostics
 from ..config import Options
-from ..correction.importance import Correction
+from ..correction.importance import USABLE_DRAWS_A_DIMENSION, Correction
 from .estimates import strange_shard
 
 
@@ -55,6 +55,8 @@ class Evidence(NamedTuple):
     correction : Correction or None
     uncorrected_because : str
         Why there is no correction.
+    correctable : bool
+        Whether there could be one.
     modes : int
         Separate places of comparable density that were found.
     approximation : LaplaceApproximation or None
@@ -68,6 +70,7 @@ class Evidence(NamedTuple):
     combined: Combined
     correction: Correction | None
     uncorrected_because: str
+    correctable: bool = False
     modes: int = 1
     approximation: LaplaceApproximation | None = None
     coupled: Sequence[str] = ()
@@ -142,15 +145,17 @@ def _correction_weights(evidence: Evidence) -> Iterator[Reason]:
             "points miss part of the posterior"
         )
         yield Reason("k-hat", correction.k_hat, limit, "", problem, f"{more}, or use n_shards=1")
-    if estimate.ess < limits.ess:
+    # Fewer draws than importance.usable asks are not used, whatever the threshold.
+    least = max(limits.ess, USABLE_DRAWS_A_DIMENSION * len(evidence.names))
+    if not estimate.ess >= least:
         problem = (
             f"{n_points:,} weighted points are as good as {estimate.ess:.0f} independent draws, "
-            f"fewer than {limits.ess:g}"
+            f"fewer than {least:g}"
         )
-        yield Reason("ess", estimate.ess, limits.ess, "", problem, more)
+        yield Reason("ess", estimate.ess, least, "", problem, more)
     worst = int(np.argmax(estimate.sd_error))
     name, error = evidence.names[worst], estimate.sd_error[worst]
-    if error > limits.sd_error:
+    if not error <= limits.sd_error:
         remedy = (
             f"{more}; if its tail is long (separation, or too little data for its prior), give it "
             "a tighter prior"
@@ -164,7 +169,7 @@ def _correction_tails(evidence: Evidence) -> Iterator[Reason]:
     assert correction is not None
     worst = int(np.argmax(correction.tail_log_ratio))
     name, ratio = evidence.names[worst], correction.tail_log_ratio[worst]
-    if ratio > limit:
+    if not ratio <= limit:
         problem = (
             f"the posterior has mass far out on {name} that the points do not reach, its tail "
             "being heavier than an exponential"
@@ -177,14 +182,14 @@ def _correction_integrals(evidence: Evidence) -> Iterator[Reason]:
     assert correction is not None
     worst = int(np.argmax(correction.integration_error))
     name, error = evidence.names[worst], correction.integration_error[worst]
-    if error > limits.integration_error:
+    if not error <= limits.integration_error:
         problem = (
             f"integrating the local effects leaves an error of {error:.2g} posterior sds on {name}"
         )
         remedy = "reparameterise the local sites (centred where groups have many rows)"
         yield Reason("integration", error, limits.integration_error, name, problem, remedy)
     coupling = correction.coupling
-    if coupling > limits.coupling:
+    if not coupling <= limits.coupling:
         problem = (
             f"the Hessian of the local effects is not block-diagonal ({coupling:.2g} of its size "
             "lies between groups), so effects couple groups"
@@ -192,7 +197,7 @@ def _correction_integrals(evidence: Evidence) -> Iterator[Reason]:
         remedy = "remove that dependence, or use n_shards=1"
         yield Reason("coupling", coupling, limits.coupling, "", problem, remedy)
     share = correction.modes_not_found
-    if share > limits.modes_not_found:
+    if not share <= limits.modes_not_found:
         problem = (
             f"the mode of {share:.1%} of the groups was not found, whose density may have several"
         )
@@ -238,15 +243,16 @@ def _sampling(evidence: Evidence) -> Iterator[Reason]:
 
 def _approximation(evidence: Evidence, error: np.ndarray) -> Iterator[Reason]:
     options, last = evidence.options, evidence.combined.rounds[-1]
-    worst = int(np.nanargmax(error))
+    worst = int(np.argmax(error))
     name, limit = evidence.names[worst], options.verdict.approximate_error
-    if error[worst] > limit:
+    # Of coupled groups the error is unknown, and no number of draws makes it known.
+    if error[worst] > limit and not evidence.coupled:
         problem = (
             f"the estimated error of {name} is {error[worst]:.2g} posterior sds, as shards are "
             "skewed or drew too little"
         )
         remedy = "use fewer shards, or raise num_samples"
-        if evidence.uncorrected_because == "correct=False":
+        if evidence.correctable:
             remedy = "leave correct at 'auto'"
         elif evidence.combined.method in ("consensus", "parametric"):
             remedy = "use method='anchored', or fewer shards"

@@ -11,6 +11,7 @@ import numpy as np
 from ..combination.reports import Combined, Guess
 from ..correction.importance import Correction, usable
 from ..plan.plan import Plan
+from ..shard.engine import engine_of
 from .estimates import approximate_error
 from .reasons import Evidence, Reason, reasons_against
 
@@ -59,6 +60,7 @@ def evidence_of(
         combined=combined,
         correction=correction,
         uncorrected_because=plan.uncorrected_because,
+        correctable=not engine_of(plan.model).obstacle,
         modes=1 if guess is None else guess.modes,
         approximation=None if guess is None else guess.approximation,
         coupled=plan.model.coupled,
@@ -68,6 +70,7 @@ def evidence_of(
 def judge(evidence: Evidence) -> Verdict:
     """Combine every diagnostic into one verdict."""
     error = _error(evidence)
+    error = np.where(np.isnan(error), np.inf, error)
     reasons = tuple(reasons_against(evidence, error))
     return Verdict(not reasons, error, reasons, _text(evidence, error, reasons))
 
@@ -94,7 +97,7 @@ def _error(evidence: Evidence) -> np.ndarray:
 
 
 def _text(evidence: Evidence, error: np.ndarray, reasons: tuple[Reason, ...]) -> str:
-    worst = int(np.nanargmax(error))
+    worst = int(np.argmax(error))
     size = f"about {error[worst]:.2g} posterior sds (on {evidence.names[worst]})"
     if np.isinf(error[worst]):
         size = "an unknown amount"

@@ -43,7 +43,7 @@ ALMOST_ZERO = 0.0137  # to begin from: at 0 itself densities written with |x| ha
 _FEW_STEPS = 6  # at a point, from modes moved along with it
 _NEAR = 0.03  # squared decrement from which one more step arrives
 _CHUNK = 64  # units summed in working precision before double precision takes over
-_BLOCK = 32  # points evaluated by one call; one n_nodes, so that one compilation serves all
+_BLOCK = 32  # points evaluated by one call; one size, so that one compilation serves all
 _AT_ONCE = 8_000_000  # rows times points held in memory at a time
 _FILLS = 4_000_000  # rows times points that fill a GPU
 _DECREMENT = 0.5  # squared Newton decrement beyond which a unit's mode was not found
@@ -131,6 +131,8 @@ def _center(model: ShardModel, arrays: ShardData, point: jax.Array) -> _Center:
 
 
 # The center and the points
+
+
 def _find_center(model: ShardModel) -> Callable[..., _Center]:
     """Modes of all units at the center, and how they move with u."""
     q = effects_per_unit(model)

@@ -16,6 +16,7 @@ from numpyro.infer import init_to_median, init_to_sample
 from ..model.checks import INITIAL_POINTS
 from ..model.model import TRACE_LOCK, ShardModel, precision
 from ..shard_data import ShardData
+from .compiling import compiled, on_device
 from .coordinates import SHARED, Coordinates, whiten
 from .target import terms_of
 
@@ -73,16 +74,17 @@ def prior_points(
 
     The first are medians of a few draws each, close together; the second single draws, far apart.
     """
-    keys = random.split(key_of(seed, _PRIOR), n)
 
-    def points(keys: jax.Array) -> list[jax.Array]:
+    def points(data: ShardData, keys: jax.Array) -> list[jax.Array]:
         return [
             jax.vmap(lambda key, how=how: _prior_point(model, data, how, key)[0])(keys)
             for how in (init_to_median, init_to_sample)
         ]
 
-    with precision(model.x64), TRACE_LOCK:
-        medians, draws = (np.asarray(p, np.float64) for p in jax.jit(points)(keys))
+    with precision(model.x64):
+        given = on_device(data), random.split(key_of(seed, _PRIOR), n)
+        drawn = compiled(model, "prior points", lambda: points, *given)(*given)
+    medians, draws = (np.asarray(part, np.float64) for part in drawn)
     return medians, draws
 
 
