@@ -62,20 +62,25 @@ class Plan:
         return self.assignment.n_shards
 
     @property
+    def obstacle(self) -> str:
+        """Why local effects cannot be integrated out; empty if they can."""
+        return engine_of(self.model).obstacle
+
+    @property
     def uncorrected_because(self) -> str:
         """Why no correction follows; empty if one does."""
         if self.n_shards == 1:
             return "one shard needs none"
         if self.options.correct is False:
             return "correct=False"
-        return engine_of(self.model).obstacle
+        return self.obstacle
 
     @property
     def method(self) -> Method:
         """The method that "auto" stands for here, or the one that was asked for."""
         if self.options.method != "auto":
             return self.options.method
-        return "anchored" if self.n_shards == 1 or engine_of(self.model).obstacle else "laplace"
+        return "anchored" if self.n_shards == 1 or self.obstacle else "laplace"
 
     @property
     def one_shot_nuts(self) -> NutsSettings:

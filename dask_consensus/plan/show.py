@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..shard.effects import effects_per_unit
-from ..shard.engine import engine_of
 from ..shard_data import ROWS, Size, padded_sizes
 from .tables import Table
 
@@ -68,9 +67,8 @@ def options_without_effect(plan: Plan) -> list[str]:
             reason += "; only if their correction fails do rounds of NUTS follow, which heed it"
         sampling = ("num_warmup", "target_accept_prob", "rounds", "weights")
         idle |= dict.fromkeys(sampling, reason)
-    obstacle = engine_of(plan.model).obstacle
-    if obstacle and options.correct is False and plan.n_shards > 1:
-        idle["correct"] = f"there is no correction in any case, because {obstacle}"
+    if plan.obstacle and options.correct is False and plan.n_shards > 1:
+        idle["correct"] = f"there is no correction in any case, because {plan.obstacle}"
     return [
         f"{name} has no effect: {reason}" for name, reason in idle.items() if name in options.given
     ]

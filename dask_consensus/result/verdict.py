@@ -11,7 +11,6 @@ import numpy as np
 from ..combination.reports import Combined, Guess
 from ..correction.importance import Correction, usable
 from ..plan.plan import Plan
-from ..shard.engine import engine_of
 from .estimates import approximate_error
 from .reasons import Evidence, Reason, reasons_against
 
@@ -60,7 +59,7 @@ def evidence_of(
         combined=combined,
         correction=correction,
         uncorrected_because=plan.uncorrected_because,
-        correctable=not engine_of(plan.model).obstacle,
+        correctable=not plan.obstacle,
         modes=1 if guess is None else guess.modes,
         approximation=None if guess is None else guess.approximation,
         coupled=plan.model.coupled,
