@@ -186,7 +186,8 @@ def _correction_integrals(evidence: Evidence) -> Iterator[Reason]:
         problem = (
             f"integrating the local effects leaves an error of {error:.2g} posterior sds on {name}"
         )
-        remedy = "reparameterise the local sites (centred where groups have many rows)"
+        # One shard is sampled, and integrates nothing; what another form does depends on the data.
+        remedy = "use n_shards=1, or try another parameterisation of the local sites"
         yield Reason("integration", error, limits.integration_error, name, problem, remedy)
     coupling = correction.coupling
     if not coupling <= limits.coupling:
@@ -201,7 +202,7 @@ def _correction_integrals(evidence: Evidence) -> Iterator[Reason]:
         problem = (
             f"the mode of {share:.1%} of the groups was not found, whose density may have several"
         )
-        remedy = "reparameterise the local sites, or use n_shards=1"
+        remedy = "use n_shards=1, or try another parameterisation of the local sites"
         yield Reason("modes-not-found", share, limits.modes_not_found, "", problem, remedy)
 
 
