@@ -64,7 +64,7 @@ class LazyFit:
         with clock("shard"):
             shards = shard_rows(self.frame, plan, self.progress)
         with clock("search"):
-            guess = locate(plan, shards)
+            guess = locate(plan, shards)  # None for one-shot methods and for one shard
         with clock("rounds"):
             combined = combine(plan, shards, guess)
         with clock("correction"):

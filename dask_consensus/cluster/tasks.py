@@ -1,4 +1,8 @@
-"""What a Dask task is made of: a call, a value sent once, a result brought here."""
+"""What a Dask task is made of: a call, a value sent once, a result brought here.
+
+Work on shards is laid out by :mod:`.mapreduce`. Tasks that read and shuffle rows are pure, and made
+where the rows are: `frame/survey.py` and `frame/shuffle.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Importance weights of points drawn from several proposals, and what they say."""
+"""Importance weights of points drawn from several proposals, and what they estimate.
+
+They are judged elsewhere: `importance.done` says when there are enough, `importance.usable` whether
+they describe the posterior at all, `result/reasons.py` whether the answer may be believed.
+"""
 
 from __future__ import annotations
 

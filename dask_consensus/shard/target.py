@@ -93,7 +93,10 @@ def log_density(
     data: ShardData,
     factor: PriorFactor,
 ) -> jax.Array:
-    """Log density that a shard samples, at shared `u` and `local`, both unconstrained."""
+    """Log density that NUTS samples, at shared `u` and `local`, both unconstrained.
+
+    Marginal likelihoods and their gradients are made from the same :func:`terms_of`.
+    """
     terms = terms_of(model, u, local, data)
     away = u - factor.anchor_mean
     anchor = -0.5 * away @ (factor.anchor_precision @ away)
