@@ -11,12 +11,13 @@ Marin, Mira and Robert 2012). The loop is a state and three functions: `init`, `
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import CorrectionOptions
+from ..config import CorrectionOptions, VerdictOptions
 from .emulator import fit as emulate
 from .likelihood import Evaluated, LogPosterior
 from .proposals import Array, MixtureProposal, Proposal, mixture_of, single, split
@@ -30,8 +31,10 @@ _MISSED = 0.1  # weight, in largest weights seen, that an emulator may miss in t
 _SHAPED_UP_TO = 8  # dimensions in which a mixture can follow a shape that one t does not have
 USABLE_DRAWS_A_DIMENSION = 5.0  # fewer do not even describe the posterior
 _USABLE_K_HAT = 1.0  # above it not even the mean of the weights exists
-_FIRST_WIDER = 1.5  # covariance of the first proposal, in units of the combination's
-_LATER_WIDER = 1.15  # of the later ones, in units of the weighted points'
+_FIRST_WIDER = 0.5  # how much wider the first proposal's covariance is than the combination's
+_LATER_WIDER = 0.15  # and the later ones' than that of the weighted points
+_PATIENCE = 5  # iterations after which what the verdict asks is enough
+_WIDER_IN_MANY = 1.5  # over sqrt(d), at most: of exp(-d x^2 / 2) points all the others are lost
 
 
 class Correction(NamedTuple):
@@ -63,6 +66,8 @@ class Correction(NamedTuple):
         Largest deviation of a shard's Hessian from block-diagonal.
     tail_log_ratio : (d,) array
         Log of how much larger a weight would be far out along each coordinate than any seen.
+    discrepancy : float
+        Sd of the log weights of the first iteration: how unlike the posterior the combination is.
     seconds, compile_seconds : float
         Wall time, and what of it the slowest shards spent compiling.
     """
@@ -80,6 +85,7 @@ class Correction(NamedTuple):
     modes_not_found: float
     coupling: float
     tail_log_ratio: Array
+    discrepancy: float
     seconds: float
     compile_seconds: float
 
@@ -94,12 +100,15 @@ class CorrectionSettings(NamedTuple):
         Of the combination, the first proposal.
     seed : int
     options : CorrectionOptions
+    limits : VerdictOptions
+        What the verdict will ask of the estimate.
     """
 
     mean: Array
     covariance: Array
     seed: int
     options: CorrectionOptions
+    limits: VerdictOptions
 
 
 class Assessment(NamedTuple):
@@ -234,18 +243,38 @@ def step(
 
 
 def done(settings: CorrectionSettings, state: CorrectionState) -> bool:
-    """Stop when the estimate is precise, its weights are well-behaved, and tails were followed."""
+    """Stop when the estimate is precise, its weights are well-behaved, and tails were followed.
+
+    Where it does not come to that soon, stop at what the verdict asks, if it may be had at all
+    within the iterations that are allowed.
+    """
     if state.assessment is None:
         return False
-    options, d = settings.options, len(settings.mean)
+    options, iterations = settings.options, state.iterations
+    if iterations >= options.iterations:
+        return True
+    d = len(settings.mean)
     _, estimate, emulator_error, *_ = state.assessment
-    adapted = state.iterations > 1 + state.long_tailed or np.isfinite(emulator_error)
-    precise = (
-        estimate.ess >= max(options.ess, _DRAWS_A_DIMENSION * d)
-        and estimate.sd_error.max() < options.sd_error
+    k_hat = state.assessment.weighed.k_hat
+    adapted = iterations > 1 + state.long_tailed or np.isfinite(emulator_error)
+    wanted = max(options.ess, _DRAWS_A_DIMENSION * d)
+    if adapted and k_hat < options.k_hat and _precise(estimate, wanted, options.sd_error):
+        return True
+    if iterations < _PATIENCE:
+        return False
+    limits = settings.limits
+    least = max(limits.ess, USABLE_DRAWS_A_DIMENSION * d)
+    enough = k_hat <= limits.k_hat and _precise(estimate, least, limits.sd_error)
+    # Were all iterations as good as those so far: errors fall as one over the root of points.
+    more = options.iterations / iterations
+    within_reach = k_hat < _USABLE_K_HAT and _precise(
+        estimate, least / more, limits.sd_error * np.sqrt(more)
     )
-    well_behaved = state.assessment.weighed.k_hat < options.k_hat
-    return bool(adapted and precise and well_behaved) or state.iterations >= options.iterations
+    return enough or not within_reach
+
+
+def _precise(estimate: Estimate, ess: float, sd_error: float) -> bool:
+    return bool(estimate.ess >= ess and estimate.sd_error.max() <= sd_error)
 
 
 def usable(correction: Correction) -> bool:
@@ -253,6 +282,18 @@ def usable(correction: Correction) -> bool:
     estimate = correction.estimate
     return correction.k_hat < _USABLE_K_HAT and estimate.ess > USABLE_DRAWS_A_DIMENSION * len(
         estimate.mean
+    )
+
+
+def nearest(corrections: Sequence[Correction]) -> int:
+    """Choose among corrections of several combinations: the number of the best.
+
+    One that is usable comes first; where none is, the combination whose own points have the most
+    even weights, since the posterior is most like it.
+    """
+    return min(
+        range(len(corrections)),
+        key=lambda i: (not usable(corrections[i]), corrections[i].discrepancy),
     )
 
 
@@ -265,7 +306,12 @@ def _n_points(settings: CorrectionSettings, index: int) -> int:
 
 
 def _first_proposal(settings: CorrectionSettings) -> Proposal:
-    return single(settings.mean, _FIRST_WIDER * settings.covariance)
+    return single(settings.mean, _wider(settings.covariance, _FIRST_WIDER))
+
+
+def _wider(covariance: Array, share: float) -> Array:
+    """Widen a proposal, by less in many dimensions, where every bit of width costs weights."""
+    return covariance * (1 + min(share, _WIDER_IN_MANY / np.sqrt(len(covariance))))
 
 
 def _next_proposal(
@@ -280,7 +326,7 @@ def _next_proposal(
     if before == 0 or d > _SHAPED_UP_TO:
         probes = _probed(log_posterior, assessment).probes
         assert probes is not None
-        return split(mean, _LATER_WIDER * covariance, *reach(probes))
+        return split(mean, _wider(covariance, _LATER_WIDER), *reach(probes))
     # One t was not enough: follow the points' own shape, and its tails twice.
     rng = np.random.default_rng([settings.seed, before])
     flatter = tempered_weights(assessment.weighed.raw / 2, _TEMPERED_DRAWS_A_DIMENSION * d)
@@ -309,7 +355,7 @@ def _assess(
             estimate, emulator_error = emulated, emulator.error
     d = len(settings.mean)
     tempered = tempered_weights(weighed.raw, _TEMPERED_DRAWS_A_DIMENSION * d)
-    moments = shrunk_moments(points, tempered, settings.covariance)
+    moments = shrunk_moments(points, tempered, settings.mean, settings.covariance)
     return Assessment(weighed, estimate, emulator_error, probes, tempered, *moments)
 
 
@@ -346,6 +392,14 @@ def _finished(log_posterior: LogPosterior, state: CorrectionState, began: float)
         modes_not_found=float(weighed.weights @ state.modes_not_found),
         coupling=state.coupling,
         tail_log_ratio=tail_log_ratio(probes, state.mixture, weighed.raw),
+        discrepancy=_discrepancy(state),
         seconds=time.perf_counter() - began,
         compile_seconds=state.compile_seconds,
     )
+
+
+def _discrepancy(state: CorrectionState) -> float:
+    """Sd of the log weights of the first iteration; infinite where a point has no density."""
+    first = slice(state.mixture.counts[0])
+    weights = state.log_density[first] - state.mixture.proposals[0].log_density(state.points[first])
+    return float(weights.std()) if np.isfinite(weights).all() else np.inf
