@@ -54,10 +54,13 @@ class Correction(NamedTuple):
         By the weights alone, or by an emulator and what it misses at the points.
     emulator_error : float
         Sd, over the posterior, of the emulated log density's error; NaN without an emulator.
-    integration_error : (d,) array
-        Change of the mean with the next number of nodes, in posterior sds.
+    integration_error, integration_sd_error : (d,) arrays
+        Change of the mean, in posterior sds, and of the log sd, with the next number of nodes or
+        by another rule.
     nodes : int
         Nodes an axis (of a grid) or in all; 0 without local effects.
+    modes : int
+        Modes of a group's effects, around each of which nodes are placed.
     log_evidence, log_evidence_error : float
         Log of the marginal likelihood, and its Monte Carlo error.
     modes_not_found : float
@@ -79,7 +82,9 @@ class Correction(NamedTuple):
     estimate: Estimate
     emulator_error: float
     integration_error: Array
+    integration_sd_error: Array
     nodes: int
+    modes: int
     log_evidence: float
     log_evidence_error: float
     modes_not_found: float
@@ -201,7 +206,8 @@ def init(
     """Choose the number of nodes on some points of the first proposal."""
     d = len(settings.mean)
     points = _first_proposal(settings).draw(_n_points(settings, 0), (settings.seed, 0))
-    log_posterior, compile_seconds = log_posterior.with_enough_nodes(points)
+    axes = _axes(settings.covariance)
+    log_posterior, compile_seconds = log_posterior.with_enough_nodes(points, axes)
     nothing = np.empty(0)
     return log_posterior, CorrectionState(
         mixture=MixtureProposal(),
@@ -372,9 +378,8 @@ def _finished(log_posterior: LogPosterior, state: CorrectionState, began: float)
     assert state.assessment is not None
     assert state.last is not None
     weighed, estimate, emulator_error, probes, *_ = state.assessment
-    sd = np.sqrt(np.diag(estimate.covariance))
-    newest = weighed.weights[-len(state.last.points) :]
-    integration_error = log_posterior.integration_error(state.last, newest, sd)
+    around = log_posterior._replace(center=estimate.mean)
+    integration_error, integration_sd_error = around.integration_error(_axes(estimate.covariance))
     if probes is None or not np.isfinite(emulator_error):
         probes = probe(log_posterior, estimate.mean, estimate.covariance)
     counts = state.mixture.counts
@@ -386,7 +391,9 @@ def _finished(log_posterior: LogPosterior, state: CorrectionState, began: float)
         estimate=estimate,
         emulator_error=emulator_error,
         integration_error=integration_error,
-        nodes=log_posterior.n_nodes,
+        integration_sd_error=integration_sd_error,
+        nodes=log_posterior.rule.n_nodes,
+        modes=log_posterior.rule.n_modes,
         log_evidence=estimate.log_total + state.last.at_center,
         log_evidence_error=estimate.log_total_error,
         modes_not_found=float(weighed.weights @ state.modes_not_found),
@@ -396,6 +403,11 @@ def _finished(log_posterior: LogPosterior, state: CorrectionState, began: float)
         seconds=time.perf_counter() - began,
         compile_seconds=state.compile_seconds,
     )
+
+
+def _axes(covariance: Array) -> Array:
+    """Columns of a covariance, each over its sd: along one, its coordinate by one sd."""
+    return covariance / np.sqrt(np.diag(covariance))
 
 
 def _discrepancy(state: CorrectionState) -> float:

@@ -17,7 +17,6 @@ from arviz_stats.base import array_stats
 
 from .proposals import Array, MixtureProposal
 
-
 _LEAST_SHRUNK = 1e-3  # share of the guess in every covariance, so that it is positive definite
 
 
@@ -192,9 +191,9 @@ def shrunk_moments(
     center_noise = squared @ lengths
     # The squared Frobenius norm of each point's square less the covariance.
     along = np.einsum("gi,ij,gj->g", away, spread, away)
-    spread_noise = squared @ (lengths**2 - 2 * along + (spread**2).sum())
+    spread_noise = float(squared @ (lengths**2 - 2 * along + (spread**2).sum()))
     identity = np.eye(len(mean))
-    center *= 1 - _share(center_noise, center @ center)
+    center *= 1 - _share(float(center_noise), float(center @ center))
     share = max(_share(spread_noise, ((spread - identity) ** 2).sum()), _LEAST_SHRUNK)
     spread = share * identity + (1 - share) * spread
     return mean + factor @ center, factor @ spread @ factor.T

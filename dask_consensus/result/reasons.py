@@ -16,7 +16,6 @@ from ..config import Options
 from ..correction.importance import USABLE_DRAWS_A_DIMENSION, Correction
 from .estimates import strange_shard
 
-
 SIZE_UNKNOWN = frozenset(
     {"coupled", "modes", "k-hat", "tail", "integration", "coupling", "modes-not-found"}
     | {"r-hat", "shard-ess", "divergences", "moving"}
