@@ -18,6 +18,7 @@ from .combination.reports import Combined
 from .config import Options
 from .correction.importance import Correction, CorrectionSettings, correct, nearest, usable
 from .correction.likelihood import LogPosterior
+from .correction.peaks import moments_of
 from .frame.assign import shards as rows_to_shards
 from .plan.plan import Plan, make_plan
 from .plan.show import warn_before_sampling
@@ -102,8 +103,11 @@ def correct_combination(plan: Plan, shards: Shards, combined: Combined) -> Corre
             raise ValueError(f"correct=True, but {because}; use correct='auto' to go on without")
         return None
     options = plan.options
+    mean, covariance = combined.mean, combined.covariance
+    if combined.peaks:
+        mean, covariance = moments_of(combined.peaks)
     settings = CorrectionSettings(
-        combined.mean, combined.covariance, options.seed, options.correction, options.verdict
+        mean, covariance, combined.peaks, options.seed, options.correction, options.verdict
     )
     return correct(settings, LogPosterior(plan.model, shards, plan.example, combined.mean))
 

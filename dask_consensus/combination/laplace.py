@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..cluster.mapreduce import Answer, compute_with_progress, each, map_reduce, on_worker
+from ..cluster.mapreduce import Answer, each, map_reduce, on_worker
 from ..cluster.shards import Shards
 from ..cluster.tasks import broadcast, compute
 from ..config import LaplaceOptions
@@ -25,10 +25,11 @@ from ..shard.score import Expansion
 from ..shard_data import ShardData, Size
 from . import gaussian
 from .ascent import STEP, Array, Peak, all_finite, ascend, inverse_curvature
-from .mode_search import distinct, enough_nodes, search, spread
+from .mode_search import Found, distinct, enough_nodes, find_peaks, united
 from .reports import Anchor, Combined, FitSettings, LaplaceApproximation, Report, Round
 
-_RIVALS = 3  # other peaks of one shard from which all shards are searched
+_ATTEMPTS = 3  # at a mode that more than one search reaches
+_RIVALS = 7  # other peaks of one shard from which all shards are searched
 
 
 def laplace(
@@ -45,8 +46,7 @@ def laplace(
         Its model's engine has no obstacle.
     shards : Shards
     starts : tuple of (n, d) arrays
-        Points near the middle of the prior, and draws of it: a third of the searches begin near
-        the middle, the others far apart.
+        Points near the middle of the prior, and draws of it.
     options : LaplaceOptions
 
     Returns
@@ -54,40 +54,47 @@ def laplace(
     LaplaceApproximation or None
         None if no search arrived.
     """
-    n = shards.n
-    execution, data = shards.execution, shards.data[shards.median()]
-    model = broadcast(fit_settings.model)
-    medians, draws = starts
-    middle = -(-len(draws) // 3)
-    searches = [
-        on_worker(execution, search, data, model, start, spread(draws))
-        for start in (*medians[:middle], *draws[middle:])
-    ]
-    ended = compute_with_progress(searches, execution, "searching", "start")
-    peaks = distinct([peak for peak in ended if peak is not None])
-    if not peaks:
+    n, model = shards.n, fit_settings.model
+    searched = 0
+    found: list[Found] = []
+    # A mode that one search alone has reached may have higher neighbours that none has.
+    for attempt in range(_ATTEMPTS):
+        seed = fit_settings.seed + attempt
+        searched += options.searches
+        found = united([*found, *find_peaks(model, shards, starts, options.searches, seed)])
+        if found and found[0].reached > 1:
+            break
+    if not found:
         return None
-    rule = compute([on_worker(execution, enough_nodes, data, model, peaks[0], n)])[0]
+    peaks = [search.peak for search in found]
+    data = shards.data[shards.median()]
+    enough = on_worker(shards.execution, enough_nodes, data, broadcast(model), peaks[0], n)
+    rule = compute([enough])[0]
     tops: list[tuple[Peak, LaplaceApproximation]] = []
-    for peak in peaks[: 1 + _RIVALS]:
+    for peak, reached in found[: 1 + _RIVALS]:
         posterior = _Posterior(fit_settings, shards, rule)
         arrived = ascend(posterior.expand, peak.u, peak.covariance / n, options.steps)
-        if arrived is not None:
-            top, shift = arrived
-            sd = np.sqrt(np.diag(top.covariance))
-            tops.append(
-                (
-                    top,
-                    LaplaceApproximation(
-                        top.u + shift, top.covariance, shift / sd, 1, posterior.rounds
-                    ),
-                )
-            )
+        if arrived is None:
+            continue
+        top, shift = arrived
+        sd = np.sqrt(np.diag(top.covariance))
+        approximation = LaplaceApproximation(
+            mean=top.u + shift,
+            covariance=top.covariance,
+            shift=shift / sd,
+            modes=1,
+            rounds=posterior.rounds,
+            reached=reached,
+            searched=searched,
+        )
+        tops.append((top, approximation))
     if not tops:
         return None
-    modes = len(distinct([top for top, _ in tops]))
+    summits = distinct([top for top, _ in tops])
     highest = max(tops, key=lambda pair: pair[0].height)[1]
-    return highest._replace(modes=modes)
+    # Peaks that were not looked at on all shards may be modes as well.
+    modes = len(summits) + max(len(found) - 1 - _RIVALS, 0)
+    return highest._replace(modes=modes, others=tuple(summits[1:]), height=summits[0].height)
 
 
 def draws_of(
@@ -99,7 +106,10 @@ def draws_of(
     draws = gaussian.gaussian_draws(mean, covariance, shape, rng)
     if shape[0] * shape[1] > len(mean):
         draws = gaussian.matched(draws, mean, covariance)
-    return Combined(draws, mean, covariance, approximation.rounds, "laplace")
+    peaks: tuple[Peak, ...] = ()
+    if approximation.others:
+        peaks = (Peak(mean, covariance, approximation.height), *approximation.others)
+    return Combined(draws, mean, covariance, approximation.rounds, "laplace", peaks)
 
 
 # All shards

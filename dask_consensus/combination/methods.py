@@ -14,6 +14,8 @@ from .laplace import draws_of, laplace
 from .pilot import run_pilot
 from .reports import Combined, FitSettings, Guess
 
+_POINTS = 256  # of the prior near its middle, as many draws, and as many beyond them
+
 
 def locate(plan: Plan, shards: Shards) -> Guess | None:
     """Find where the posterior is: its mode, or a pilot's place where no mode can be found.
@@ -28,7 +30,7 @@ def locate(plan: Plan, shards: Shards) -> Guess | None:
         return None
     because = engine_of(model).obstacle
     if not because:
-        starts = prior_points(model, plan.example, options.seed, options.laplace.searches)
+        starts = prior_points(model, plan.example, options.seed, _POINTS)
         approximation = laplace(_fit_settings(plan), shards, starts, options.laplace)
         if approximation is not None:
             shard_precision = inverse(approximation.covariance) / plan.n_shards

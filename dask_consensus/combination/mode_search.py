@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
+from typing import NamedTuple
 
 import numpy as np
 import scipy.optimize
 import scipy.stats
 
-from ..model.model import ShardModel
+from ..cluster.mapreduce import compute_with_progress, on_worker
+from ..cluster.shards import Shards
+from ..cluster.tasks import broadcast, compute
+from ..model.model import ShardModel, precision
+from ..shard.compiling import on_device
 from ..shard.engine import engine_of
 from ..shard.quadrature import Rule
-from ..shard_data import ShardData
+from ..shard.subsets import some_units
+from ..shard_data import ShardData, Size
 from .ascent import Array, Peak, ascend
+from .symmetry import images
 
 FAR = float(scipy.stats.norm.isf(1e-6 / 2))  # sds beyond which a mode is another one
 _COMPARABLE = 12.0  # log density by which another mode may be lower and still count
+_ROWS = 512  # of a shard that many points are tried on
+_POLISHED = 12  # peaks of such rows that are looked at on a whole shard, at most
+_STRETCH = 2.0  # of half the points beyond the prior's bulk, from its median
 _POLISH = 12  # expansions at most to polish a search of one shard
 _BIAS = 0.1  # sds by which too few nodes may displace the mode
 
@@ -38,18 +48,185 @@ def distinct(peaks: Sequence[Peak]) -> list[Peak]:
     for peak in sorted(peaks, key=lambda peak: -peak.height):
         if kept and not comparable(peak.height, kept[0].height, len(peak.u)):
             break
-        distances = [
-            np.abs(peak.u - other.u)
-            / np.sqrt(np.maximum(np.diag(peak.covariance), np.diag(other.covariance)))
-            for other in kept
-        ]
-        if all(distance.max() > FAR for distance in distances):
+        if all(apart(peak, other) for other in kept):
             kept.append(peak)
     return kept
 
 
+def apart(peak: Peak, other: Peak) -> bool:
+    """Tell whether two peaks are two, and not one that was reached twice."""
+    variances = np.maximum(np.diag(peak.covariance), np.diag(other.covariance))
+    return bool(np.max(np.abs(peak.u - other.u) / np.sqrt(variances)) > FAR)
+
+
+class Found(NamedTuple):
+    """A maximum of one shard's posterior.
+
+    Attributes
+    ----------
+    peak : Peak
+    reached : int
+        How many of the searches ended there.
+    """
+
+    peak: Peak
+    reached: int
+
+
+class Ended(NamedTuple):
+    """Where one search of a few rows ended: the point, its height, and sds there, about."""
+
+    u: Array
+    height: float
+    sd: Array
+
+
+def find_peaks(
+    model: ShardModel, shards: Shards, starts: tuple[Array, Array], n_searches: int, seed: int
+) -> list[Found]:
+    """Search some rows of several shards from many points, and polish what they find on one shard.
+
+    Peaks of few rows are wide, so that many points may be tried; those of several shards differ
+    by chance, so that all are compared on one.
+
+    Parameters
+    ----------
+    model : ShardModel
+        Its engine has no obstacle.
+    shards : Shards
+    starts : tuple of (n, d) arrays
+        Points near the middle of the prior, and draws of it.
+    n_searches : int
+        In all.
+    seed : int
+
+    Returns
+    -------
+    list of Found
+        Comparable and distinct, highest first; empty if no search arrived.
+    """
+    medians, draws = starts
+    rng = np.random.default_rng([seed, 3])
+    points = np.concatenate([medians, draws, beyond(draws, rng)])
+    scale, execution = spread(draws), shards.execution
+    median = shards.median()
+    chosen = sorted({0, median, shards.n - 1})
+    pieces = [on_worker(execution, few_rows, shards.data[k], model) for k in chosen]
+    given = broadcast(model)
+    searches = [
+        on_worker(execution, search_rows, piece, given, part, scale, -(-n_searches // len(chosen)))
+        for piece, part in zip(
+            pieces, np.array_split(rng.permutation(points), len(chosen)), strict=True
+        )
+    ]
+    ended = list(
+        chain.from_iterable(compute_with_progress(searches, execution, "searching", "shard"))
+    )
+    if not ended:
+        return []
+    # Compared on the same rows, those that agree are one; and then the images of the best.
+    pool = np.array([end.u for end in ended])
+    piece = pieces[chosen.index(median)]
+    heights = compute([on_worker(execution, heights_of, piece, given, pool)])[0]
+    candidates = merged([e._replace(height=float(h)) for e, h in zip(ended, heights, strict=True)])
+    mirrored = images(candidates[0][0].u, model.shared)
+    if len(mirrored):
+        lifted = compute([on_worker(execution, heights_of, piece, given, mirrored)])[0]
+        best = candidates[0][0]
+        candidates += [
+            (Ended(u, float(height), best.sd), 0)
+            for u, height in zip(mirrored, lifted, strict=True)
+            if comparable(float(height), best.height, len(u))
+        ]
+    candidates = sorted(candidates, key=lambda pair: -pair[0].height)[:_POLISHED]
+    polished = [
+        on_worker(execution, search, shards.data[median], given, end.u, end.sd)
+        for end, _ in candidates
+    ]
+    arrived = compute_with_progress(polished, execution, "polishing", "peak")
+    peaks = distinct([peak for peak in arrived if peak is not None])
+    counts = [0] * len(peaks)
+    for (_, count), peak in zip(candidates, arrived, strict=True):
+        for k, other in enumerate(peaks):
+            if peak is not None and not apart(peak, other):
+                counts[k] += count
+                break
+    return [Found(peak, count) for peak, count in zip(peaks, counts, strict=True)]
+
+
+def united(found: Sequence[Found]) -> list[Found]:
+    """Join what several rounds of searches have found."""
+    peaks = distinct([search.peak for search in found])
+    return [
+        Found(peak, sum(reached for other, reached in found if not apart(peak, other)))
+        for peak in peaks
+    ]
+
+
+def beyond(draws: Array, rng: np.random.Generator) -> Array:
+    """Spread as many points as there are draws over their marginals, in and beyond their bulk.
+
+    A scrambled Sobol sequence leaves no region empty by chance; each coordinate is a quantile of
+    the draws, at twice its distance from the median for half of the points.
+    """
+    n, d = draws.shape
+    uniform = scipy.stats.qmc.Sobol(d, rng=rng).random(n)
+    points = np.column_stack([np.quantile(draws[:, j], uniform[:, j]) for j in range(d)])
+    middle = np.median(draws, axis=0)
+    points[::2] = middle + _STRETCH * (points[::2] - middle)
+    return points
+
+
+def merged(ended: Sequence[Ended]) -> list[tuple[Ended, int]]:
+    """Unite searches that ended at one place, the highest standing for all; and count them."""
+    kept: list[tuple[Ended, int]] = []
+    for end in sorted(ended, key=lambda end: -end.height):
+        for k, (other, count) in enumerate(kept):
+            if np.max(np.abs(end.u - other.u) / np.maximum(end.sd, other.sd)) < FAR:
+                kept[k] = other, count + 1
+                break
+        else:
+            kept.append((end, 1))
+    return kept
+
+
+# On a worker
+
+
+def few_rows(data: ShardData, model: ShardModel) -> ShardData:
+    """Take some units of a shard."""
+    room = Size(_ROWS, tuple(min(count, _ROWS) for count in data.size.groups))
+    return some_units(data, model.codes, room, 1)
+
+
+def heights_of(data: ShardData, model: ShardModel, points: Array) -> Array:
+    """Log posterior of some rows under the full prior at each point, ``(n,)``."""
+    engine = engine_of(model)
+    return engine.gradient(data, points, 1.0, Rule(engine.gradient_nodes[0])).value
+
+
+def search_rows(
+    data: ShardData, model: ShardModel, points: Array, scale: Array, n: int
+) -> list[Ended]:
+    """Search from the best of `points`: half of the `n` from the highest, half from all over."""
+    heights = heights_of(data, model, points)
+    heights = np.where(np.isfinite(heights), heights, -np.inf)
+    order = np.argsort(-heights, kind="stable")
+    best = order[: n // 2]
+    # The winners of heats among the others: good ones, of many places.
+    heats = np.array_split(np.setdiff1d(np.arange(len(points)), best), n - len(best))
+    winners = [int(heat[np.argmax(heights[heat])]) for heat in heats if len(heat)]
+    begins = [k for k in (*best.tolist(), *winners) if np.isfinite(heights[k])]
+    descents = [_descend(data, model, points[k], scale) for k in begins]
+    return [
+        Ended(u, height, np.sqrt(np.maximum(np.diag(guess), np.finfo(float).tiny)))
+        for u, height, guess in descents
+        if np.isfinite(height)
+    ]
+
+
 def search(data: ShardData, model: ShardModel, start: Array, scale: Array) -> Peak | None:
-    """Search one shard's posterior, under the full prior, for a peak; runs on a worker.
+    """Search one shard's posterior, under the full prior, for a peak.
 
     Parameters
     ----------
@@ -60,30 +237,41 @@ def search(data: ShardData, model: ShardModel, start: Array, scale: Array) -> Pe
     """
     engine = engine_of(model)
     rule = Rule(engine.gradient_nodes[0])
+    u, height, guess = _descend(data, model, start, scale)
+    if not np.isfinite(height):
+        return None
+    try:
+        arrived = ascend(
+            lambda u, axes: engine.expansion(data, u, axes, 1.0, rule), u, guess, _POLISH
+        )
+    except np.linalg.LinAlgError:
+        return None
+    return None if arrived is None else arrived[0]
 
-    def descend(z: Array) -> tuple[float, Array]:
-        score = engine.gradient(data, (start + scale * z)[None], 1.0, rule)
+
+def _descend(
+    data: ShardData, model: ShardModel, start: Array, scale: Array
+) -> tuple[Array, float, Array]:
+    """Minimise by L-BFGS: the point, its height, a guess at the covariance there."""
+    engine = engine_of(model)
+    rule = Rule(engine.gradient_nodes[0])
+    with precision(model.double):
+        there = on_device(data)
+
+    def fall(z: Array) -> tuple[float, Array]:
+        score = engine.gradient(there, (start + scale * z)[None], 1.0, rule)
         if not (np.isfinite(score.value).all() and np.isfinite(score.gradient).all()):
             return 1e300, np.zeros_like(z)
         return -float(score.value[0]), -scale * score.gradient[0]
 
     origin = np.zeros_like(start)
-    if descend(origin)[0] == 1e300:
-        return None
+    if fall(origin)[0] == 1e300:
+        return start, -np.inf, np.diag(scale**2)
     ended = scipy.optimize.minimize(
-        descend, origin, jac=True, method="L-BFGS-B", options={"maxcor": 30}
+        fall, origin, jac=True, method="L-BFGS-B", options={"maxcor": 30}
     )
     guess = np.asarray(scale[:, None] * ended.hess_inv.todense() * scale, np.float64)
-    try:
-        arrived = ascend(
-            lambda u, axes: engine.expansion(data, u, axes, 1.0, rule),
-            start + scale * ended.x,
-            (guess + guess.T) / 2.0,
-            _POLISH,
-        )
-    except np.linalg.LinAlgError:
-        return None
-    return None if arrived is None else arrived[0]
+    return start + scale * ended.x, -float(ended.fun), (guess + guess.T) / 2.0
 
 
 def enough_nodes(data: ShardData, model: ShardModel, peak: Peak, n_shards: int) -> Rule:

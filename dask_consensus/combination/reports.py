@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..model.model import ShardModel
+from .ascent import Peak
 
 
 class FitSettings(NamedTuple):
@@ -129,6 +130,8 @@ class Combined(NamedTuple):
     rounds : list of Round
     method : str
         What made it: "laplace", "anchored", "consensus", "parametric", or "nuts" on one shard.
+    peaks : tuple of Peak
+        All modes where there are several, of which mean and covariance describe the first.
     """
 
     draws: np.ndarray
@@ -136,6 +139,7 @@ class Combined(NamedTuple):
     covariance: np.ndarray
     rounds: list[Round]
     method: str
+    peaks: tuple[Peak, ...] = ()
 
 
 class LaplaceApproximation(NamedTuple):
@@ -152,6 +156,12 @@ class LaplaceApproximation(NamedTuple):
         Modes of comparable height.
     rounds : list of Round
         Newton steps that led there.
+    reached, searched : int
+        How many of so many searches, of some rows, led there.
+    height : float
+        Log density at the mode.
+    others : tuple of Peak
+        The other modes that were found.
     """
 
     mean: np.ndarray
@@ -159,6 +169,10 @@ class LaplaceApproximation(NamedTuple):
     shift: np.ndarray
     modes: int
     rounds: list[Round]
+    reached: int = 1
+    searched: int = 1
+    height: float = 0.0
+    others: tuple[Peak, ...] = ()
 
 
 class Guess(NamedTuple):

@@ -17,9 +17,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..combination.ascent import Peak
 from ..config import CorrectionOptions, VerdictOptions
 from .emulator import fit as emulate
 from .likelihood import Evaluated, LogPosterior
+from .peaks import around_peaks, refitted
 from .proposals import Array, MixtureProposal, Proposal, mixture_of, single, split
 from .tails import Probes, missed_by, probe, reach, tail_log_ratio
 from .weights import Estimate, Weighed, shrunk_moments, tempered_weights, weigh
@@ -103,6 +105,8 @@ class CorrectionSettings(NamedTuple):
     mean : (d,) array
     covariance : (d, d) array
         Of the combination, the first proposal.
+    peaks : tuple of Peak
+        Other modes of the posterior, with that of the combination; empty where there is one.
     seed : int
     options : CorrectionOptions
     limits : VerdictOptions
@@ -111,6 +115,7 @@ class CorrectionSettings(NamedTuple):
 
     mean: Array
     covariance: Array
+    peaks: tuple[Peak, ...]
     seed: int
     options: CorrectionOptions
     limits: VerdictOptions
@@ -311,24 +316,33 @@ def _n_points(settings: CorrectionSettings, index: int) -> int:
     return options.later_points if index else max(options.first_points, _POINTS_A_DIMENSION * d)
 
 
-def _first_proposal(settings: CorrectionSettings) -> Proposal:
+def _first_proposal(settings: CorrectionSettings) -> Proposal | MixtureProposal:
+    if settings.peaks:
+        return around_peaks(settings.peaks, _wider_by(len(settings.mean), _FIRST_WIDER))
     return single(settings.mean, _wider(settings.covariance, _FIRST_WIDER))
 
 
 def _wider(covariance: Array, share: float) -> Array:
+    return covariance * _wider_by(len(covariance), share)
+
+
+def _wider_by(d: int, share: float) -> float:
     """Widen a proposal, by less in many dimensions, where every bit of width costs weights."""
-    return covariance * (1 + min(share, _WIDER_IN_MANY / np.sqrt(len(covariance))))
+    return 1 + min(share, _WIDER_IN_MANY / np.sqrt(d))
 
 
 def _next_proposal(
     settings: CorrectionSettings, log_posterior: LogPosterior, state: CorrectionState
-) -> Proposal:
+) -> Proposal | MixtureProposal:
     """Make a proposal of what the points so far say."""
     assessment = state.assessment
     if assessment is None:
         return _first_proposal(settings)
     d, before = len(settings.mean), state.iterations - 1
     mean, covariance = assessment.mean, assessment.covariance
+    if settings.peaks and (before == 0 or d > _SHAPED_UP_TO):
+        moved = refitted(settings.peaks, state.points, assessment.tempered)
+        return around_peaks(moved, _wider_by(d, _LATER_WIDER))
     if before == 0 or d > _SHAPED_UP_TO:
         probes = _probed(log_posterior, assessment).probes
         assert probes is not None
@@ -386,7 +400,7 @@ def _finished(log_posterior: LogPosterior, state: CorrectionState, began: float)
     return Correction(
         points=state.points,
         weights=weighed.weights,
-        iteration=np.repeat(np.arange(len(counts)), counts),
+        iteration=np.repeat(np.arange(len(counts)), np.array(counts, int)),
         k_hat=weighed.k_hat,
         estimate=estimate,
         emulator_error=emulator_error,

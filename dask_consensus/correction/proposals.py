@@ -82,17 +82,26 @@ class MixtureProposal(NamedTuple):
 
     Attributes
     ----------
-    proposals : tuple of Proposal
-    counts : tuple of int
-        Points drawn from each.
+    proposals : tuple of Proposal or MixtureProposal
+    counts : tuple of float
+        Points drawn from each, or shares of them.
     """
 
-    proposals: tuple[Proposal, ...] = ()
-    counts: tuple[int, ...] = ()
+    proposals: tuple[Any, ...] = ()
+    counts: tuple[float, ...] = ()
 
-    def and_from(self, proposal: Proposal, count: int) -> MixtureProposal:
+    def and_from(self, proposal: Proposal | MixtureProposal, count: float) -> MixtureProposal:
         """Return the mixture with `count` points more, of another proposal."""
         return MixtureProposal((*self.proposals, proposal), (*self.counts, count))
+
+    def draw(self, n: int, seed: Sequence[int]) -> Array:
+        """Draw `n` points or a few more, as many from each proposal as its share says."""
+        shares = np.array(self.counts) / sum(self.counts)
+        drawn = [
+            proposal.draw(int(np.ceil(share * n)), (*seed, k))[: int(np.ceil(share * n))]
+            for k, (proposal, share) in enumerate(zip(self.proposals, shares, strict=True))
+        ]
+        return np.concatenate(drawn)
 
     def log_density(self, points: Array) -> Array:
         """Log density at ``(G, d)`` points."""

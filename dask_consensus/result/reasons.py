@@ -13,11 +13,11 @@ import numpy as np
 
 from ..combination.reports import Combined, LaplaceApproximation, NutsDiagnostics
 from ..config import Options
-from ..correction.importance import USABLE_DRAWS_A_DIMENSION, Correction
+from ..correction.importance import USABLE_DRAWS_A_DIMENSION, Correction, usable
 from .estimates import strange_shard
 
 SIZE_UNKNOWN = frozenset(
-    {"coupled", "modes", "k-hat", "tail", "integration", "coupling", "modes-not-found"}
+    {"coupled", "modes", "lone-mode", "k-hat", "tail", "integration", "coupling", "modes-not-found"}
     | {"r-hat", "shard-ess", "divergences", "moving"}
 )
 """Codes of checks without which no estimate of the error holds."""
@@ -69,6 +69,8 @@ class Evidence(NamedTuple):
         Where the mode was found.
     coupled : sequence of str
         Terms by which groups depend on each other.
+    local_sites : sequence of str
+        Names of the local sites.
     """
 
     names: Sequence[str]
@@ -80,6 +82,7 @@ class Evidence(NamedTuple):
     modes: int = 1
     approximation: LaplaceApproximation | None = None
     coupled: Sequence[str] = ()
+    local_sites: Sequence[str] = ()
 
     @property
     def alone(self) -> bool:
@@ -124,13 +127,23 @@ def _coupled(evidence: Evidence) -> Iterator[Reason]:
 
 
 def _several_modes(evidence: Evidence) -> Iterator[Reason]:
-    if evidence.modes > 1:
+    correction, combined = evidence.correction, evidence.combined
+    covered = len(combined.peaks) if correction is not None and usable(correction) else 1
+    if evidence.modes > max(covered, 1):
         problem = (
             f"searches from several points found {evidence.modes} separate modes of comparable "
             "density, of which one is described"
         )
         remedy = "identify the model (order the components, say)"
         yield Reason("modes", evidence.modes, 1, "", problem, remedy)
+    approximation = evidence.approximation
+    if approximation is not None and approximation.reached == 1 < approximation.searched:
+        problem = (
+            f"only 1 of {approximation.searched} searches reached the highest mode that was found, "
+            "so there may be a higher one that none has"
+        )
+        remedy = f"raise consensus.laplace.searches (now {evidence.options.laplace.searches})"
+        yield Reason("lone-mode", 1, 1, "", problem, f"{remedy}, or give narrower priors")
 
 
 # The correction
@@ -182,15 +195,22 @@ def _correction_tails(evidence: Evidence) -> Iterator[Reason]:
 def _correction_integrals(evidence: Evidence) -> Iterator[Reason]:
     correction, limits = evidence.correction, evidence.options.verdict
     assert correction is not None
-    worst = int(np.argmax(correction.integration_error))
-    name, error = evidence.names[worst], correction.integration_error[worst]
-    if not error <= limits.integration_error:
+    for error, limit, what in (
+        (correction.integration_error, limits.integration_error, "mean"),
+        (correction.integration_sd_error, limits.sd_error, "sd"),
+    ):
+        worst = int(np.argmax(error))
+        if error[worst] <= limit:
+            continue
+        name, sites = evidence.names[worst], ", ".join(evidence.local_sites)
         problem = (
-            f"integrating the local effects leaves an error of {error:.2g} posterior sds on {name}"
+            f"two ways to integrate the local effects ({sites}) differ by {error[worst]:.2g} "
+            f"posterior sds in the {what} of {name}"
         )
         # One shard is sampled, and integrates nothing; what another form does depends on the data.
         remedy = "use n_shards=1, or try another parameterisation of the local sites"
-        yield Reason("integration", error, limits.integration_error, name, problem, remedy)
+        yield Reason("integration", error[worst], limit, name, problem, remedy)
+        break
     coupling = correction.coupling
     if not coupling <= limits.coupling:
         problem = (

@@ -63,6 +63,7 @@ def evidence_of(
         modes=1 if guess is None else guess.modes,
         approximation=None if guess is None else guess.approximation,
         coupled=plan.model.coupled,
+        local_sites=[site.name for site in plan.model.local],
     )
 
 

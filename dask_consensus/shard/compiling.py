@@ -116,6 +116,8 @@ def on_device(tree: Any) -> Any:
     working = jnp.result_type(float)
 
     def put(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.dtype in (working, bool, np.int32, np.int64):
+            return leaf
         array = np.asarray(leaf)
         return jnp.asarray(array, working if array.dtype.kind == "f" else None)
 
