@@ -26,6 +26,7 @@ FAR = float(scipy.stats.norm.isf(1e-6 / 2))  # sds beyond which a mode is anothe
 _COMPARABLE = 12.0  # log density by which another mode may be lower and still count
 _ROWS = 512  # of a shard that many points are tried on
 _POLISHED = 12  # peaks of such rows that are looked at on a whole shard, at most
+_EVALUATIONS = 200  # of one search of such rows, at most
 _STRETCH = 2.0  # of half the points beyond the prior's bulk, from its median
 _POLISH = 12  # expansions at most to polish a search of one shard
 _BIAS = 0.1  # sds by which too few nodes may displace the mode
@@ -201,8 +202,8 @@ def few_rows(data: ShardData, model: ShardModel) -> ShardData:
 
 def heights_of(data: ShardData, model: ShardModel, points: Array) -> Array:
     """Log posterior of some rows under the full prior at each point, ``(n,)``."""
-    engine = engine_of(model)
-    return engine.gradient(data, points, 1.0, Rule(engine.gradient_nodes[0])).value
+    heights = engine_of(model).descents(data, points, np.ones(points.shape[1]), 0).height
+    return np.where(np.isfinite(heights), heights, -np.inf)
 
 
 def search_rows(
@@ -210,17 +211,19 @@ def search_rows(
 ) -> list[Ended]:
     """Search from the best of `points`: half of the `n` from the highest, half from all over."""
     heights = heights_of(data, model, points)
-    heights = np.where(np.isfinite(heights), heights, -np.inf)
     order = np.argsort(-heights, kind="stable")
     best = order[: n // 2]
     # The winners of heats among the others: good ones, of many places.
     heats = np.array_split(np.setdiff1d(np.arange(len(points)), best), n - len(best))
     winners = [int(heat[np.argmax(heights[heat])]) for heat in heats if len(heat)]
     begins = [k for k in (*best.tolist(), *winners) if np.isfinite(heights[k])]
-    descents = [_descend(data, model, points[k], scale) for k in begins]
+    if not begins:
+        return []
+    descents = engine_of(model).descents(data, points[begins], scale, _EVALUATIONS)
+    sds = np.sqrt(np.maximum(descents.variance, np.finfo(float).tiny))
     return [
-        Ended(u, height, np.sqrt(np.maximum(np.diag(guess), np.finfo(float).tiny)))
-        for u, height, guess in descents
+        Ended(u, float(height), sd)
+        for u, height, sd in zip(descents.u, descents.height, sds, strict=True)
         if np.isfinite(height)
     ]
 

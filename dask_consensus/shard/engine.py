@@ -12,6 +12,7 @@ import numpy as np
 
 from ..model.model import ShardModel
 from ..shard_data import ShardData
+from .descent import Descents, descend
 from .effects import effects_per_unit, obstacle
 from .marginal import Modes, Values, log_likelihoods, modes_at, most_modes
 from .quadrature import Rule, gradient_ladder, ladder
@@ -48,6 +49,12 @@ class AdaptiveQuadrature:
     def gradient(self, data: ShardData, points: np.ndarray, weight: float, rule: Rule) -> Score:
         """Log density under the prior to the power `weight`, and its gradient."""
         return score(self.model, data, points, weight, rule)
+
+    def descents(
+        self, data: ShardData, starts: np.ndarray, scale: np.ndarray, most: int
+    ) -> Descents:
+        """Searches for maxima of the log density under the full prior, from ``(n, d)`` points."""
+        return descend(self.model, data, starts, scale, self.gradient_nodes[0], most)
 
     def expansion(
         self, data: ShardData, u: np.ndarray, axes: np.ndarray, weight: float, rule: Rule

@@ -82,7 +82,7 @@ def score(
         modes = on_device((np.full((1, units, q), ALMOST_ZERO), np.ones((1, units), bool)))
         if rule.n_modes > 1:
             modes = _several_modes(model, fixed[0], where[0], rule.n_modes)
-        run = compiled(model, "score", lambda: _score_at(model), *fixed, modes, where[0])
+        run = compiled(model, "score", lambda: score_at(model), *fixed, modes, where[0])
         answers = []
         for point in where:
             value, gradient, modes = run(*fixed, modes, point)
@@ -110,7 +110,7 @@ def _several_modes(
     return modes
 
 
-def _score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, Any]]:
+def score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, Any]]:
     """Value, gradient and modes at one point."""
 
     def at_point(
