@@ -47,7 +47,7 @@ class _State(NamedTuple):
     modes: Any  # of the local effects
     step: jax.Array  # share of the Newton step to try next
     updates: jax.Array  # made to the inverse
-    count: jax.Array
+    evaluations: jax.Array
 
 
 def descend(
@@ -117,12 +117,12 @@ def _descent(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, jax
 
         def going(state: _State) -> jax.Array:
             short = state.step < _SHORTEST
-            begun = (state.count == 0) | jnp.isfinite(state.value)
-            return (state.count <= most) & begun & ~short & ~arrived(state)
+            begun = (state.evaluations == 0) | jnp.isfinite(state.value)
+            return (state.evaluations <= most) & begun & ~short & ~arrived(state)
 
         def again(state: _State) -> _State:
             # The first evaluation is of the start itself.
-            begin = state.count == 0
+            begin = state.evaluations == 0
             along = jnp.where(begin, 0.0, direction(state))
             z = state.z + state.step * along
             value, gradient, modes = at(z, state.modes)
@@ -130,7 +130,7 @@ def _descent(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, jax
             climbed = begin | (value >= state.value + _ENOUGH * state.step * slope)
             inverse, updates = _updated(state, z - state.z, state.gradient - gradient)
             steep = gradient @ along > _STEEP * slope
-            shorter = state._replace(step=state.step / 2, count=state.count + 1)
+            shorter = state._replace(step=state.step / 2, evaluations=state.evaluations + 1)
             further = _State(
                 z,
                 value,
@@ -139,7 +139,7 @@ def _descent(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, jax
                 modes,
                 jnp.where(steep & ~begin, jnp.minimum(2 * state.step, 8.0), whole),
                 jnp.where(begin, 0, updates),
-                state.count + 1,
+                state.evaluations + 1,
             )
             return jax.tree.map(lambda a, b: jnp.where(climbed, a, b), further, shorter)
 
@@ -155,7 +155,7 @@ def _descent(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, jax
 
 
 def _updated(state: _State, moved: jax.Array, turned: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Update the inverse by a step and the change of the gradient, where they say that it curves."""
+    """Update the inverse by a step and the change of the gradient, where they show a curve."""
     curvature = moved @ turned
     curved = curvature > 1e-10 * (turned @ turned)
     safe = jnp.where(curved, curvature, 1.0)

@@ -53,7 +53,7 @@ class AdaptiveQuadrature:
     def descents(
         self, data: ShardData, starts: np.ndarray, scale: np.ndarray, most: int
     ) -> Descents:
-        """Searches for maxima of the log density under the full prior, from ``(n, d)`` points."""
+        """Search for maxima of the log density under the full prior, from ``(n, d)`` points."""
         return descend(self.model, data, starts, scale, self.gradient_nodes[0], most)
 
     def expansion(
