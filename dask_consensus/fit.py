@@ -19,6 +19,7 @@ from .config import Options
 from .correction.importance import Correction, CorrectionSettings, correct, usable
 from .correction.likelihood import LogPosterior
 from .frame.assign import shards as rows_to_shards
+from .plan.coupling import around, near_zero, with_coupling
 from .plan.plan import Plan, make_plan
 from .plan.show import warn_before_sampling
 from .result.clock import Clock
@@ -60,9 +61,11 @@ class LazyFit:
         check_resources(self.options.resources)
         with clock("plan"):
             plan = self.plan()
-        warn_before_sampling(plan)
         with clock("shard"):
             shards = shard_rows(self.frame, plan, self.progress)
+        with clock("check"):
+            plan = with_coupling(plan, shards, near_zero(plan))
+        warn_before_sampling(plan)
         with clock("search"):
             guess = locate(plan, shards)  # None for one-shot methods and for one shard
         with clock("rounds"):
@@ -75,6 +78,8 @@ class LazyFit:
                 combined = combine_longer(plan, shards, guess, combined)
             with clock("correction"):
                 correction = correct_combination(plan, shards, combined)
+        with clock("check"):
+            plan = with_coupling(plan, shards, around(combined.mean, combined.covariance))
         verdict = judge(evidence_of(plan, guess, combined, correction))
         warn_if_bad(verdict)
         return result(plan, combined, correction, verdict, clock)

@@ -103,7 +103,7 @@ class Probe:
         traced = self._traced_in_double(example)
         #: Whether the model can be evaluated in double precision.
         self.double = traced is not None
-        self._exact = traced is not None and not _rounds(traced.jaxpr)
+        self._exact = traced is not None and not rounds(traced.jaxpr)
 
     def _traced_in_double(self, example: Example) -> ClosedJaxpr | None:
         """Trace density and gradient in double precision; None where the model does not bear it."""
@@ -177,7 +177,7 @@ def _doubles(example: Example) -> dict[str, np.ndarray]:
     }
 
 
-def _rounds(jaxpr: Jaxpr) -> bool:
+def rounds(jaxpr: Jaxpr) -> bool:
     """Tell whether anything is computed in less than double precision."""
     for equation in jaxpr.eqns:
         types = [getattr(var.aval, "dtype", np.dtype(bool)) for var in equation.outvars]
@@ -187,7 +187,7 @@ def _rounds(jaxpr: Jaxpr) -> bool:
             list(equation.params.values()), is_leaf=lambda p: isinstance(p, ClosedJaxpr | Jaxpr)
         ):
             inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
-            if isinstance(inner, Jaxpr) and _rounds(inner):
+            if isinstance(inner, Jaxpr) and rounds(inner):
                 return True
     return False
 

@@ -98,7 +98,7 @@ def _costs(plan: Plan) -> list[str]:
             f"the density of {', '.join(plan.model.coupled)} in one group changes with other "
             "groups' rows or effects, so groups are not independent given the shared sites and the "
             "shards cannot give the full model's posterior. Centre and scale columns beforehand, "
-            "over the whole frame; or fit with n_shards=1."
+            "over the whole frame, as in ddf.assign(x=ddf.x / ddf.x.max()); or fit with n_shards=1."
         )
     return messages
 

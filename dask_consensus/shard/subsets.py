@@ -1,0 +1,244 @@
+"""Some groups of real shards, apart and together: data on which a model shows what it looks at.
+
+Groups are *units* here, and so are rows where the model sees no groups. A statistic over all rows
+is often driven by few of them, so parts are chosen with and without what is largest, smallest or
+rare, beside parts at random; and small ones, since a threshold may be passed by all large ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..shard_data import ROWS, Shard, ShardData, Size, pad
+
+_FEW_ROWS = 12  # of a small part, at most
+_SHORT = 3  # rows that are taken of some units, so that there are small parts of large groups too
+_MOST_SHORT = 4  # such units of a piece
+_LARGEST_UNIT = 1 / 8  # of the rows of a piece: of a larger unit some rows are left out
+_SELDOM = 0.1  # share of the rows up to which a value is rare
+_MOST_PARTS = 3  # without what is largest in some column; and likewise for what is smallest, rare
+
+
+class Part(NamedTuple):
+    """Some units of a shard by themselves."""
+
+    data: ShardData  # codes renumbered, padded
+    entries: dict[int, np.ndarray]  # level -> positions of its rows or groups in the whole
+
+
+def piece(data: ShardData, codes: Mapping[str, int], room: Size, seed: int) -> Shard:
+    """Take some units of a shard, as many as there is room for; runs on a worker.
+
+    Parameters
+    ----------
+    data : ShardData
+    codes : mapping
+        Argument -> level of the group codes that it receives.
+    room : Size
+        At most so many rows, and groups at each level; one unit in any case.
+    seed : int
+    """
+    real = int(np.sum(data.rows))
+    arguments = {name: np.asarray(values)[:real] for name, values in data.arguments.items()}
+    shard = Shard(arguments, real, tuple(int(np.sum(mask)) for mask in data.groups), dict(codes))
+    rng = np.random.default_rng([seed, real])
+    units = units_of(shard)
+    # Rows of a unit may be sorted: the first ones would be alike.
+    order = np.lexsort([rng.permutation(real), ~_rare_rows(shard), units])
+    rank = np.empty(real, int)
+    rank[order] = np.arange(real) - np.searchsorted(units[order], units[order])
+    largest = max(1, int(room.rows * _LARGEST_UNIT))
+    kept = _fitting(_taken(shard, np.flatnonzero(rank < largest))[0], _shuffled(shard, rng), room)
+    most = np.full(units.max() + 1, largest)
+    most[kept[len(kept) - min(_MOST_SHORT, len(kept) // 2) :]] = _SHORT
+    return _taken(shard, np.flatnonzero(np.isin(units, kept) & (rank < most[units])))[0]
+
+
+def together(pieces: Sequence[Shard], room: Size) -> tuple[Shard, np.ndarray]:
+    """Join pieces of shards to one that can be padded to `room`; and tell whose each unit is.
+
+    Codes of groups are renumbered, so that no two pieces share a group.
+    """
+    levels = pieces[0].levels
+    before = np.cumsum([(0,) * len(pieces[0].groups), *(p.groups for p in pieces[:-1])], axis=0)
+    arguments = {
+        name: np.concatenate(
+            [
+                part.arguments[name] + (before[i, levels[name]] if name in levels else 0)
+                for i, part in enumerate(pieces)
+            ]
+        ).astype(pieces[0].arguments[name].dtype)
+        for name in pieces[0].arguments
+    }
+    groups = tuple(np.sum([part.groups for part in pieces], axis=0).tolist())
+    joined = Shard(arguments, sum(part.rows for part in pieces), groups, levels)
+    origin = np.repeat(np.arange(len(pieces)), [len(np.unique(units_of(p))) for p in pieces])
+    # Units of all pieces by turns, so that each keeps some where there is no room for all.
+    turn = np.concatenate([np.arange(np.sum(origin == i)) for i in range(len(pieces))])
+    # Padding needs a group to belong to.
+    room = Size(room.rows, tuple(count - 1 for count in room.groups))
+    kept = _fitting(joined, np.lexsort([origin, turn]), room)
+    return _taken(joined, _rows_of(joined, kept))[0], origin[np.sort(kept)]
+
+
+def units_of(shard: Shard) -> np.ndarray:
+    """Give the number of each row's unit: its group at the outermost level that the model sees."""
+    if not shard.levels:
+        return np.arange(shard.rows)
+    outermost = min(shard.levels, key=lambda name: shard.levels[name])
+    return np.asarray(shard.arguments[outermost])
+
+
+def parts(whole: Shard, origin: np.ndarray, seed: int, large: Size, small: Size) -> list[Part]:
+    """Choose parts of a whole: at random, of one shard, and without what is special.
+
+    Parameters
+    ----------
+    whole : Shard
+    origin : (U,) array
+        The shard that each unit is from.
+    seed : int
+    large, small : Size
+        Shapes that parts are padded to; there is room for half of the rows in the large one.
+    """
+    rng = np.random.default_rng([seed, whole.rows])
+    order = _shuffled(whole, rng)
+    plain = rng.permutation(len(order))
+    chosen = [plain, plain[::-1]]
+    chosen += [order[origin[order] == k] for k in sorted({int(origin[0]), int(origin[-1])})]
+    chosen += [order[without[order]] for without in _without_special(whole)]
+    found: list[Part] = []
+    sizes = np.bincount(units_of(whole))
+    for shape, rows in ((large, whole.rows // 2), (small, _FEW_ROWS)):
+        room = Size(rows, tuple(count - 1 for count in shape.groups))
+        for units in chosen:
+            units = units[sizes[units] <= rows]
+            if not len(units):
+                continue
+            part = _taken(whole, _rows_of(whole, _fitting(whole, units, room)))
+            if 0 < part[0].rows < whole.rows and _fits(part[0], shape):
+                found.append(Part(pad(part[0], shape), part[1]))
+    return found
+
+
+def shapes(padded: Sequence[Size], n_pieces: int) -> tuple[Size, Size, Size]:
+    """Give the shapes of a whole, a large and a small part: no two of the same length."""
+    rows = max(size.rows for size in padded)
+    levels = [max(counts) for counts in zip(*(size.groups for size in padded), strict=True)]
+    whole = [count + n_pieces + 1 for count in levels]
+    large = [count // 2 + 5 for count in whole]
+    small = [_FEW_ROWS + 3] * len(levels)
+    return (
+        Size(rows + 2, tuple(whole)),
+        Size(rows // 2 + 7, tuple(large)),
+        Size(_FEW_ROWS + 5, tuple(small)),
+    )
+
+
+# Which units
+
+
+def _shuffled(shard: Shard, rng: np.random.Generator) -> np.ndarray:
+    """Order units at random, those with rare values by turns with the others."""
+    units = units_of(shard)
+    rare = np.bincount(units, _rare_rows(shard)) > 0
+    place = np.empty(len(rare))
+    for held in (rare, ~rare):
+        place[held] = rng.permutation(int(held.sum()))
+    return np.lexsort([~rare, place])
+
+
+def _rare_rows(shard: Shard) -> np.ndarray:
+    """Tell which rows hold a value that is special, and few others do."""
+    rare = np.zeros(shard.rows, bool)
+    for masks in _special_rows(shard).values():
+        for mask in masks:
+            rare |= mask & (mask.sum() <= _SELDOM * shard.rows)
+    return rare
+
+
+def _special_rows(shard: Shard) -> dict[str, list[np.ndarray]]:
+    """Tell which rows hold what is largest, smallest, or not the usual, in each column."""
+    special: dict[str, list[np.ndarray]] = {"largest": [], "smallest": [], "unusual": []}
+    for name, values in shard.arguments.items():
+        if name in shard.levels:
+            continue
+        special["largest"].append(values == values.max())
+        special["smallest"].append(values == values.min())
+        # A value that most rows have is their median.
+        usual = np.partition(values, len(values) // 2)[len(values) // 2]
+        if 2 * np.sum(values == usual) > len(values):
+            special["unusual"].append(values != usual)
+    return special
+
+
+def _without_special(shard: Shard) -> list[np.ndarray]:
+    """Masks of units without what is largest, smallest or unusual, in columns that leave some.
+
+    What few units hold is left out first; columns that leave none go to another mask.
+    """
+    found = []
+    units = units_of(shard)
+    for by_row in _special_rows(shard).values():
+        masks = [np.bincount(units, mask) > 0 for mask in by_row]
+        left = sorted((mask for mask in masks if 0 < mask.sum() < len(mask)), key=np.sum)
+        for _ in range(_MOST_PARTS):
+            if not left:
+                break
+            kept, rest = np.ones(len(left[0]), bool), []
+            for mask in left:
+                if (kept & ~mask).any():
+                    kept &= ~mask
+                else:
+                    rest.append(mask)
+            found.append(kept)
+            left = rest
+    return found
+
+
+def _fitting(shard: Shard, order: np.ndarray, room: Size) -> np.ndarray:
+    """Take units in this order while there is room for them, the first in any case."""
+    units = units_of(shard)
+    n_units = int(units.max()) + 1
+    sizes = [np.bincount(units, minlength=n_units)]
+    limits = [room.rows]
+    for name, level in shard.levels.items():
+        owner = np.zeros(shard.groups[level], int)
+        owner[shard.arguments[name]] = units
+        sizes.append(np.bincount(owner, minlength=n_units))
+        limits.append(room.groups[level])
+    fits = np.ones(len(order), bool)
+    for size, limit in zip(sizes, limits, strict=True):
+        fits &= np.cumsum(size[order]) <= limit
+    return order[: max(int(fits.sum()), 1)]
+
+
+# Their data
+
+
+def _taken(shard: Shard, rows: np.ndarray) -> tuple[Shard, dict[int, np.ndarray]]:
+    """Take some rows, and renumber their groups; a level that the model does not see has one."""
+    entries = {ROWS: rows}
+    groups = [1] * len(shard.groups)
+    arguments: dict[str, Any] = {}
+    for name, values in shard.arguments.items():
+        arguments[name] = values[rows]
+        if name in shard.levels:
+            level = shard.levels[name]
+            entries[level], renumbered = np.unique(values[rows], return_inverse=True)
+            arguments[name] = renumbered.astype(values.dtype)
+            groups[level] = len(entries[level])
+    return Shard(arguments, len(rows), tuple(groups), shard.levels), entries
+
+
+def _rows_of(shard: Shard, units: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(np.isin(units_of(shard), units))
+
+
+def _fits(shard: Shard, shape: Size) -> bool:
+    """Tell whether a shard can be padded to a shape."""
+    less = (count < most for count, most in zip(shard.groups, shape.groups, strict=True))
+    return shard.rows < shape.rows and all(less)
