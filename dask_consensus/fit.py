@@ -22,6 +22,7 @@ from .frame.assign import shards as rows_to_shards
 from .plan.coupling import around, near_zero, with_coupling
 from .plan.plan import Plan, make_plan
 from .plan.show import warn_before_sampling
+from .plan.workers import check_on_workers
 from .result.clock import Clock
 from .result.datatree import result
 from .result.verdict import evidence_of, judge, warn_if_bad
@@ -64,6 +65,7 @@ class LazyFit:
         with clock("shard"):
             shards = shard_rows(self.frame, plan, self.progress)
         with clock("check"):
+            check_on_workers(plan, shards.execution, near_zero(plan))
             plan = with_coupling(plan, shards, near_zero(plan))
         warn_before_sampling(plan)
         with clock("search"):

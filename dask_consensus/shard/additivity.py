@@ -67,6 +67,17 @@ def changed_terms(
     return tuple(sorted(changed))
 
 
+def example_entries(model: ShardModel, data: ShardData, points: np.ndarray) -> list[Entries]:
+    """Evaluate every term at points ``(G, d)`` of u and the same local effects in any process."""
+    return [entries_at(model, data, u, _draw_local(model, data, [i])) for i, u in enumerate(points)]
+
+
+def differing_terms(model: ShardModel, a: Entries, b: Entries) -> set[str]:
+    """Name the terms that differ by more than the rounding of another machine."""
+    exact = model.double and all(entries.dtype != np.float32 for entries in (a | b).values())
+    return {name for name in a if not _close(a[name], b[name], exact)}
+
+
 def entries_at(
     model: ShardModel, data: ShardData, u: np.ndarray, local: dict[str, np.ndarray]
 ) -> Entries:
@@ -116,7 +127,6 @@ def _differing(
     model: ShardModel, whole: Entries, apart: Entries, part: Part, exact: bool
 ) -> set[str]:
     """Name the terms whose entries for a part differ from the same entries in the whole."""
-    relative, absolute = (_RELATIVE, _ABSOLUTE) if exact else (_SINGLE, _SINGLE)
     names = set()
     for term in model.terms:
         a, b = whole[term.name], apart[term.name]
@@ -124,8 +134,12 @@ def _differing(
             positions = part.entries[term.level]
             a = np.take(a, positions, term.axis)
             b = np.take(b, np.arange(len(positions)), term.axis)
-        largest = np.abs(np.where(np.isfinite(a), a, 0.0)).max(initial=0.0)
-        tolerance = absolute + relative * largest
-        if not np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True):
+        if not _close(a, b, exact):
             names.add(term.name)
     return names
+
+
+def _close(a: np.ndarray, b: np.ndarray, exact: bool) -> bool:
+    relative, absolute = (_RELATIVE, _ABSOLUTE) if exact else (_SINGLE, _SINGLE)
+    largest = np.abs(np.where(np.isfinite(a), a, 0.0)).max(initial=0.0)
+    return np.allclose(a, b, rtol=0, atol=absolute + relative * largest, equal_nan=True)
