@@ -28,7 +28,7 @@ def padded(one: Shard) -> ShardData:
     return pad(one, Size(one.rows + 5, tuple(count + 2 for count in one.groups)))
 
 
-def mixture(codes: dict[str, int]) -> tuple[Shard, np.ndarray, tuple[Size, Size, Size]]:
+def mixture(codes: dict[str, int]) -> tuple[Shard, np.ndarray, tuple[Size, Size]]:
     several = [padded(shard(codes, seed=seed)) for seed in (0, 1)]
     size = shapes([data.size for data in several], 2)
     room = Size(size[0].rows // 2, tuple(count // 2 for count in size[0].groups))
@@ -61,7 +61,7 @@ def real(part: Part) -> dict[str, Any]:
 @pytest.mark.parametrize("codes", ALL_CODES)
 def test_parts_say_which_entries_are_theirs(codes):
     whole, origin, size = mixture(codes)
-    chosen = parts(whole, origin, 0, *size[1:])
+    chosen = parts(whole, origin, 0, *size)
     for part in chosen:
         rows = part.entries[ROWS]
         found = real(part)
@@ -72,13 +72,13 @@ def test_parts_say_which_entries_are_theirs(codes):
         for name, level in codes.items():
             assert np.array_equal(part.entries[level][found[name]], whole.arguments[name][rows])
             assert part.data.groups[level].sum() == len(part.entries[level])
-    assert {part.data.size for part in chosen} == set(size[1:])
+    assert {part.data.size for part in chosen} == set(size)
 
 
 @pytest.mark.parametrize("codes", ALL_CODES)
 def test_some_parts_lack_what_is_largest_or_rare(codes):
     whole, origin, size = mixture(codes)
-    largest = [real(part)["sparse"].max() for part in parts(whole, origin, 0, *size[1:])]
+    largest = [real(part)["sparse"].max() for part in parts(whole, origin, 0, *size)]
     assert whole.arguments["sparse"].max() == 2
     assert {0, 1} <= set(largest)
 
@@ -95,3 +95,10 @@ def test_of_large_groups_a_piece_has_some_rows():
     taken = piece(data, {"region": 0}, Size(2000, (6, 1)), 0)
     sizes = np.bincount(taken.arguments["region"])
     assert sorted(sizes) == [3, 3, 3, 250, 250, 250]
+
+
+def test_of_single_groups_every_other_piece_is_short():
+    one = shard({"region": 0})._replace(groups=(1, 1))
+    one.arguments["region"][:] = 0
+    rows = [piece(padded(one), {"region": 0}, Size(200, (1, 1)), place).rows for place in range(4)]
+    assert rows == [25, 3, 25, 3]

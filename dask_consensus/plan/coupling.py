@@ -33,7 +33,10 @@ def with_coupling(plan: Plan, shards: Shards, points: np.ndarray) -> Plan:
     tasks = []
     for number, members in enumerate(mixtures):
         room = _share(size[0], len(members))
-        pieces = [on_worker(execution, piece, shards.data[k], codes, room, number) for k in members]
+        pieces = [
+            on_worker(execution, piece, shards.data[k], codes, room, place)
+            for place, k in enumerate(members)
+        ]
         tasks.append(on_worker(execution, changed_terms, pieces, model, points, size, number))
     found = {name for changed in compute(tasks) for name in changed}
     coupled = tuple(sorted(found | set(plan.model.coupled)))

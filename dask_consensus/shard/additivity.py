@@ -30,7 +30,7 @@ def changed_terms(
     pieces: Sequence[Shard],
     model: ShardModel,
     points: np.ndarray,
-    shapes: tuple[Size, Size, Size],
+    shapes: tuple[Size, Size],
     seed: int,
 ) -> tuple[str, ...]:
     """Name the terms in which some units do not add what they add among others; runs on a worker.
@@ -46,22 +46,24 @@ def changed_terms(
         Those of :func:`.subsets.shapes`.
     seed : int
     """
-    whole, origin = together(pieces, shapes[0])
-    chosen = parts(whole, origin, seed, *shapes[1:])
+    size, small = shapes
+    whole, origin = together(pieces, size)
+    chosen = parts(whole, origin, seed, size, small)
     if not chosen:
         return ()
-    data = pad(whole, shapes[0])
+    data = pad(whole, size)
+    local = [_draw_local(model, data, [seed, i]) for i in range(len(points))]
+    together_there = entries_at(model, data, points, local)
     changed: set[str] = set()
     exact, known = model.double, False
-    for i, u in enumerate(points):
-        local = _draw_local(model, data, [seed, i])
-        reference = entries_at(model, data, u, local)
-        for part in chosen:
-            apart = entries_at(model, part.data, u, _moved(model, local, part, [seed, i, 1]))
+    for part in chosen:
+        moved = [_moved(model, values, part, seed) for values in local]
+        apart_there = entries_at(model, part.data, points, moved)
+        for reference, apart in zip(together_there, apart_there, strict=True):
             differing = _differing(model, reference, apart, part, exact)
             if differing and exact and not known:
                 # Whether it computes in single precision takes a trace to know, seldom needed.
-                exact, known = not _computes_in_single(model, data, u, local), True
+                exact, known = not _computes_in_single(model, data, points[0], local[0]), True
                 differing = _differing(model, reference, apart, part, exact)
             changed |= differing
     return tuple(sorted(changed))
@@ -69,7 +71,8 @@ def changed_terms(
 
 def example_entries(model: ShardModel, data: ShardData, points: np.ndarray) -> list[Entries]:
     """Evaluate every term at points ``(G, d)`` of u and the same local effects in any process."""
-    return [entries_at(model, data, u, _draw_local(model, data, [i])) for i, u in enumerate(points)]
+    local = [_draw_local(model, data, [i]) for i in range(len(points))]
+    return entries_at(model, data, points, local)
 
 
 def differing_terms(model: ShardModel, a: Entries, b: Entries) -> set[str]:
@@ -79,14 +82,17 @@ def differing_terms(model: ShardModel, a: Entries, b: Entries) -> set[str]:
 
 
 def entries_at(
-    model: ShardModel, data: ShardData, u: np.ndarray, local: dict[str, np.ndarray]
-) -> Entries:
-    """Every term of a shard's density, entry by entry, in double precision where possible."""
+    model: ShardModel, data: ShardData, points: np.ndarray, local: Sequence[dict[str, np.ndarray]]
+) -> list[Entries]:
+    """Every term of a shard's density, entry by entry, in double precision where possible.
+
+    There are local effects for each of the points ``(G, d)`` of u.
+    """
     with precision(model.double):
-        given = on_device((data, u, local))
-        run = compiled(model, "entries", lambda: _entries(model), *given)
-        entries: Entries = jax.device_get(run(*given))
-    return entries
+        arrays = on_device(data)
+        given = [on_device(pair) for pair in zip(points, local, strict=True)]
+        run = compiled(model, "entries", lambda: _entries(model), arrays, *given[0])
+        return [jax.device_get(run(arrays, *pair)) for pair in given]
 
 
 def _entries(model: ShardModel) -> Callable[..., dict[str, jax.Array]]:
@@ -111,10 +117,10 @@ def _draw_local(model: ShardModel, data: ShardData, seed: Sequence[int]) -> dict
 
 
 def _moved(
-    model: ShardModel, local: dict[str, np.ndarray], part: Part, seed: Sequence[int]
+    model: ShardModel, local: dict[str, np.ndarray], part: Part, seed: int
 ) -> dict[str, np.ndarray]:
     """Give the units of a part the local effects they have in the whole; padding has others."""
-    moved = _draw_local(model, part.data, seed)
+    moved = _draw_local(model, part.data, [seed, 1])
     for site in model.local:
         assert site.level is not None
         positions = part.entries[site.level]

@@ -19,7 +19,7 @@ _SHORT = 3  # rows that are taken of some units, so that there are small parts o
 _MOST_SHORT = 4  # such units of a piece
 _LARGEST_UNIT = 1 / 8  # of the rows of a piece: of a larger unit some rows are left out
 _SELDOM = 0.1  # share of the rows up to which a value is rare
-_MOST_PARTS = 3  # without what is largest in some column; and likewise for what is smallest, rare
+_MOST_PARTS = 2  # without what is largest in some column; and likewise for what is smallest, rare
 
 
 class Part(NamedTuple):
@@ -29,7 +29,7 @@ class Part(NamedTuple):
     entries: dict[int, np.ndarray]  # level -> positions of its rows or groups in the whole
 
 
-def piece(data: ShardData, codes: Mapping[str, int], room: Size, seed: int) -> Shard:
+def piece(data: ShardData, codes: Mapping[str, int], room: Size, place: int) -> Shard:
     """Take some units of a shard, as many as there is room for; runs on a worker.
 
     Parameters
@@ -39,12 +39,13 @@ def piece(data: ShardData, codes: Mapping[str, int], room: Size, seed: int) -> S
         Argument -> level of the group codes that it receives.
     room : Size
         At most so many rows, and groups at each level; one unit in any case.
-    seed : int
+    place : int
+        Among the pieces that are put together: of a single unit, those at odd places have few rows.
     """
     real = int(np.sum(data.rows))
     arguments = {name: np.asarray(values)[:real] for name, values in data.arguments.items()}
     shard = Shard(arguments, real, tuple(int(np.sum(mask)) for mask in data.groups), dict(codes))
-    rng = np.random.default_rng([seed, real])
+    rng = np.random.default_rng([place, real])
     units = units_of(shard)
     # Rows of a unit may be sorted: the first ones would be alike.
     order = np.lexsort([rng.permutation(real), ~_rare_rows(shard), units])
@@ -53,7 +54,8 @@ def piece(data: ShardData, codes: Mapping[str, int], room: Size, seed: int) -> S
     largest = max(1, int(room.rows * _LARGEST_UNIT))
     kept = _fitting(_taken(shard, np.flatnonzero(rank < largest))[0], _shuffled(shard, rng), room)
     most = np.full(units.max() + 1, largest)
-    most[kept[len(kept) - min(_MOST_SHORT, len(kept) // 2) :]] = _SHORT
+    n_short = min(_MOST_SHORT, len(kept) // 2) if len(kept) > 1 else place % 2
+    most[kept[len(kept) - n_short :]] = _SHORT
     return _taken(shard, np.flatnonzero(np.isin(units, kept) & (rank < most[units])))[0]
 
 
@@ -92,7 +94,7 @@ def units_of(shard: Shard) -> np.ndarray:
     return np.asarray(shard.arguments[outermost])
 
 
-def parts(whole: Shard, origin: np.ndarray, seed: int, large: Size, small: Size) -> list[Part]:
+def parts(whole: Shard, origin: np.ndarray, seed: int, size: Size, small: Size) -> list[Part]:
     """Choose parts of a whole: at random, of one shard, and without what is special.
 
     Parameters
@@ -101,8 +103,9 @@ def parts(whole: Shard, origin: np.ndarray, seed: int, large: Size, small: Size)
     origin : (U,) array
         The shard that each unit is from.
     seed : int
-    large, small : Size
-        Shapes that parts are padded to; there is room for half of the rows in the large one.
+    size, small : Size
+        Shapes of parts. Those of the whole's own size have half of its rows, so that its code
+        serves them too; small ones show what changes with the length.
     """
     rng = np.random.default_rng([seed, whole.rows])
     order = _shuffled(whole, rng)
@@ -112,7 +115,7 @@ def parts(whole: Shard, origin: np.ndarray, seed: int, large: Size, small: Size)
     chosen += [order[without[order]] for without in _without_special(whole)]
     found: list[Part] = []
     sizes = np.bincount(units_of(whole))
-    for shape, rows in ((large, whole.rows // 2), (small, _FEW_ROWS)):
+    for shape, rows in ((size, whole.rows // 2), (small, _FEW_ROWS)):
         room = Size(rows, tuple(count - 1 for count in shape.groups))
         for units in chosen:
             units = units[sizes[units] <= rows]
@@ -124,17 +127,13 @@ def parts(whole: Shard, origin: np.ndarray, seed: int, large: Size, small: Size)
     return found
 
 
-def shapes(padded: Sequence[Size], n_pieces: int) -> tuple[Size, Size, Size]:
-    """Give the shapes of a whole, a large and a small part: no two of the same length."""
+def shapes(padded: Sequence[Size], n_pieces: int) -> tuple[Size, Size]:
+    """Give the shapes of a whole, and of its small parts, far apart in length."""
     rows = max(size.rows for size in padded)
     levels = [max(counts) for counts in zip(*(size.groups for size in padded), strict=True)]
-    whole = [count + n_pieces + 1 for count in levels]
-    large = [count // 2 + 5 for count in whole]
-    small = [_FEW_ROWS + 3] * len(levels)
     return (
-        Size(rows + 2, tuple(whole)),
-        Size(rows // 2 + 7, tuple(large)),
-        Size(_FEW_ROWS + 5, tuple(small)),
+        Size(max(rows, 3 * _FEW_ROWS), tuple(count + n_pieces + 1 for count in levels)),
+        Size(_FEW_ROWS + 5, (_FEW_ROWS + 3,) * len(levels)),
     )
 
 
