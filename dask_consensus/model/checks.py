@@ -253,5 +253,6 @@ def check_initial_density(probe: Probe, example: Example) -> None:
     raise ValueError(
         f"the log density is not finite at any of {INITIAL_POINTS} starting points on a "
         f"sample of the frame; site {', '.join(map(repr, never or seldom))} is the cause. Do the "
-        "observed values lie in the support of its distribution, and do its parameters stay valid?"
+        "observed values lie in the support of its distribution, and do its parameters stay valid, "
+        "also where a column is zero in all rows of a sample?"
     )

@@ -47,6 +47,12 @@ def notes_of(plan: Plan) -> list[str]:
             "precision, perhaps), so log likelihoods are added up in single precision, which "
             "loses digits with many rows"
         )
+    if plan.fits_one_shard:
+        notes.append(
+            f"all {plan.survey.rows:,} rows fit in one shard (rows_per_shard is "
+            f"{plan.options.rows_per_shard:,}): with n_shards=1 they are sampled whole by plain "
+            "NUTS, with nothing to combine or correct, often as soon or sooner"
+        )
     return notes + _costs(plan)
 
 
