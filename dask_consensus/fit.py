@@ -16,7 +16,7 @@ from .cluster.tasks import compute
 from .combination.methods import combine, combine_longer, locate
 from .combination.reports import Combined
 from .config import Options
-from .correction.importance import Correction, CorrectionSettings, correct, usable
+from .correction.importance import Correction, CorrectionSettings, correct, nearest, usable
 from .correction.likelihood import LogPosterior
 from .frame.assign import shards as rows_to_shards
 from .plan.coupling import around, near_zero, with_coupling
@@ -77,9 +77,11 @@ class LazyFit:
         if guess is not None and correction is not None and not usable(correction):
             # What is quick was not good enough for a proposal: sample, and for longer.
             with clock("rounds"):
-                combined = combine_longer(plan, shards, guess, combined)
+                longer = combine_longer(plan, shards, guess, combined)
             with clock("correction"):
-                correction = correct_combination(plan, shards, combined)
+                again = correct_combination(plan, shards, longer)
+            if again is not None and nearest([correction, again]):
+                combined, correction = longer, again
         with clock("check"):
             plan = with_coupling(plan, shards, around(combined.mean, combined.covariance))
         verdict = judge(evidence_of(plan, guess, combined, correction))
@@ -108,7 +110,7 @@ def correct_combination(plan: Plan, shards: Shards, combined: Combined) -> Corre
         return None
     options = plan.options
     settings = CorrectionSettings(
-        combined.mean, combined.covariance, options.seed, options.correction
+        combined.mean, combined.covariance, options.seed, options.correction, options.verdict
     )
     return correct(settings, LogPosterior(plan.model, shards, plan.example, combined.mean))
 

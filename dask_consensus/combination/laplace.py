@@ -20,6 +20,7 @@ from ..cluster.tasks import broadcast, compute
 from ..config import LaplaceOptions
 from ..shard.compiling import seconds_compiling
 from ..shard.engine import engine_of
+from ..shard.quadrature import Rule
 from ..shard.score import Expansion
 from ..shard_data import ShardData, Size
 from . import gaussian
@@ -66,10 +67,10 @@ def laplace(
     peaks = distinct([peak for peak in ended if peak is not None])
     if not peaks:
         return None
-    n_nodes = compute([on_worker(execution, enough_nodes, data, model, peaks[0], n)])[0]
+    rule = compute([on_worker(execution, enough_nodes, data, model, peaks[0], n)])[0]
     tops: list[tuple[Peak, LaplaceApproximation]] = []
     for peak in peaks[: 1 + _RIVALS]:
-        posterior = _Posterior(fit_settings, shards, n_nodes)
+        posterior = _Posterior(fit_settings, shards, rule)
         arrived = ascend(posterior.expand, peak.u, peak.covariance / n, options.steps)
         if arrived is not None:
             top, shift = arrived
@@ -107,10 +108,10 @@ def draws_of(
 class _Posterior:
     """Expands the posterior by a pass over all shards, and keeps a record of every pass."""
 
-    def __init__(self, fit_settings: FitSettings, shards: Shards, n_nodes: int) -> None:
+    def __init__(self, fit_settings: FitSettings, shards: Shards, rule: Rule) -> None:
         self.rounds: list[Round] = []
         self._settings = broadcast(fit_settings)
-        self._shards, self._n_nodes = shards, n_nodes
+        self._shards, self._rule = shards, rule
 
     def expand(self, u: Array, axes: Array) -> Expansion:
         """Sum the expansions of all shards about `u`, by steps along the columns of `axes`."""
@@ -120,7 +121,7 @@ class _Posterior:
             each(_expand),
             self._shards,
             [(weight,) for weight in weights],
-            [self._settings, broadcast((u, axes, self._n_nodes))],
+            [self._settings, broadcast((u, axes, self._rule))],
             _add,
             title=f"Newton step {len(self.rounds) + 1}",
         )
@@ -162,12 +163,12 @@ def _expand(
     data: ShardData,
     weight: float,
     fit_settings: FitSettings,
-    where: tuple[Array, Array, int],
+    where: tuple[Array, Array, Rule],
 ) -> Answer:
     """Expand one shard's log density; runs on a worker."""
     began, compiled = time.perf_counter(), seconds_compiling()
-    u, axes, n_nodes = where
-    expansion = engine_of(fit_settings.model).expansion(data, u, axes, weight, n_nodes)
+    u, axes, rule = where
+    expansion = engine_of(fit_settings.model).expansion(data, u, axes, weight, rule)
     compiling = seconds_compiling() - compiled
     seconds = time.perf_counter() - began - compiling
     return Answer(expansion, _Expanded(expansion, seconds, compiling))

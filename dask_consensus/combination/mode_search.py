@@ -11,6 +11,7 @@ import scipy.stats
 
 from ..model.model import ShardModel
 from ..shard.engine import engine_of
+from ..shard.quadrature import Rule
 from ..shard_data import ShardData
 from .ascent import Array, Peak, ascend
 
@@ -58,10 +59,10 @@ def search(data: ShardData, model: ShardModel, start: Array, scale: Array) -> Pe
         Where to begin, and the size of a step.
     """
     engine = engine_of(model)
-    n_nodes = engine.gradient_nodes[0]
+    rule = Rule(engine.gradient_nodes[0])
 
     def descend(z: Array) -> tuple[float, Array]:
-        score = engine.gradient(data, (start + scale * z)[None], 1.0, n_nodes)
+        score = engine.gradient(data, (start + scale * z)[None], 1.0, rule)
         if not (np.isfinite(score.value).all() and np.isfinite(score.gradient).all()):
             return 1e300, np.zeros_like(z)
         return -float(score.value[0]), -scale * score.gradient[0]
@@ -75,7 +76,7 @@ def search(data: ShardData, model: ShardModel, start: Array, scale: Array) -> Pe
     guess = np.asarray(scale[:, None] * ended.hess_inv.todense() * scale, np.float64)
     try:
         arrived = ascend(
-            lambda u, axes: engine.expansion(data, u, axes, 1.0, n_nodes),
+            lambda u, axes: engine.expansion(data, u, axes, 1.0, rule),
             start + scale * ended.x,
             (guess + guess.T) / 2.0,
             _POLISH,
@@ -85,7 +86,7 @@ def search(data: ShardData, model: ShardModel, start: Array, scale: Array) -> Pe
     return None if arrived is None else arrived[0]
 
 
-def enough_nodes(data: ShardData, model: ShardModel, peak: Peak, n_shards: int) -> int:
+def enough_nodes(data: ShardData, model: ShardModel, peak: Peak, n_shards: int) -> Rule:
     """Take as few nodes as displace the mode of all shards by next to nothing.
 
     Parameters
@@ -97,9 +98,11 @@ def enough_nodes(data: ShardData, model: ShardModel, peak: Peak, n_shards: int) 
     n_shards : int
     """
     engine = engine_of(model)
+    n_modes = engine.most_modes(data, peak.u)
 
     def gradient(n_nodes: int) -> Array:
-        return engine.gradient(data, peak.u[None], 1.0, n_nodes).gradient[0]
+        rule = Rule(n_nodes, n_modes)
+        return engine.gradient(data, peak.u[None], 1.0, rule).gradient[0]
 
     fewer = gradient(engine.gradient_nodes[0])
     for n_nodes, more_nodes in pairwise(engine.gradient_nodes):
@@ -107,6 +110,6 @@ def enough_nodes(data: ShardData, model: ShardModel, peak: Peak, n_shards: int) 
         error = more - fewer
         # Errors of shards add up, and the sd shrinks.
         if np.sqrt(n_shards * error @ peak.covariance @ error) < _BIAS:
-            return n_nodes
+            return Rule(n_nodes, n_modes)
         fewer = more
-    return engine.gradient_nodes[-1]
+    return Rule(engine.gradient_nodes[-1], n_modes)

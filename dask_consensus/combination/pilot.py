@@ -17,6 +17,7 @@ from ..cluster.tasks import broadcast, compute
 from ..model.model import ShardModel
 from ..shard.engine import engine_of
 from ..shard.nuts import Draws, NutsSettings, sample_shard
+from ..shard.quadrature import Rule
 from ..shard.target import log_prior, tempered
 from ..shard_data import ShardData
 from . import gaussian
@@ -113,5 +114,5 @@ def _heights(data: ShardData, model: ShardModel, means: np.ndarray) -> np.ndarra
     if engine.obstacle:
         return np.full(len(means), np.nan)
     # Each mean is its own center: far from another's modes Newton's method might not arrive.
-    likelihoods = [engine.values(data, mean[None], mean, 1).at_center for mean in means]
+    likelihoods = [engine.values(data, mean[None], mean, Rule(1)).at_center for mean in means]
     return log_prior(model, data, means) + likelihoods

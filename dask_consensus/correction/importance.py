@@ -11,12 +11,13 @@ Marin, Mira and Robert 2012). The loop is a state and three functions: `init`, `
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import CorrectionOptions
+from ..config import CorrectionOptions, VerdictOptions
 from .emulator import fit as emulate
 from .likelihood import Evaluated, LogPosterior
 from .proposals import Array, MixtureProposal, Proposal, mixture_of, single, split
@@ -30,8 +31,10 @@ _MISSED = 0.1  # weight, in largest weights seen, that an emulator may miss in t
 _SHAPED_UP_TO = 8  # dimensions in which a mixture can follow a shape that one t does not have
 USABLE_DRAWS_A_DIMENSION = 5.0  # fewer do not even describe the posterior
 _USABLE_K_HAT = 1.0  # above it not even the mean of the weights exists
-_FIRST_WIDER = 1.5  # covariance of the first proposal, in units of the combination's
-_LATER_WIDER = 1.15  # of the later ones, in units of the weighted points'
+_FIRST_WIDER = 0.5  # how much wider the first proposal's covariance is than the combination's
+_LATER_WIDER = 0.15  # and the later ones' than that of the weighted points
+_PATIENCE = 5  # iterations after which what the verdict asks is enough
+_WIDER_IN_MANY = 1.5  # over sqrt(d), at most: of exp(-d x^2 / 2) points all the others are lost
 
 
 class Correction(NamedTuple):
@@ -51,10 +54,13 @@ class Correction(NamedTuple):
         By the weights alone, or by an emulator and what it misses at the points.
     emulator_error : float
         Sd, over the posterior, of the emulated log density's error; NaN without an emulator.
-    integration_error : (d,) array
-        Change of the mean with the next number of nodes, in posterior sds.
+    integration_error, integration_sd_error : (d,) arrays
+        Change of the mean, in posterior sds, and of the log sd, with the next number of nodes or
+        by another rule.
     nodes : int
         Nodes an axis (of a grid) or in all; 0 without local effects.
+    modes : int
+        Modes of a group's effects, around each of which nodes are placed.
     log_evidence, log_evidence_error : float
         Log of the marginal likelihood, and its Monte Carlo error.
     modes_not_found : float
@@ -63,6 +69,8 @@ class Correction(NamedTuple):
         Largest deviation of a shard's Hessian from block-diagonal.
     tail_log_ratio : (d,) array
         Log of how much larger a weight would be far out along each coordinate than any seen.
+    discrepancy : float
+        Sd of the log weights of the first iteration: how unlike the posterior the combination is.
     seconds, compile_seconds : float
         Wall time, and what of it the slowest shards spent compiling.
     """
@@ -74,12 +82,15 @@ class Correction(NamedTuple):
     estimate: Estimate
     emulator_error: float
     integration_error: Array
+    integration_sd_error: Array
     nodes: int
+    modes: int
     log_evidence: float
     log_evidence_error: float
     modes_not_found: float
     coupling: float
     tail_log_ratio: Array
+    discrepancy: float
     seconds: float
     compile_seconds: float
 
@@ -94,12 +105,15 @@ class CorrectionSettings(NamedTuple):
         Of the combination, the first proposal.
     seed : int
     options : CorrectionOptions
+    limits : VerdictOptions
+        What the verdict will ask of the estimate.
     """
 
     mean: Array
     covariance: Array
     seed: int
     options: CorrectionOptions
+    limits: VerdictOptions
 
 
 class Assessment(NamedTuple):
@@ -192,7 +206,8 @@ def init(
     """Choose the number of nodes on some points of the first proposal."""
     d = len(settings.mean)
     points = _first_proposal(settings).draw(_n_points(settings, 0), (settings.seed, 0))
-    log_posterior, compile_seconds = log_posterior.with_enough_nodes(points)
+    axes = _axes(settings.covariance)
+    log_posterior, compile_seconds = log_posterior.with_enough_nodes(points, axes)
     nothing = np.empty(0)
     return log_posterior, CorrectionState(
         mixture=MixtureProposal(),
@@ -234,18 +249,38 @@ def step(
 
 
 def done(settings: CorrectionSettings, state: CorrectionState) -> bool:
-    """Stop when the estimate is precise, its weights are well-behaved, and tails were followed."""
+    """Stop when the estimate is precise, its weights are well-behaved, and tails were followed.
+
+    Where it does not come to that soon, stop at what the verdict asks, if it may be had at all
+    within the iterations that are allowed.
+    """
     if state.assessment is None:
         return False
-    options, d = settings.options, len(settings.mean)
+    options, iterations = settings.options, state.iterations
+    if iterations >= options.iterations:
+        return True
+    d = len(settings.mean)
     _, estimate, emulator_error, *_ = state.assessment
-    adapted = state.iterations > 1 + state.long_tailed or np.isfinite(emulator_error)
-    precise = (
-        estimate.ess >= max(options.ess, _DRAWS_A_DIMENSION * d)
-        and estimate.sd_error.max() < options.sd_error
+    k_hat = state.assessment.weighed.k_hat
+    adapted = iterations > 1 + state.long_tailed or np.isfinite(emulator_error)
+    wanted = max(options.ess, _DRAWS_A_DIMENSION * d)
+    if adapted and k_hat < options.k_hat and _precise(estimate, wanted, options.sd_error):
+        return True
+    if iterations < _PATIENCE:
+        return False
+    limits = settings.limits
+    least = max(limits.ess, USABLE_DRAWS_A_DIMENSION * d)
+    enough = k_hat <= limits.k_hat and _precise(estimate, least, limits.sd_error)
+    # Were all iterations as good as those so far: errors fall as one over the root of points.
+    more = options.iterations / iterations
+    within_reach = k_hat < _USABLE_K_HAT and _precise(
+        estimate, least / more, limits.sd_error * np.sqrt(more)
     )
-    well_behaved = state.assessment.weighed.k_hat < options.k_hat
-    return bool(adapted and precise and well_behaved) or state.iterations >= options.iterations
+    return enough or not within_reach
+
+
+def _precise(estimate: Estimate, ess: float, sd_error: float) -> bool:
+    return bool(estimate.ess >= ess and estimate.sd_error.max() <= sd_error)
 
 
 def usable(correction: Correction) -> bool:
@@ -253,6 +288,18 @@ def usable(correction: Correction) -> bool:
     estimate = correction.estimate
     return correction.k_hat < _USABLE_K_HAT and estimate.ess > USABLE_DRAWS_A_DIMENSION * len(
         estimate.mean
+    )
+
+
+def nearest(corrections: Sequence[Correction]) -> int:
+    """Choose among corrections of several combinations: the number of the best.
+
+    One that is usable comes first; where none is, the combination whose own points have the most
+    even weights, since the posterior is most like it.
+    """
+    return min(
+        range(len(corrections)),
+        key=lambda i: (not usable(corrections[i]), corrections[i].discrepancy),
     )
 
 
@@ -265,7 +312,12 @@ def _n_points(settings: CorrectionSettings, index: int) -> int:
 
 
 def _first_proposal(settings: CorrectionSettings) -> Proposal:
-    return single(settings.mean, _FIRST_WIDER * settings.covariance)
+    return single(settings.mean, _wider(settings.covariance, _FIRST_WIDER))
+
+
+def _wider(covariance: Array, share: float) -> Array:
+    """Widen a proposal, by less in many dimensions, where every bit of width costs weights."""
+    return covariance * (1 + min(share, _WIDER_IN_MANY / np.sqrt(len(covariance))))
 
 
 def _next_proposal(
@@ -280,7 +332,7 @@ def _next_proposal(
     if before == 0 or d > _SHAPED_UP_TO:
         probes = _probed(log_posterior, assessment).probes
         assert probes is not None
-        return split(mean, _LATER_WIDER * covariance, *reach(probes))
+        return split(mean, _wider(covariance, _LATER_WIDER), *reach(probes))
     # One t was not enough: follow the points' own shape, and its tails twice.
     rng = np.random.default_rng([settings.seed, before])
     flatter = tempered_weights(assessment.weighed.raw / 2, _TEMPERED_DRAWS_A_DIMENSION * d)
@@ -309,7 +361,7 @@ def _assess(
             estimate, emulator_error = emulated, emulator.error
     d = len(settings.mean)
     tempered = tempered_weights(weighed.raw, _TEMPERED_DRAWS_A_DIMENSION * d)
-    moments = shrunk_moments(points, tempered, settings.covariance)
+    moments = shrunk_moments(points, tempered, settings.mean, settings.covariance)
     return Assessment(weighed, estimate, emulator_error, probes, tempered, *moments)
 
 
@@ -326,9 +378,8 @@ def _finished(log_posterior: LogPosterior, state: CorrectionState, began: float)
     assert state.assessment is not None
     assert state.last is not None
     weighed, estimate, emulator_error, probes, *_ = state.assessment
-    sd = np.sqrt(np.diag(estimate.covariance))
-    newest = weighed.weights[-len(state.last.points) :]
-    integration_error = log_posterior.integration_error(state.last, newest, sd)
+    around = log_posterior._replace(center=estimate.mean)
+    integration_error, integration_sd_error = around.integration_error(_axes(estimate.covariance))
     if probes is None or not np.isfinite(emulator_error):
         probes = probe(log_posterior, estimate.mean, estimate.covariance)
     counts = state.mixture.counts
@@ -340,12 +391,27 @@ def _finished(log_posterior: LogPosterior, state: CorrectionState, began: float)
         estimate=estimate,
         emulator_error=emulator_error,
         integration_error=integration_error,
-        nodes=log_posterior.n_nodes,
+        integration_sd_error=integration_sd_error,
+        nodes=log_posterior.rule.n_nodes,
+        modes=log_posterior.rule.n_modes,
         log_evidence=estimate.log_total + state.last.at_center,
         log_evidence_error=estimate.log_total_error,
         modes_not_found=float(weighed.weights @ state.modes_not_found),
         coupling=state.coupling,
         tail_log_ratio=tail_log_ratio(probes, state.mixture, weighed.raw),
+        discrepancy=_discrepancy(state),
         seconds=time.perf_counter() - began,
         compile_seconds=state.compile_seconds,
     )
+
+
+def _axes(covariance: Array) -> Array:
+    """Columns of a covariance, each over its sd: along one, its coordinate by one sd."""
+    return covariance / np.sqrt(np.diag(covariance))
+
+
+def _discrepancy(state: CorrectionState) -> float:
+    """Sd of the log weights of the first iteration; infinite where a point has no density."""
+    first = slice(state.mixture.counts[0])
+    weights = state.log_density[first] - state.mixture.proposals[0].log_density(state.points[first])
+    return float(weights.std()) if np.isfinite(weights).all() else np.inf

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import scipy.special
 
-from ..cluster.mapreduce import Answer, each, map_reduce
+from ..cluster.mapreduce import Answer, each, map_reduce, on_worker
 from ..cluster.shards import Shards
-from ..cluster.tasks import broadcast
+from ..cluster.tasks import broadcast, compute
 from ..model.model import ShardModel
 from ..shard.compiling import seconds_compiling
+from ..shard.effects import unit_level
 from ..shard.engine import engine_of
+from ..shard.quadrature import Rule
+from ..shard.second_opinion import Opinions
+from ..shard.subsets import some_units
 from ..shard.target import log_prior
-from ..shard_data import ShardData
+from ..shard_data import ROWS, ShardData, Size
 from .proposals import Array
 
+if TYPE_CHECKING:
+    from dask.delayed import Delayed
+
+_MOST_ROWS = 1024  # of a shard whose units are looked at more closely
+_SHARDS = 3  # that are
+_T, _W = scipy.special.roots_hermitenorm(5)
+_DISTANCES, _SHARES = np.delete(_T, 2), np.delete(_W / _W.sum(), 2)  # nodes but for the center
+_MODES_AT = 8  # points at which modes of local effects are counted, beside those on axes
+_NOISE = 2.0  # times the Monte Carlo error that a second opinion may differ by
 _PROBE = 32  # points on which node counts are compared
 _INTEGRATION = 0.02  # sd, over points, of the log weight's integration error that is accepted
 
@@ -61,15 +74,15 @@ class LogPosterior(NamedTuple):
         Any data the model accepts, for its prior.
     center : (d,) array
         Where likelihoods are taken as differences to.
-    n_nodes : int
-        Nodes an axis (of a grid) or in all; 0 without local effects.
+    rule : Rule
+        How the local effects are integrated out.
     """
 
     model: ShardModel
     shards: Shards
     example: ShardData
     center: Array
-    n_nodes: int = 0
+    rule: Rule = Rule(0)
 
     def __call__(self, points: Array, title: str) -> Evaluated:
         """Evaluate it at ``(G, d)`` points, by one pass over the shards."""
@@ -78,7 +91,7 @@ class LogPosterior(NamedTuple):
             each(_evaluate),
             self.shards,
             [()] * self.shards.n,
-            [broadcast((self.model, points, self.rounded(self.center), self.n_nodes))],
+            [broadcast((self.model, points, self.rounded(self.center), self.rule))],
             _add,
             title=title,
         )
@@ -100,8 +113,15 @@ class LogPosterior(NamedTuple):
         """Round points to the precision in which shards evaluate them: all then mean the same."""
         return points if self.model.x64 else points.astype(np.float32).astype(np.float64)
 
-    def with_enough_nodes(self, points: Array) -> tuple[LogPosterior, float]:
+    def with_enough_nodes(self, points: Array, axes: Array) -> tuple[LogPosterior, float]:
         """Take as few nodes as agree with the next number of them on a few points.
+
+        Parameters
+        ----------
+        points : (G, d) array
+            Of the first proposal.
+        axes : (d, d) array
+            Columns that :func:`along_axes` steps along from the center.
 
         Returns
         -------
@@ -110,49 +130,134 @@ class LogPosterior(NamedTuple):
             This is where the code of all later passes is compiled.
         """
         ladder = engine_of(self.model).value_nodes
-        fewest = self._replace(n_nodes=ladder[0])
         if len(ladder) == 1:
-            return fewest, 0.0
-        few = points[:_PROBE]
-        first = fewest(few, "nodes")
-        values = first.log_likelihood
-        for fewer, more in itertools.pairwise(ladder):
-            better = self._replace(n_nodes=more)(few, "nodes").log_likelihood
-            if np.std(better - values) < _INTEGRATION:
-                return self._replace(n_nodes=fewer), first.compile_seconds
-            values = better
-        return self._replace(n_nodes=ladder[-1]), first.compile_seconds
+            return self._replace(rule=Rule(ladder[0])), 0.0
+        n_modes = self._most_modes(
+            np.concatenate([along_axes(self.center, axes), points[:_MODES_AT]])
+        )
+        few = np.concatenate([along_axes(self.center, axes), points[:_PROBE]])
+        rule, before, compile_seconds = Rule(ladder[0], n_modes), None, 0.0
+        for n_nodes in ladder:
+            finer = Rule(n_nodes, n_modes)
+            evaluated = self._replace(rule=finer)(few, "nodes")
+            values = evaluated.log_likelihood
+            if before is None:
+                compile_seconds = evaluated.compile_seconds
+            else:
+                change = values - before
+                moved = first_order(change[: -len(points[:_PROBE])])
+                if np.std(change) < _INTEGRATION and np.max(np.abs(moved)) < _INTEGRATION:
+                    break
+            rule, before = finer, values
+        return self._replace(rule=rule), compile_seconds
 
-    def integration_error(self, evaluated: Evaluated, weights: Array, sd: Array) -> Array:
-        """First-order change of the mean, in sds, if points had the next number of nodes.
+    def _most_modes(self, points: Array) -> int:
+        """Count the modes of the local effects of those groups that have most, on some shards."""
+        tasks = [
+            on_worker(self.shards.execution, _modes_of_some, data, self.model, points)
+            for data in self._some_shards()
+        ]
+        return max(compute(tasks))
+
+    def _n_units(self) -> int:
+        """Count the groups, or rows, that have local effects."""
+        level = unit_level(self.model)
+        sizes = self.shards.sizes
+        return sum(size.rows if level == ROWS else size.groups[level] for size in sizes)
+
+    def _some_shards(self) -> list[Delayed]:
+        """Take a few shards that stand for all, which are alike: groups are dealt out by a hash."""
+        chosen = np.linspace(0, self.shards.n - 1, _SHARDS).round().astype(int)
+        return [self.shards.data[k] for k in sorted(set(chosen.tolist()))]
+
+    def integration_error(self, axes: Array) -> tuple[Array, Array]:
+        """First-order change of means, in sds, and of log sds, were integrals taken otherwise.
+
+        Otherwise is by the next number of nodes, and by a rule of another kind: the larger of the
+        two, less what chance explains of the second.
 
         Parameters
         ----------
-        evaluated : Evaluated
-        weights : (G,) array
-            Of its points.
-        sd : (d,) array
-            Of the posterior.
+        axes : (d, d) array
+            Columns that :func:`along_axes` steps along from the center.
         """
+        none = np.zeros(len(axes))
         ladder = engine_of(self.model).value_nodes
         if len(ladder) == 1:
-            return np.zeros_like(sd)
-        position = min(ladder.index(self.n_nodes), len(ladder) - 2)
-        other = ladder[position + 1] if ladder[position] == self.n_nodes else ladder[position]
-        chosen = np.argsort(-weights, kind="stable")[:_PROBE]
-        points = evaluated.points[chosen]
-        compared = self._replace(n_nodes=other)(points, "nodes").log_likelihood
-        change = compared - evaluated.log_likelihood[chosen]
-        share = weights[chosen] / weights[chosen].sum()
-        away = (points - share @ points) / sd
-        return np.abs((share * (change - share @ change)) @ away)
+            return none, none
+        points = along_axes(self.center, axes)
+        position = ladder.index(self.rule.n_nodes)
+        other = ladder[position + 1 if position + 1 < len(ladder) else position - 1]
+        finer = self._replace(rule=self.rule._replace(n_nodes=other))
+        change = finer(points, "nodes").log_likelihood - self(points, "nodes").log_likelihood
+        nodes, second = first_order(change), self._second_opinion(points)
+        mean, log_sd = np.fmax(np.abs(nodes), second)
+        return mean, log_sd
+
+    def _second_opinion(self, points: Array) -> Array:
+        """First-order change by a rule of another kind, beyond what chance explains; ``(2, d)``."""
+        tasks = [
+            on_worker(
+                self.shards.execution,
+                _opinions_of_some,
+                data,
+                self.model,
+                self.rounded(points),
+                self.rule,
+            )
+            for data in self._some_shards()
+        ]
+        opinions = compute(tasks)
+        looked_at = sum(opinion.units for opinion in opinions)
+        share = looked_at / self._n_units()
+        halves = sum(opinion.second - opinion.first for opinion in opinions) / share
+        found = [first_order(half) for half in halves]
+        noise = np.abs(found[0] - found[1]) / 2
+        return np.maximum(np.abs(found[0] + found[1]) / 2 - _NOISE * noise, 0.0)
 
 
-def _evaluate(data: ShardData, question: tuple[ShardModel, Array, Array, int]) -> Answer:
+def along_axes(center: Array, axes: Array) -> Array:
+    """Take the center, and points either way along every axis; ``(1 + 4 d, d)``.
+
+    Axes that are columns of a covariance, each over its sd, are what :func:`first_order` needs.
+    """
+    points = [center + distance * axes.T for distance in _DISTANCES]
+    return np.concatenate([center[None], *points])
+
+
+def first_order(change: Array) -> Array:
+    """Change of each mean, in sds, and of each log sd, to first order; ``(2, d)``.
+
+    For a small change h of the log density they are E[t h] and E[(t^2 - 1) h] / 2, t being the
+    coordinate in sds: averages, by five nodes of a Gauss-Hermite rule, along the line on which the
+    other coordinates follow by regression.
+    """
+    away = np.stack(np.split(change[1:] - change[0], len(_DISTANCES)))
+    mean = (_SHARES * _DISTANCES) @ away
+    return np.array([mean, (_SHARES * (_DISTANCES**2 - 1)) @ away / 2])
+
+
+def _some_units(data: ShardData, model: ShardModel) -> ShardData:
+    room = Size(_MOST_ROWS, tuple(min(count, _MOST_ROWS) for count in data.size.groups))
+    return some_units(data, model.codes, room, 0)
+
+
+def _modes_of_some(data: ShardData, model: ShardModel, points: Array) -> int:
+    """Most modes of a unit, of some of a shard's, at any point; runs on a worker."""
+    units, engine = _some_units(data, model), engine_of(model)
+    return max(engine.most_modes(units, u) for u in points)
+
+
+def _opinions_of_some(data: ShardData, model: ShardModel, points: Array, rule: Rule) -> Opinions:
+    """Two opinions on some of a shard's units; runs on a worker."""
+    return engine_of(model).opinions(_some_units(data, model), points, rule)
+
+
+def _evaluate(data: ShardData, question: tuple[ShardModel, Array, Array, Rule]) -> Answer:
     """One shard's log likelihoods; runs on a worker."""
-    model, points, center, n_nodes = question
+    model, points, center, rule = question
     before = seconds_compiling()
-    values = engine_of(model).values(data, points, center, n_nodes)
+    values = engine_of(model).values(data, points, center, rule)
     return Answer(
         (values.log_likelihood, values.at_center, values.modes_not_found, values.units),
         (values.coupling, seconds_compiling() - before),

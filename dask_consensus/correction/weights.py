@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 import scipy.optimize
 import scipy.special
 from arviz_stats.base import array_stats
 
 from .proposals import Array, MixtureProposal
+
+_LEAST_SHRUNK = 1e-3  # share of the guess in every covariance, so that it is positive definite
 
 
 class Weighted(NamedTuple):
@@ -160,8 +163,42 @@ def estimate_of(measure: Weighted, population: Weighted, sizes: Sequence[int]) -
     )
 
 
-def shrunk_moments(points: Array, weights: Array, prior: Array) -> tuple[Array, Array]:
-    """Weighted mean and covariance, the latter towards a prior guess where points are few."""
-    mean, covariance = weighted_moments(points, weights)
-    effective, guess = 1 / (weights**2).sum(), points.shape[1] + 2.0
-    return mean, (effective * covariance + guess * prior) / (effective + guess)
+def shrunk_moments(
+    points: Array, weights: Array, mean: Array, covariance: Array
+) -> tuple[Array, Array]:
+    """Weighted mean and covariance, drawn towards a guess by as much as they are noise.
+
+    In coordinates in which the guess has mean 0 and covariance 1, both are shrunk by the share of
+    their squared distance from it that chance alone explains (James and Stein 1961; Ledoit and
+    Wolf 2004, Journal of Multivariate Analysis 88, section 3.3). Where the guess is right it is
+    kept, however many dimensions there are; where it is wrong the points say so.
+
+    Parameters
+    ----------
+    points : (G, d) array
+    weights : (G,) array
+        Adding up to 1.
+    mean : (d,) array
+    covariance : (d, d) array
+        The guess.
+    """
+    factor = np.linalg.cholesky(covariance)
+    white = scipy.linalg.solve_triangular(factor, (points - mean).T, lower=True).T
+    center, spread = weighted_moments(white, weights)
+    squared = weights**2
+    away = white - center
+    lengths = (away**2).sum(axis=1)
+    center_noise = squared @ lengths
+    # The squared Frobenius norm of each point's square less the covariance.
+    along = np.einsum("gi,ij,gj->g", away, spread, away)
+    spread_noise = float(squared @ (lengths**2 - 2 * along + (spread**2).sum()))
+    identity = np.eye(len(mean))
+    center *= 1 - _share(float(center_noise), float(center @ center))
+    share = max(_share(spread_noise, ((spread - identity) ** 2).sum()), _LEAST_SHRUNK)
+    spread = share * identity + (1 - share) * spread
+    return mean + factor @ center, factor @ spread @ factor.T
+
+
+def _share(noise: float, distance: float) -> float:
+    """Share of a squared distance that is noise."""
+    return float(min(1.0, noise / max(distance, np.finfo(float).tiny)))

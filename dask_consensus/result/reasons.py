@@ -16,6 +16,12 @@ from ..config import Options
 from ..correction.importance import USABLE_DRAWS_A_DIMENSION, Correction
 from .estimates import strange_shard
 
+SIZE_UNKNOWN = frozenset(
+    {"coupled", "modes", "k-hat", "tail", "integration", "coupling", "modes-not-found"}
+    | {"r-hat", "shard-ess", "divergences", "moving"}
+)
+"""Codes of checks without which no estimate of the error holds."""
+
 
 class Reason(NamedTuple):
     """One thing that speaks against a fit.
@@ -156,12 +162,8 @@ def _correction_weights(evidence: Evidence) -> Iterator[Reason]:
     worst = int(np.argmax(estimate.sd_error))
     name, error = evidence.names[worst], estimate.sd_error[worst]
     if not error <= limits.sd_error:
-        remedy = (
-            f"{more}; if its tail is long (separation, or too little data for its prior), give it "
-            "a tighter prior"
-        )
         problem = f"the sd of {name} is known to {error:.0%} only"
-        yield Reason("sd-error", error, limits.sd_error, name, problem, remedy)
+        yield Reason("sd-error", error, limits.sd_error, name, problem, more)
 
 
 def _correction_tails(evidence: Evidence) -> Iterator[Reason]:

@@ -12,7 +12,7 @@ from ..combination.reports import Combined, Guess
 from ..correction.importance import Correction, usable
 from ..plan.plan import Plan
 from .estimates import approximate_error
-from .reasons import Evidence, Reason, reasons_against
+from .reasons import SIZE_UNKNOWN, Evidence, Reason, reasons_against
 
 
 class Verdict(NamedTuple):
@@ -71,6 +71,8 @@ def judge(evidence: Evidence) -> Verdict:
     error = _error(evidence)
     error = np.where(np.isnan(error), np.inf, error)
     reasons = tuple(reasons_against(evidence, error))
+    if any(reason.code in SIZE_UNKNOWN for reason in reasons):
+        error = np.full_like(error, np.inf)
     return Verdict(not reasons, error, reasons, _text(evidence, error, reasons))
 
 
@@ -100,14 +102,15 @@ def _error(evidence: Evidence) -> np.ndarray:
 def _text(evidence: Evidence, error: np.ndarray, reasons: tuple[Reason, ...]) -> str:
     worst = int(np.argmax(error))
     size = f"about {error[worst]:.2g} posterior sds (on {evidence.names[worst]})"
+    off = f"{size} or more"
     if np.isinf(error[worst]):
-        size = "an unknown amount"
+        size = off = "an unknown amount"
     how = _what_was_done(evidence)
     if reasons:
         why = "; ".join(map(str, reasons))
         return (
-            f"Not to be relied on as the full model's posterior. {how}; means may be off by "
-            f"{size} or more. {why}."
+            f"Not to be relied on as the full model's posterior. {how}; means may be off by {off}. "
+            f"{why}."
         )
     certain = evidence.alone or evidence.correction is not None
     what = "Good: this is the full model's posterior" + ("" if certain else ", approximately")

@@ -70,6 +70,12 @@ def unpack(model: ShardModel, effects: jax.Array) -> dict[str, jax.Array]:
     return local
 
 
+def pack(model: ShardModel, local: dict[str, jax.Array]) -> jax.Array:
+    """Join the local sites to effects ``(U, q)``; the inverse of :func:`unpack`."""
+    parts = [jnp.moveaxis(local[site.name], site.axis, 0) for site in model.local]
+    return jnp.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+
+
 def unit_density(
     model: ShardModel, u: jax.Array, effects: jax.Array, data: ShardData, reference: Reference
 ) -> tuple[jax.Array, Terms]:

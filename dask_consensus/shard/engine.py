@@ -13,9 +13,10 @@ import numpy as np
 from ..model.model import ShardModel
 from ..shard_data import ShardData
 from .effects import effects_per_unit, obstacle
-from .marginal import Modes, Values, log_likelihoods, modes_at
-from .quadrature import gradient_ladder, ladder
+from .marginal import Modes, Values, log_likelihoods, modes_at, most_modes
+from .quadrature import Rule, gradient_ladder, ladder
 from .score import Expansion, Score, expansion, score
+from .second_opinion import Opinions, second_opinion
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,27 @@ class AdaptiveQuadrature:
         """Numbers of nodes to try for gradients."""
         return gradient_ladder(effects_per_unit(self.model))
 
-    def values(
-        self, data: ShardData, points: np.ndarray, center: np.ndarray, n_nodes: int
-    ) -> Values:
+    def values(self, data: ShardData, points: np.ndarray, center: np.ndarray, rule: Rule) -> Values:
         """Log likelihood at points ``(G, d)``, less that at the center."""
-        return log_likelihoods(self.model, data, points, center, max(n_nodes, 1))
+        return log_likelihoods(self.model, data, points, center, rule)
 
-    def gradient(self, data: ShardData, points: np.ndarray, weight: float, n_nodes: int) -> Score:
+    def gradient(self, data: ShardData, points: np.ndarray, weight: float, rule: Rule) -> Score:
         """Log density under the prior to the power `weight`, and its gradient."""
-        return score(self.model, data, points, weight, n_nodes)
+        return score(self.model, data, points, weight, rule)
 
     def expansion(
-        self, data: ShardData, u: np.ndarray, axes: np.ndarray, weight: float, n_nodes: int
+        self, data: ShardData, u: np.ndarray, axes: np.ndarray, weight: float, rule: Rule
     ) -> Expansion:
         """Log density to second order about `u`, and a trace of the third."""
-        return expansion(self.model, data, u, axes, weight, n_nodes)
+        return expansion(self.model, data, u, axes, weight, rule)
+
+    def opinions(self, data: ShardData, points: np.ndarray, rule: Rule) -> Opinions:
+        """Log likelihood by two unlike rules, less that at the first point."""
+        return second_opinion(self.model, data, points, rule)
+
+    def most_modes(self, data: ShardData, u: np.ndarray) -> int:
+        """Count the modes that the local effects of a group have at `u`, where it has most."""
+        return most_modes(self.model, data, u)
 
     def modes(self, data: ShardData, u: np.ndarray) -> Modes:
         """Modes of the local effects given `u`."""

@@ -4,7 +4,8 @@
 ``log integral p(y_j | b, u) p(b | u) db``. The mode of every unit is found at once by Newton's
 method, whose Hessian is block-diagonal; around it the integral is taken by adaptive Gauss-Hermite
 quadrature (Naylor and Smith 1982; Pinheiro and Bates 1995), by quasi-random points in more
-dimensions. Without local effects the likelihood is plain.
+dimensions; around each of several modes where a unit has them (:mod:`.hills`). Without local
+effects the likelihood is plain.
 
 Everything is a difference to the value at a *center* ``u0``, taken row by row before rows are
 summed, in double precision wherever the model bears it, whatever precision it is sampled in: in
@@ -15,6 +16,7 @@ points by 0.002 on a shard of 50,000 rows, add up over shards, and are 2 over 1,
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +26,7 @@ from jax import lax
 
 from ..model.model import ShardModel, precision
 from ..shard_data import ShardData
-from . import newton
+from . import hills, newton
 from .compiling import compiled, on_device
 from .device import accelerated
 from .effects import (
@@ -36,11 +38,12 @@ from .effects import (
     unit_level,
     unpack,
 )
-from .quadrature import Nodes, padded_rule
+from .quadrature import Nodes, Rule, padded_rule
 from .target import Terms, terms_of
 
 ALMOST_ZERO = 0.0137  # to begin from: at 0 itself densities written with |x| have no gradient
 _FEW_STEPS = 6  # at a point, from modes moved along with it
+_STEPS_AGAIN = 15  # and where there are several, from anywhere
 _NEAR = 0.03  # squared decrement from which one more step arrives
 _CHUNK = 64  # units summed in working precision before double precision takes over
 _BLOCK = 32  # points evaluated by one call; one size, so that one compilation serves all
@@ -74,27 +77,28 @@ class _Center(NamedTuple):
     """What a shard's evaluations start from."""
 
     u: jax.Array  # (d,)
-    effects: jax.Array  # (U, q) modes
-    slope: jax.Array  # (U, q, d) their derivative in u
+    effects: jax.Array  # (M, U, q) modes
+    slope: jax.Array  # (M, U, q, d) their derivative in u
+    present: jax.Array  # (M, U) bool; False where a unit has fewer
     reference: Reference  # log densities of rows and groups there
     coupling: jax.Array
     variances: jax.Array  # (U, q)
 
 
 def log_likelihoods(
-    model: ShardModel, data: ShardData, points: np.ndarray, center: np.ndarray, n_nodes: int
+    model: ShardModel, data: ShardData, points: np.ndarray, center: np.ndarray, rule: Rule
 ) -> Values:
     """Evaluate ``log l_k(u) - log l_k(u0)`` at points ``(G, d)``, for a model without `obstacle`.
 
     Points are rounded to the working precision before use: round them first where it matters. The
-    center ``u0`` is best where the posterior is; `n_nodes` is of the :func:`.quadrature.ladder`.
+    center ``u0`` is best where the posterior is; nodes are of the :func:`.quadrature.ladder`.
     """
     q = effects_per_unit(model)
     block = max(1, min(_BLOCK, _AT_ONCE // max(len(data.rows), 1)))
     padded = np.resize(points, (-(-len(points) // block) * block, points.shape[1]))
     with precision(model.double):
-        arrays, start, rules = on_device((data, center, padded_rule(q, n_nodes)))
-        origin = _center(model, arrays, start)
+        arrays, start, rules = on_device((data, center, padded_rule(q, max(rule.n_nodes, 1))))
+        origin = _center(model, arrays, start, rule.n_modes)
         example = (arrays, origin, *rules, on_device(padded[:block]))
         evaluate = compiled(model, "values", lambda: _evaluate(model), *example)
         blocks = [
@@ -121,51 +125,89 @@ def modes_at(model: ShardModel, data: ShardData, u: np.ndarray) -> Modes:
     """Find the modes of all local sites given `u`, for a model without :func:`obstacle`."""
     with precision(model.x64):
         arrays, point = on_device((data, u))
-        origin = _center(model, arrays, point)
-        modes = Modes(unpack(model, origin.effects), unpack(model, origin.variances))
+        origin = _center(model, arrays, point, 1)
+        modes = Modes(unpack(model, origin.effects[0]), unpack(model, origin.variances))
         return jax.device_get(modes)
 
 
-def _center(model: ShardModel, arrays: ShardData, point: jax.Array) -> _Center:
-    return compiled(model, "center", lambda: _find_center(model), arrays, point)(arrays, point)
+def most_modes(model: ShardModel, data: ShardData, u: np.ndarray) -> int:
+    """Count the modes of the unit that has most at `u`, up to a few; 1 without local effects."""
+    if not effects_per_unit(model):
+        return 1
+    with precision(model.double):
+        given = on_device((data, u))
+        most = hills.MOST_MODES
+        kind = ("hills", most)
+        find = compiled(model, kind, lambda: partial(hills_at, model, n_modes=most), *given)
+        found = jax.device_get(find(*given))
+    return hills.other_modes(found, np.asarray(data.mask(unit_level(model))))
+
+
+def _center(model: ShardModel, arrays: ShardData, point: jax.Array, n_modes: int) -> _Center:
+    find_center = compiled(
+        model, ("center", n_modes), lambda: _find_center(model, n_modes), arrays, point
+    )
+    center: _Center = find_center(arrays, point)
+    return center
 
 
 # The center and the points
 
 
-def _find_center(model: ShardModel) -> Callable[..., _Center]:
+def _find_center(model: ShardModel, n_modes: int) -> Callable[..., _Center]:
     """Modes of all units at the center, and how they move with u."""
     q = effects_per_unit(model)
 
     def find_center(data: ShardData, u: jax.Array) -> _Center:
         if not q:
             terms = terms_of(model, u, {}, data)
-            none, slope = jnp.zeros((0, 0), u.dtype), jnp.zeros((0, 0, len(u)), u.dtype)
+            none = jnp.zeros((1, 0, 0), u.dtype)
             reference = Reference(terms.rows, terms.groups)
-            return _Center(u, none, slope, reference, jnp.zeros(()), none)
-        units = len(data.mask(unit_level(model)))
-        begin = jnp.full((units, q), ALMOST_ZERO, u.dtype)
+            present = jnp.ones((1, 0), bool)
+            return _Center(u, none, none, present, reference, jnp.zeros(()), none[0])
         nothing = nothing_subtracted(data, u)
 
         def density(effects: jax.Array, u: jax.Array = u) -> tuple[jax.Array, Terms]:
             return unit_density(model, u, effects, data, nothing)
 
-        modes, factor, *_ = newton.ascend(density, begin, newton.MOST_STEPS, 1e-6)
+        found = hills_at(model, data, u, n_modes)
+        modes, factor = found.effects[0], found.factor[0]
         _, terms = density(modes)
-
-        def slope_at(u: jax.Array) -> jax.Array:
-            return jax.grad(lambda effects: jnp.sum(density(effects, u)[0]))(modes)
-
-        # Implicit differentiation of slope(mode(u), u) = 0.
-        mixed = jax.jacfwd(slope_at)(u)
-        moves = jax.vmap(lambda column: newton.solve(factor, column), 2, 2)(mixed)
         between = newton.coupling(lambda effects: jnp.sum(density(effects)[0]), modes)
-        identity = jnp.broadcast_to(jnp.eye(q, dtype=u.dtype), (units, q, q))
+        identity = jnp.broadcast_to(jnp.eye(q, dtype=u.dtype), factor.shape)
         columns = [newton.forward_solve(factor, identity[:, :, i]) for i in range(q)]
         variances = jnp.stack([jnp.sum(column**2, axis=1) for column in columns], axis=1)
-        return _Center(u, modes, moves, Reference(terms.rows, terms.groups), between, variances)
+
+        def movement(mode: tuple[jax.Array, jax.Array]) -> jax.Array:
+            effects, factor = mode
+
+            def slope_at(u: jax.Array) -> jax.Array:
+                return jax.grad(lambda effects: jnp.sum(density(effects, u)[0]))(effects)
+
+            # Implicit differentiation of slope(mode(u), u) = 0.
+            mixed = jax.jacfwd(slope_at)(u)
+            return jax.vmap(lambda column: newton.solve(factor, column), 2, 2)(mixed)
+
+        moves = lax.map(movement, (found.effects, found.factor))
+        reference = Reference(terms.rows, terms.groups)
+        present = found.present
+        return _Center(u, found.effects, moves, present, reference, between, variances)
 
     return find_center
+
+
+def hills_at(model: ShardModel, data: ShardData, u: jax.Array, n_modes: int) -> hills.Hills:
+    """Find the modes of all units at `u`, from anywhere: one of each, or several."""
+    units = len(data.mask(unit_level(model)))
+    begin = jnp.full((1, units, effects_per_unit(model)), ALMOST_ZERO, u.dtype)
+    nothing = nothing_subtracted(data, u)
+
+    def density(effects: jax.Array) -> tuple[jax.Array, Terms]:
+        return unit_density(model, u, effects, data, nothing)
+
+    if n_modes > 1:
+        begin = jnp.concatenate([begin, hills.starts(model, data, u)])
+    return hills.climb(density, begin, newton.MOST_STEPS, n_modes)
 
 
 def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
@@ -184,17 +226,29 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
             def density(effects: jax.Array) -> tuple[jax.Array, Terms]:
                 return unit_density(model, u, effects, data, center.reference)
 
-            start = center.effects + center.slope @ (u - center.u)
-            better = density(start)[0] >= density(center.effects)[0]
-            start = jnp.where(better[:, None], start, center.effects)
-            near = newton.ascend(density, start, _FEW_STEPS, _NEAR)
-            # The last step needs no new curvature: exact for Gaussian units.
-            arrived = near.decrement < _DECREMENT
-            modes = near.effects + jnp.where(arrived[:, None], near.step, 0.0)
-            log_integral = integral(density, modes, near.factor, nodes, count)
-            rest = others(model, density(modes)[1], center.reference)
+            def follow(mode: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+                effects, slope = mode
+                start = effects + slope @ (u - center.u)
+                better = density(start)[0] >= density(effects)[0]
+                start = jnp.where(better[:, None], start, effects)
+                near = newton.ascend(density, start, _FEW_STEPS, _NEAR)
+                # The last step needs no new curvature: exact for Gaussian units.
+                arrived = near.decrement < _DECREMENT
+                modes = near.effects + jnp.where(arrived[:, None], near.step, 0.0)
+                return modes, near.factor, arrived
+
+            modes, factor, arrived = lax.map(follow, (center.effects, center.slope))
+            if len(modes) > 1:
+                # Modes come and go with u: some are not at the center.
+                begin = jnp.concatenate([modes, hills.starts(model, data, u)])
+                summits = hills.climb(density, begin, _STEPS_AGAIN, len(modes))
+                arrived = jnp.isfinite(summits.log_mass)
+            else:
+                summits = hills.Hills(modes, factor, jnp.zeros(arrived.shape, u.dtype))
+            log_integral = integral(density, summits, nodes, count)
+            rest = others(model, density(modes[0])[1], center.reference)
             values = jnp.concatenate([jnp.where(mask, log_integral, 0.0), rest])
-            return values, jnp.sum(mask & ~arrived)
+            return values, jnp.sum(mask & ~arrived.any(axis=0))
 
         # The center is one more point, so that the model's code is compiled once.
         at_once = _points_at_once(len(data.rows))
@@ -212,19 +266,28 @@ def _points_at_once(rows: int) -> int | None:
 
 
 def integral(
-    density: newton.Density, modes: jax.Array, factor: jax.Array, nodes: Nodes, count: jax.Array
+    density: newton.Density, summits: hills.Hills, nodes: Nodes, count: jax.Array
 ) -> jax.Array:
-    """Log integral of every unit, by the first `count` nodes around its mode; ``(U,)``."""
-    log_volume = -jnp.sum(jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)), axis=1)
+    """Log integral of every unit, by the first `count` nodes around each of its modes; ``(U,)``."""
+    share_at = hills.shares(density, summits)
+    log_volume = -hills.log_determinant(summits.factor)
 
-    def add(i: jax.Array, total: jax.Array) -> jax.Array:
-        offset = newton.back_solve(factor, jnp.broadcast_to(nodes.points[i], modes.shape))
-        values, _ = density(modes + offset)
-        values = jnp.where(jnp.isnan(values), -jnp.inf, values)
-        return jnp.logaddexp(total, nodes.log_weights[i] + values)
+    def around(m: jax.Array) -> jax.Array:
+        effects, factor = summits.effects[m], summits.factor[m]
 
-    nothing = jnp.full(len(modes), -jnp.inf, modes.dtype)
-    return lax.fori_loop(0, count, add, nothing) + log_volume
+        def add(i: jax.Array, total: jax.Array) -> jax.Array:
+            offset = newton.back_solve(factor, jnp.broadcast_to(nodes.points[i], effects.shape))
+            values, _ = density(effects + offset)
+            values = jnp.where(jnp.isnan(values), -jnp.inf, values) + share_at(m, effects + offset)
+            return jnp.logaddexp(total, nodes.log_weights[i] + values)
+
+        nothing = jnp.full(len(effects), -jnp.inf, effects.dtype)
+        return lax.fori_loop(0, count, add, nothing) + log_volume[m]
+
+    n_modes = len(summits.effects)
+    if n_modes == 1:
+        return around(jnp.zeros((), int))
+    return jax.scipy.special.logsumexp(lax.map(around, jnp.arange(n_modes)), axis=0)
 
 
 def _chunks(values: jax.Array) -> jax.Array:

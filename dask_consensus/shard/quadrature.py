@@ -23,6 +23,13 @@ class Nodes(NamedTuple):
     log_weights: npt.NDArray[np.float64]  # (M,) log w + x'x/2
 
 
+class Rule(NamedTuple):
+    """How a unit's integral is taken: nodes around how many of its modes."""
+
+    n_nodes: int  # an axis (of a grid) or in all; 0 without local effects
+    n_modes: int = 1
+
+
 def ladder(q: int) -> tuple[int, ...]:
     """Numbers of nodes to try, in rising order: an axis for a grid, in all beyond it.
 

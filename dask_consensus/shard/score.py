@@ -20,10 +20,12 @@ from ..shard_data import ShardData
 from . import newton
 from .compiling import compiled, on_device
 from .effects import effects_per_unit, nothing_subtracted, others, unit_density, unit_level
-from .marginal import ALMOST_ZERO, integral
-from .quadrature import Nodes, padded_rule
+from .hills import Hills, log_determinant, shares
+from .marginal import ALMOST_ZERO, hills_at, integral
+from .quadrature import Nodes, Rule, padded_rule
 from .target import terms_of
 
+_LOST = 0.5  # squared Newton decrement beyond which a mode beside the main one is not there
 _NEAR = 1e-4  # squared decrement at which the modes are close enough to place nodes around them
 
 
@@ -47,15 +49,15 @@ class Expansion(NamedTuple):
 
 
 def expansion(
-    model: ShardModel, data: ShardData, u: np.ndarray, axes: np.ndarray, weight: float, n_nodes: int
+    model: ShardModel, data: ShardData, u: np.ndarray, axes: np.ndarray, weight: float, rule: Rule
 ) -> Expansion:
     """Expand a shard's log density by differences of gradients.
 
     The columns of `axes` are the steps of the differences, of about a posterior sd; `weight` and
-    `n_nodes` are those of :func:`score`.
+    `rule` are those of :func:`score`.
     """
     points = np.concatenate([u[None], u + axes.T, u - axes.T])
-    value, gradient = score(model, data, points, weight, n_nodes)
+    value, gradient = score(model, data, points, weight, rule)
     here, ahead, behind = gradient[0], *np.split(gradient[1:], 2)
     # Row j: the Hessian times step j.
     precision = -np.linalg.solve(axes.T, (ahead - behind) / 2)
@@ -64,31 +66,51 @@ def expansion(
 
 
 def score(
-    model: ShardModel, data: ShardData, points: np.ndarray, weight: float, n_nodes: int
+    model: ShardModel, data: ShardData, points: np.ndarray, weight: float, rule: Rule
 ) -> Score:
     """Evaluate a shard's log density, local effects integrated out, and its gradient.
 
     The model is one without :func:`.effects.obstacle`. Points ``(n, d)`` are near each other: each
-    begins from the modes of the one before. `weight` is the power of the prior, `n_nodes` one of
-    the :func:`.quadrature.gradient_ladder`.
+    begins from the modes of the one before. `weight` is the power of the prior, the rule's nodes
+    are of the :func:`.quadrature.gradient_ladder`.
     """
     q = effects_per_unit(model)
     units = len(data.mask(unit_level(model))) if q else 0
     with precision(model.double):
-        fixed = on_device((data, np.float64(weight), *padded_rule(q, n_nodes)))
-        effects = on_device(np.full((units, q), ALMOST_ZERO))
+        fixed = on_device((data, np.float64(weight), *padded_rule(q, rule.n_nodes)))
         where = [on_device(point) for point in points]
-        run = compiled(model, "score", lambda: _score_at(model), *fixed, effects, where[0])
+        modes = on_device((np.full((1, units, q), ALMOST_ZERO), np.ones((1, units), bool)))
+        if rule.n_modes > 1:
+            modes = _several_modes(model, fixed[0], where[0], rule.n_modes)
+        run = compiled(model, "score", lambda: _score_at(model), *fixed, modes, where[0])
         answers = []
         for point in where:
-            value, gradient, effects = run(*fixed, effects, point)
+            value, gradient, modes = run(*fixed, modes, point)
             answers.append((value, gradient))
         answers = jax.device_get(answers)
     value, gradient = (np.array(part, np.float64) for part in zip(*answers, strict=True))
     return Score(value, gradient)
 
 
-def _score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+def _several_modes(
+    model: ShardModel, data: ShardData, u: jax.Array, n_modes: int
+) -> tuple[jax.Array, jax.Array]:
+    """Find modes at a point, and which of them are there."""
+
+    def build() -> Callable[..., tuple[jax.Array, jax.Array]]:
+        def find(data: ShardData, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+            found = hills_at(model, data, u, n_modes)
+            return found.effects, found.present
+
+        return find
+
+    modes: tuple[jax.Array, jax.Array] = compiled(model, ("modes", n_modes), build, data, u)(
+        data, u
+    )
+    return modes
+
+
+def _score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, Any]]:
     """Value, gradient and modes at one point."""
 
     def at_point(
@@ -96,9 +118,9 @@ def _score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, ja
         weight: jax.Array,
         nodes: Nodes,
         count: jax.Array,
-        effects: jax.Array,
+        modes: tuple[jax.Array, jax.Array],
         u: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array, Any]:
         reference = nothing_subtracted(data, u)
         if not effects_per_unit(model):
 
@@ -106,33 +128,50 @@ def _score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, ja
                 terms = terms_of(model, u, {}, data)
                 return weight * terms.prior + jnp.sum(others(model, terms, reference))
 
-            return *jax.value_and_grad(total)(u), effects
+            return *jax.value_and_grad(total)(u), modes
         mask = data.mask(unit_level(model))
 
         def density(effects: jax.Array, u: jax.Array = u) -> tuple[jax.Array, Any]:
             return unit_density(model, u, effects, data, reference)
 
-        there = newton.ascend(density, effects, newton.MOST_STEPS, _NEAR)
-        modes, factor = there.effects, there.factor
-        log_integral = integral(density, modes, factor, nodes, count)
-        log_volume = -jnp.sum(jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)), axis=1)
+        def climb(effects: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            there = newton.ascend(density, effects, newton.MOST_STEPS, _NEAR)
+            return there.effects, there.factor, there.decrement < _LOST
 
-        def at_node(i: jax.Array, gradient: jax.Array) -> jax.Array:
-            offset = newton.back_solve(factor, jnp.broadcast_to(nodes.points[i], modes.shape))
-            values, pull = jax.vjp(lambda u: density(modes + offset, u)[0], u)
-            share = jnp.exp(nodes.log_weights[i] + values + log_volume - log_integral)
-            # A node of no density has no share, whatever its gradient.
-            share = jnp.where(mask & (share > 0), share, 0.0)
-            return gradient + pull(share)[0]
+        begin, present = modes
+        effects, factor, arrived = lax.map(climb, begin)
+        there = jnp.where(present & arrived, 0.0, -jnp.inf)
+        summits = Hills(effects, factor, there)
+        log_integral = integral(density, summits, nodes, count)
+        log_volume = -log_determinant(factor)
+        share_at = shares(density, summits)
+
+        def around(m: jax.Array, gradient: jax.Array) -> jax.Array:
+            def at_node(i: jax.Array, gradient: jax.Array) -> jax.Array:
+                point = nodes.points[i]
+                offset = newton.back_solve(factor[m], jnp.broadcast_to(point, effects[m].shape))
+                there = effects[m] + offset
+                values, pull = jax.vjp(lambda u: density(there, u)[0], u)
+                parts = nodes.log_weights[i] + values + share_at(m, there)
+                share = jnp.exp(parts + log_volume[m] - log_integral)
+                # A node of no density has no share, whatever its gradient.
+                share = jnp.where(mask & (share > 0), share, 0.0)
+                return gradient + pull(share)[0]
+
+            return lax.fori_loop(0, count, at_node, gradient)
 
         def rest(u: jax.Array) -> jax.Array:
-            terms = density(modes, u)[1]
+            terms = density(effects[0], u)[1]
             return weight * terms.prior + jnp.sum(others(model, terms, reference))
 
         value, gradient = jax.value_and_grad(rest)(u)
-        gradient = lax.fori_loop(0, count, at_node, gradient)
+        if len(effects) == 1:
+            gradient = around(jnp.zeros((), int), gradient)
+        else:
+            gradient = lax.fori_loop(0, len(effects), around, gradient)
         # Where modes were lost the next point begins afresh.
-        begin = jnp.where(jnp.isfinite(modes), modes, ALMOST_ZERO)
-        return value + jnp.sum(jnp.where(mask, log_integral, 0.0)), gradient, begin
+        begin = jnp.where(jnp.isfinite(effects), effects, ALMOST_ZERO)
+        value += jnp.sum(jnp.where(mask, log_integral, 0.0))
+        return value, gradient, (begin, present)
 
     return at_point

@@ -42,9 +42,8 @@ def piece(data: ShardData, codes: Mapping[str, int], room: Size, place: int) -> 
     place : int
         Among the pieces that are put together: of a single unit, those at odd places have few rows.
     """
-    real = int(np.sum(data.rows))
-    arguments = {name: np.asarray(values)[:real] for name, values in data.arguments.items()}
-    shard = Shard(arguments, real, tuple(int(np.sum(mask)) for mask in data.groups), dict(codes))
+    shard = _unpadded(data, codes)
+    real = shard.rows
     rng = np.random.default_rng([place, real])
     units = units_of(shard)
     # Rows of a unit may be sorted: the first ones would be alike.
@@ -57,6 +56,20 @@ def piece(data: ShardData, codes: Mapping[str, int], room: Size, place: int) -> 
     n_short = min(_MOST_SHORT, len(kept) // 2) if len(kept) > 1 else place % 2
     most[kept[len(kept) - n_short :]] = _SHORT
     return _taken(shard, np.flatnonzero(np.isin(units, kept) & (rank < most[units])))[0]
+
+
+def some_units(data: ShardData, codes: Mapping[str, int], room: Size, seed: int) -> ShardData:
+    """Take whole units of a shard at random, as many as there is room for, padded to it."""
+    shard = _unpadded(data, codes)
+    if shard.rows <= room.rows:
+        return data
+    order = np.random.default_rng([seed, shard.rows]).permutation(int(units_of(shard).max()) + 1)
+    # Padding needs a group to belong to.
+    fitting = Size(room.rows, tuple(count - 1 for count in room.groups))
+    chosen = _taken(shard, _rows_of(shard, _fitting(shard, order, fitting)))[0]
+    rows = max(room.rows, chosen.rows)
+    groups = np.maximum(room.groups, np.array(chosen.groups, int) + 1)
+    return pad(chosen, Size(rows, tuple(groups.tolist())))
 
 
 def together(pieces: Sequence[Shard], room: Size) -> tuple[Shard, np.ndarray]:
@@ -216,6 +229,12 @@ def _fitting(shard: Shard, order: np.ndarray, room: Size) -> np.ndarray:
 
 
 # Their data
+
+
+def _unpadded(data: ShardData, codes: Mapping[str, int]) -> Shard:
+    real = int(np.sum(data.rows))
+    arguments = {name: np.asarray(values)[:real] for name, values in data.arguments.items()}
+    return Shard(arguments, real, tuple(int(np.sum(mask)) for mask in data.groups), dict(codes))
 
 
 def _taken(shard: Shard, rows: np.ndarray) -> tuple[Shard, dict[int, np.ndarray]]:

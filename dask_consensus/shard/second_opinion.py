@@ -1,0 +1,132 @@
+"""Integrals of the local effects by a rule of another kind: a second opinion on the first.
+
+Finer rules around the same modes agree with each other on what all of them miss. Importance
+sampling misses other things: its points are drawn around every mode that many ascents reach, and
+from wide densities about the local prior, weighted by all of these together (Veach and Guibas
+1995). The same points serve every u, so that differences between points of u are known far better
+than the integrals, and two halves of them say how well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from jax import lax
+
+from ..model.model import ShardModel, precision
+from ..shard_data import ShardData
+from . import hills, newton
+from .compiling import compiled, on_device
+from .effects import effects_per_unit, nothing_subtracted, others, unit_density, unit_level
+from .marginal import hills_at, log_likelihoods
+from .quadrature import Rule
+
+_WORK = 2**25  # rows times points of u times points of a unit
+_POINTS = (32, 512)  # of each density and half, at least and at most
+_NARROW = (1.1, 2.5)  # scales of the densities around each mode, in those of its expansion
+_WIDE = (1.5, 5.0)  # and of those about the local prior, in its sds
+_HALVES = 2
+_LEAST_SD = 1e-3
+
+
+class Opinions(NamedTuple):
+    """Log likelihoods of some units at points, less those at the first point."""
+
+    first: np.ndarray  # (G,) by the rule that is used
+    second: np.ndarray  # (2, G) by each half of the other's points
+    units: int
+
+
+def second_opinion(model: ShardModel, data: ShardData, points: np.ndarray, rule: Rule) -> Opinions:
+    """Integrate the local effects twice at points ``(G, d)``, near each other, by unlike rules.
+
+    The model has local effects, and no :func:`.effects.obstacle`. The first point is the center.
+    """
+    q = effects_per_unit(model)
+    first = log_likelihoods(model, data, points, points[0], rule)
+    at_once = _HALVES * (len(_NARROW) * hills.MOST_MODES + len(_WIDE))
+    afforded = _WORK / (len(data.rows) * len(points) * at_once)
+    n_points = 2 ** int(np.clip(np.log2(afforded), *np.log2(_POINTS)))
+    sobol = scipy.stats.qmc.Sobol(q, rng=0).random(n_points)
+    with precision(model.double):
+        given = on_device((data, points, sobol))
+        run = compiled(model, "second opinion", lambda: _importance(model), *given)
+        second = np.asarray(jax.device_get(run(*given)), np.float64)
+    return Opinions(first.log_likelihood, second - second[:, :1], first.units)
+
+
+class _Proposals(NamedTuple):
+    """Normal densities of each unit that its points are drawn from, as many of each; C of them."""
+
+    center: jax.Array  # (C, U, q)
+    factor: jax.Array  # (C, U, q, q) Cholesky factors of the precisions
+
+    def points(self, normal: jax.Array) -> jax.Array:
+        """Make standard normal numbers ``(C, U, q)`` points of each density."""
+        return self.center + jax.vmap(newton.back_solve)(self.factor, normal)
+
+    def log_density(self, effects: jax.Array) -> jax.Array:
+        """Log density of the mixture at ``(U, q)``, but for a constant."""
+        away = jnp.einsum("cuji,cuj->cui", self.factor, effects - self.center)
+        logs = hills.log_determinant(self.factor) - jnp.sum(away**2, axis=-1) / 2
+        return jax.scipy.special.logsumexp(logs, axis=0)
+
+
+def _proposals(model: ShardModel, data: ShardData, u: jax.Array) -> _Proposals:
+    """Put densities around all modes of each unit at `u`, and about its local prior."""
+    found = hills_at(model, data, u, hills.MOST_MODES)
+    # A mode that is not there leaves its points to the main one.
+    there = found.present[:, :, None]
+    modes = jnp.where(there, found.effects, found.effects[0])
+    factor = jnp.where(there[..., None], found.factor, found.factor[0])
+    draws = hills.starts(model, data, u)
+    sd = jnp.maximum(jnp.std(draws, axis=0), _LEAST_SD)
+    prior = (jnp.eye(draws.shape[-1], dtype=u.dtype) / sd[:, :, None])[None]
+    middle = jnp.mean(draws, axis=0)[None]
+    return _Proposals(
+        jnp.concatenate([modes] * len(_NARROW) + [middle] * len(_WIDE)),
+        jnp.concatenate([factor / s for s in _NARROW] + [prior / s for s in _WIDE]),
+    )
+
+
+def _importance(model: ShardModel) -> Callable[..., jax.Array]:
+    """Log likelihoods at all points, ``(2, G)``, by the two halves."""
+
+    def run(data: ShardData, points: jax.Array, sobol: jax.Array) -> jax.Array:
+        mask = data.mask(unit_level(model))
+        nothing = nothing_subtracted(data, points[0])
+        proposals = _proposals(model, data, points[0])
+        # Every half, density and unit shifts the points by itself: their errors are independent.
+        shape = (_HALVES, *proposals.center.shape)
+        shift = jax.random.uniform(jax.random.key(1), shape, points.dtype)
+
+        def density(u: jax.Array, effects: jax.Array) -> tuple[jax.Array, Any]:
+            return unit_density(model, u, effects, data, nothing)
+
+        def weighted(effects: jax.Array) -> jax.Array:
+            """Log weights of ``(U, q)`` effects at all points of u, ``(G, U)``."""
+            values = jax.vmap(lambda u: density(u, effects)[0])(points)
+            values -= proposals.log_density(effects)
+            return jnp.where(jnp.isnan(values), -jnp.inf, values)
+
+        def add(i: jax.Array, total: jax.Array) -> jax.Array:
+            uniform = jnp.clip((sobol[i] + shift) % 1.0, 1e-9, 1 - 1e-9)
+            effects = jax.vmap(proposals.points)(jax.scipy.special.ndtri(uniform))
+            values = jax.vmap(jax.vmap(weighted))(effects)  # (halves, C, G, U)
+            return jnp.logaddexp(total, jax.scipy.special.logsumexp(values, axis=1))
+
+        nowhere = jnp.full((_HALVES, len(points), len(mask)), -jnp.inf, points.dtype)
+        total = lax.fori_loop(0, len(sobol), add, nowhere)
+        log_integrals = jnp.sum(jnp.where(mask, total, 0.0), axis=-1)
+
+        def rest(u: jax.Array) -> jax.Array:
+            return jnp.sum(others(model, density(u, proposals.center[0])[1], nothing))
+
+        return log_integrals + jax.vmap(rest)(points)
+
+    return run
