@@ -20,8 +20,10 @@ from .correction.importance import Correction, CorrectionSettings, correct, near
 from .correction.likelihood import LogPosterior
 from .correction.peaks import moments_of
 from .frame.assign import shards as rows_to_shards
+from .plan.coupling import around, near_zero, with_coupling
 from .plan.plan import Plan, make_plan
 from .plan.show import warn_before_sampling
+from .plan.workers import check_on_workers
 from .result.clock import Clock
 from .result.datatree import result
 from .result.verdict import evidence_of, judge, warn_if_bad
@@ -61,9 +63,12 @@ class LazyFit:
         check_resources(self.options.resources)
         with clock("plan"):
             plan = self.plan()
-        warn_before_sampling(plan)
         with clock("shard"):
             shards = shard_rows(self.frame, plan, self.progress)
+        with clock("check"):
+            check_on_workers(plan, shards.execution, near_zero(plan))
+            plan = with_coupling(plan, shards, near_zero(plan))
+        warn_before_sampling(plan)
         with clock("search"):
             guess = locate(plan, shards)  # None for one-shot methods and for one shard
         with clock("rounds"):
@@ -78,6 +83,8 @@ class LazyFit:
                 again = correct_combination(plan, shards, longer)
             if again is not None and nearest([correction, again]):
                 combined, correction = longer, again
+        with clock("check"):
+            plan = with_coupling(plan, shards, around(combined.mean, combined.covariance))
         verdict = judge(evidence_of(plan, guess, combined, correction))
         warn_if_bad(verdict)
         return result(plan, combined, correction, verdict, clock)

@@ -117,9 +117,22 @@ def test_categories_constants_and_defaults(table):
     assert re.search(r"width +its default", shown)
 
 
+def test_few_rows_need_no_shards(table):
+    found = of_zoo("positive", table, n_shards=4)
+    assert found.fits_one_shard
+    (note,) = found.notes()
+    assert note.startswith(
+        "all 30 rows fit in one shard (rows_per_shard is 50,000): with n_shards=1"
+    )
+    assert not of_zoo("positive", table).fits_one_shard
+    assert of_zoo("positive", table, rows_per_shard=10).notes() == []
+
+
 def test_notes_name_flat_and_heavy_tailed_priors(table):
+    # Of rows that one shard holds there is another note.
     notes = {
-        name: of_zoo(name, table, n_shards=4).notes() for name in ("flat_priors", "heavy_tails")
+        name: of_zoo(name, table, rows_per_shard=7).notes()
+        for name in ("flat_priors", "heavy_tails")
     }
     assert [note.split(",")[0] for note in notes["flat_priors"]] == [
         "mu: ImproperUniform prior",
@@ -133,11 +146,10 @@ def test_notes_name_flat_and_heavy_tailed_priors(table):
         "gamma: MultivariateStudentT prior",
     ]
     assert all("improper once tempered by w <= " in note for note in notes["heavy_tails"])
-    assert of_zoo("positive", table, n_shards=4).notes() == []
 
 
 def test_note_of_a_group_larger_than_a_shard():
-    found = of_zoo("intercepts", frame(((40, 4, 6, 5, 5),)), n_shards=3)
+    found = of_zoo("intercepts", frame(((40, 4, 6, 5, 5),)), rows_per_shard=20)
     assert found.assignment.rows.max() == 40
     (note,) = found.notes()
     assert "group 'county 0' of 'county' has 40 rows, more than the 20 rows of a balanced" in note

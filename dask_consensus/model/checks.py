@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from numpyro.ops.provenance import eval_provenance
 
 from .examples import Example, embed, extract
-from .model import ShardModel, precision
+from .model import ShardModel, log_terms, precision
 
 INITIAL_POINTS = 100  # NumPyro gives up after as many
 Source = tuple[str, str]  # ("data" or "local", name)
@@ -103,7 +103,7 @@ class Probe:
         traced = self._traced_in_double(example)
         #: Whether the model can be evaluated in double precision.
         self.double = traced is not None
-        self._exact = traced is not None and not _rounds(traced.jaxpr)
+        self._exact = traced is not None and not rounds(traced.jaxpr)
 
     def _traced_in_double(self, example: Example) -> ClosedJaxpr | None:
         """Trace density and gradient in double precision; None where the model does not bear it."""
@@ -117,24 +117,28 @@ class Probe:
         # now comes of it.
         try:
             with precision(True):
-                traced = self._exact_terms.trace(values, arguments, example.groups)
+                traced = self._exact_terms.trace(values, arguments, example.groups, _key(0))
                 traced.lower()
                 jax.eval_shape(jax.grad(total), {k: jnp.asarray(v) for k, v in values.items()})
         except Exception:
             return None
         return traced.jaxpr
 
-    def terms(self, values: Mapping[str, Any], example: Example) -> dict[str, np.ndarray]:
+    def terms(
+        self, values: Mapping[str, Any], example: Example, key: int = 0
+    ) -> dict[str, np.ndarray]:
         """Every term of the density, entry by entry, in the user's precision."""
-        terms = self._terms(values, example.arguments, example.groups)
+        terms = self._terms(values, example.arguments, example.groups, _key(key))
         return {name: np.asarray(term) for name, term in terms.items()}
 
-    def exact_terms(self, values: Mapping[str, Any], example: Example) -> dict[str, np.ndarray]:
+    def exact_terms(
+        self, values: Mapping[str, Any], example: Example, key: int = 0
+    ) -> dict[str, np.ndarray]:
         """Every term of the density, entry by entry, in double precision if possible."""
         if not self._exact:
-            return self.terms(values, example)
+            return self.terms(values, example, key)
         with precision(True):
-            terms = self._exact_terms(values, _doubles(example), example.groups)
+            terms = self._exact_terms(values, _doubles(example), example.groups, _key(key))
             return {name: np.asarray(term) for name, term in terms.items()}
 
     def changed_terms(self, small: Example, other: Example, *, local: bool) -> set[str]:
@@ -164,10 +168,16 @@ class Probe:
 
 
 def _terms_of(model: ShardModel) -> Any:
-    def terms(values: Any, arguments: Any, groups: tuple[int, ...]) -> dict[str, jax.Array]:
-        return model.log_terms(values, arguments, groups)[0]
+    def terms(
+        values: Any, arguments: Any, groups: tuple[int, ...], key: jax.Array
+    ) -> dict[str, jax.Array]:
+        return log_terms(model.function, values, model.keywords(arguments, groups), key)[0]
 
     return jax.jit(terms, static_argnums=2)
+
+
+def _key(seed: int) -> jax.Array:
+    return jax.random.key(seed)
 
 
 def _doubles(example: Example) -> dict[str, np.ndarray]:
@@ -177,19 +187,24 @@ def _doubles(example: Example) -> dict[str, np.ndarray]:
     }
 
 
-def _rounds(jaxpr: Jaxpr) -> bool:
+def rounds(jaxpr: Jaxpr) -> bool:
     """Tell whether anything is computed in less than double precision."""
     for equation in jaxpr.eqns:
         types = [getattr(var.aval, "dtype", np.dtype(bool)) for var in equation.outvars]
         if any(jnp.issubdtype(t, jnp.floating) and jnp.finfo(t).bits < 64 for t in types):
             return True
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda p: isinstance(p, ClosedJaxpr | Jaxpr)
-        ):
-            inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
-            if isinstance(inner, Jaxpr) and _rounds(inner):
+        for inner in inner_jaxprs(equation):
+            if rounds(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner):
                 return True
     return False
+
+
+def inner_jaxprs(equation: Any) -> list[ClosedJaxpr | Jaxpr]:
+    """Return the computations inside of an equation: of a loop, a branch, a compiled function."""
+    inner = jax.tree.leaves(
+        list(equation.params.values()), is_leaf=lambda p: isinstance(p, ClosedJaxpr | Jaxpr)
+    )
+    return [each for each in inner if isinstance(each, ClosedJaxpr | Jaxpr)]
 
 
 def check_renumbering(
@@ -238,5 +253,6 @@ def check_initial_density(probe: Probe, example: Example) -> None:
     raise ValueError(
         f"the log density is not finite at any of {INITIAL_POINTS} starting points on a "
         f"sample of the frame; site {', '.join(map(repr, never or seldom))} is the cause. Do the "
-        "observed values lie in the support of its distribution, and do its parameters stay valid?"
+        "observed values lie in the support of its distribution, and do its parameters stay valid, "
+        "also where a column is zero in all rows of a sample?"
     )

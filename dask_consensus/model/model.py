@@ -159,12 +159,25 @@ class ShardModel:
         of the model, with constrained values and deterministics, comes second. Run it under
         :data:`TRACE_LOCK`.
         """
-        seeded = numpyro.handlers.seed(self.function, jax.random.key(0))
-        unconstrained = partial(_unconstrain_reparam, values)
-        placed = numpyro.handlers.substitute(seeded, substitute_fn=unconstrained)
-        keywords = self.keywords(arguments, groups)
-        terms, trace = compute_log_probs(placed, (), keywords, {}, sum_log_prob=False)
-        return terms, trace
+        return log_terms(self.function, values, self.keywords(arguments, groups))
+
+
+def log_terms(
+    function: Callable[..., Any],
+    values: Arrays,
+    keywords: Mapping[str, Any],
+    key: jax.Array | None = None,
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """Log density of each site of a function called with `keywords`; see `ShardModel.log_terms`.
+
+    With values for all latent sites nothing should depend on the random key, 0 by default.
+    """
+    seeded = numpyro.handlers.seed(function, jax.random.key(0) if key is None else key)
+    placed = numpyro.handlers.substitute(
+        seeded, substitute_fn=partial(_unconstrain_reparam, values)
+    )
+    terms, trace = compute_log_probs(placed, (), keywords, {}, sum_log_prob=False)
+    return terms, trace
 
 
 def precision(x64: bool) -> contextlib.AbstractContextManager[None]:
@@ -212,4 +225,6 @@ def named(model: ShardModel) -> ShardModel:
 
 @lru_cache(maxsize=32)
 def _load(pickled: bytes) -> Callable[..., Any]:
-    return pickle.loads(pickled)
+    # Random keys that a model holds would become part of the trace in which it is first called.
+    with jax.ensure_compile_time_eval():
+        return pickle.loads(pickled)

@@ -32,6 +32,7 @@ from .checks import (
 )
 from .examples import Example, examples
 from .model import TRACE_LOCK, Latent, ShardModel, Term, double_precision, named, pickle_by_value
+from .repeats import check_repeats, not_the_same
 
 
 class ModelInputs(NamedTuple):
@@ -62,13 +63,15 @@ def read_model(function: Callable[..., Any], inputs: ModelInputs, *, cache: str 
         If the model has discrete latent sites, subsampling plates, ``param`` sites, no observed
         site, local sites or observations whose groups or rows are an event dimension, prior terms
         that depend on the data, gives meaning to the numbering of groups or to the order of rows,
-        needs its data as constants, or has no finite density at any of 100 starting points.
+        needs its data as constants, has another density each time its code runs, cannot be
+        pickled, or has no finite density at any of 100 starting points.
     """
     small, renumbered, large = examples(inputs.values, inputs.codes, len(inputs.levels))
     with TRACE_LOCK:
+        _check_sites_repeat(function, inputs, small)
         traced = [_trace_shapes(function, inputs, example) for example in (small, large)]
         model = ShardModel(
-            pickled=pickle_by_value(function),
+            pickled=_pickled(function),
             token="",
             levels=inputs.levels,
             codes=dict(inputs.codes),
@@ -86,6 +89,7 @@ def read_model(function: Callable[..., Any], inputs: ModelInputs, *, cache: str 
         model = replace(model, terms=_terms(model, (small, large), traced))
         model = replace(model, deterministics=_deterministics(model, inputs, small, traced))
         probe = Probe(model, small)
+        check_repeats(function, probe, small)
         check_renumbering(probe, small, renumbered, [f"n_{name}" for name in inputs.codes])
         check_prior_counts(probe, small, large)
         check_initial_density(probe, small)
@@ -108,6 +112,27 @@ def _trace_shapes(
 
     _abstractly(trace, inputs, example)
     return shapes
+
+
+def _check_sites_repeat(
+    function: Callable[..., Any], inputs: ModelInputs, example: Example
+) -> None:
+    """Refuse a model whose sites are not the same each time its code runs."""
+    first, second = (_trace_shapes(function, inputs, example) for _ in range(2))
+    differing = {name for name in first.keys() | second if first.get(name) != second.get(name)}
+    if differing:
+        raise not_the_same(differing)
+
+
+def _pickled(function: Callable[..., Any]) -> bytes:
+    try:
+        return pickle_by_value(function)
+    except Exception as error:
+        raise ValueError(
+            "the model cannot be sent to workers, because something that it uses cannot be pickled "
+            f"({type(error).__name__}: {error}): a generator, an open file, a lock or a client, "
+            "perhaps. Make of it beforehand what the model needs, as numbers or arrays."
+        ) from error
 
 
 def _trace(

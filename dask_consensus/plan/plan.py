@@ -62,6 +62,11 @@ class Plan:
         return self.assignment.n_shards
 
     @property
+    def fits_one_shard(self) -> bool:
+        """Whether there are more shards than rows need, since `n_shards` asked for them."""
+        return self.n_shards > 1 and self.survey.rows <= self.options.rows_per_shard
+
+    @property
     def obstacle(self) -> str:
         """Why local effects cannot be integrated out; empty if they can."""
         return engine_of(self.model).obstacle

@@ -47,6 +47,12 @@ def notes_of(plan: Plan) -> list[str]:
             "precision, perhaps), so log likelihoods are added up in single precision, which "
             "loses digits with many rows"
         )
+    if plan.fits_one_shard:
+        notes.append(
+            f"all {plan.survey.rows:,} rows fit in one shard (rows_per_shard is "
+            f"{plan.options.rows_per_shard:,}): with n_shards=1 they are sampled whole by plain "
+            "NUTS, with nothing to combine or correct, often as soon or sooner"
+        )
     return notes + _costs(plan)
 
 
@@ -98,7 +104,7 @@ def _costs(plan: Plan) -> list[str]:
             f"the density of {', '.join(plan.model.coupled)} in one group changes with other "
             "groups' rows or effects, so groups are not independent given the shared sites and the "
             "shards cannot give the full model's posterior. Centre and scale columns beforehand, "
-            "over the whole frame; or fit with n_shards=1."
+            "over the whole frame, as in ddf.assign(x=ddf.x / ddf.x.max()); or fit with n_shards=1."
         )
     return messages
 

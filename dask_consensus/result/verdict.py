@@ -94,8 +94,10 @@ def _error(evidence: Evidence) -> np.ndarray:
         error = approximate_error(evidence.combined, evidence.approximation)
         return np.full_like(error, np.inf) if evidence.coupled else error
     error = np.hypot(correction.estimate.error, correction.integration_error)
-    # Weights that cannot be used show that the combination is far off, and not how far.
-    return error if usable(correction) else np.full_like(error, np.inf)
+    # Weights that cannot be used show that the combination is far off, and not how far; and the
+    # shards of coupled groups weigh by another model.
+    known = usable(correction) and not evidence.coupled
+    return error if known else np.full_like(error, np.inf)
 
 
 def _text(evidence: Evidence, error: np.ndarray, reasons: tuple[Reason, ...]) -> str:

@@ -17,8 +17,9 @@ from ..shard_data import ROWS, Shard, ShardData, Size, pad
 _FEW_ROWS = 12  # of a small part, at most
 _SHORT = 3  # rows that are taken of some units, so that there are small parts of large groups too
 _MOST_SHORT = 4  # such units of a piece
-_LARGEST_UNIT = 1 / 8  # of the rows of a piece: of a larger unit only its first rows are taken
-_MOST_PARTS = 3  # without what is largest in some column; and likewise for what is smallest, rare
+_LARGEST_UNIT = 1 / 8  # of the rows of a piece: of a larger unit some rows are left out
+_SELDOM = 0.1  # share of the rows up to which a value is rare
+_MOST_PARTS = 2  # without what is largest in some column; and likewise for what is smallest, rare
 
 
 class Part(NamedTuple):
@@ -28,7 +29,7 @@ class Part(NamedTuple):
     entries: dict[int, np.ndarray]  # level -> positions of its rows or groups in the whole
 
 
-def piece(data: ShardData, codes: Mapping[str, int], room: Size, seed: int) -> Shard:
+def piece(data: ShardData, codes: Mapping[str, int], room: Size, place: int) -> Shard:
     """Take some units of a shard, as many as there is room for; runs on a worker.
 
     Parameters
@@ -38,18 +39,21 @@ def piece(data: ShardData, codes: Mapping[str, int], room: Size, seed: int) -> S
         Argument -> level of the group codes that it receives.
     room : Size
         At most so many rows, and groups at each level; one unit in any case.
-    seed : int
+    place : int
+        Among the pieces that are put together: of a single unit, those at odd places have few rows.
     """
     shard = _unpadded(data, codes)
     real = shard.rows
-    rng = np.random.default_rng([seed, real])
-    kept = _fitting(shard, _shuffled(shard, rng), room)
+    rng = np.random.default_rng([place, real])
     units = units_of(shard)
-    order = np.argsort(units, kind="stable")
+    # Rows of a unit may be sorted: the first ones would be alike.
+    order = np.lexsort([rng.permutation(real), ~_rare_rows(shard), units])
     rank = np.empty(real, int)
     rank[order] = np.arange(real) - np.searchsorted(units[order], units[order])
-    most = np.full(units.max() + 1, max(1, int(room.rows * _LARGEST_UNIT)))
-    n_short = min(_MOST_SHORT, len(kept) // 2)
+    largest = max(1, int(room.rows * _LARGEST_UNIT))
+    kept = _fitting(_taken(shard, np.flatnonzero(rank < largest))[0], _shuffled(shard, rng), room)
+    most = np.full(units.max() + 1, largest)
+    n_short = min(_MOST_SHORT, len(kept) // 2) if len(kept) > 1 else place % 2
     most[kept[len(kept) - n_short :]] = _SHORT
     return _taken(shard, np.flatnonzero(np.isin(units, kept) & (rank < most[units])))[0]
 
@@ -103,7 +107,7 @@ def units_of(shard: Shard) -> np.ndarray:
     return np.asarray(shard.arguments[outermost])
 
 
-def parts(whole: Shard, origin: np.ndarray, seed: int, large: Size, small: Size) -> list[Part]:
+def parts(whole: Shard, origin: np.ndarray, seed: int, size: Size, small: Size) -> list[Part]:
     """Choose parts of a whole: at random, of one shard, and without what is special.
 
     Parameters
@@ -112,8 +116,9 @@ def parts(whole: Shard, origin: np.ndarray, seed: int, large: Size, small: Size)
     origin : (U,) array
         The shard that each unit is from.
     seed : int
-    large, small : Size
-        Shapes that parts are padded to; there is room for half of the rows in the large one.
+    size, small : Size
+        Shapes of parts. Those of the whole's own size have half of its rows, so that its code
+        serves them too; small ones show what changes with the length.
     """
     rng = np.random.default_rng([seed, whole.rows])
     order = _shuffled(whole, rng)
@@ -123,7 +128,7 @@ def parts(whole: Shard, origin: np.ndarray, seed: int, large: Size, small: Size)
     chosen += [order[without[order]] for without in _without_special(whole)]
     found: list[Part] = []
     sizes = np.bincount(units_of(whole))
-    for shape, rows in ((large, whole.rows // 2), (small, _FEW_ROWS)):
+    for shape, rows in ((size, whole.rows // 2), (small, _FEW_ROWS)):
         room = Size(rows, tuple(count - 1 for count in shape.groups))
         for units in chosen:
             units = units[sizes[units] <= rows]
@@ -135,17 +140,13 @@ def parts(whole: Shard, origin: np.ndarray, seed: int, large: Size, small: Size)
     return found
 
 
-def shapes(padded: Sequence[Size], n_pieces: int) -> tuple[Size, Size, Size]:
-    """Give the shapes of a whole, a large and a small part: no two of the same length."""
+def shapes(padded: Sequence[Size], n_pieces: int) -> tuple[Size, Size]:
+    """Give the shapes of a whole, and of its small parts, far apart in length."""
     rows = max(size.rows for size in padded)
     levels = [max(counts) for counts in zip(*(size.groups for size in padded), strict=True)]
-    whole = [count + n_pieces + 1 for count in levels]
-    large = [count // 2 + 5 for count in whole]
-    small = [_FEW_ROWS + 3] * len(levels)
     return (
-        Size(rows + 2, tuple(whole)),
-        Size(rows // 2 + 7, tuple(large)),
-        Size(_FEW_ROWS + 5, tuple(small)),
+        Size(max(rows, 3 * _FEW_ROWS), tuple(count + n_pieces + 1 for count in levels)),
+        Size(_FEW_ROWS + 5, (_FEW_ROWS + 3,) * len(levels)),
     )
 
 
@@ -155,42 +156,46 @@ def shapes(padded: Sequence[Size], n_pieces: int) -> tuple[Size, Size, Size]:
 def _shuffled(shard: Shard, rng: np.random.Generator) -> np.ndarray:
     """Order units at random, those with rare values by turns with the others."""
     units = units_of(shard)
-    n_units = int(units.max()) + 1
-    rare = np.zeros(n_units, bool)
-    for masks in _special(shard).values():
-        for mask in masks:
-            rare |= mask if 10 * mask.sum() <= n_units else False
-    place = np.empty(n_units)
+    rare = np.bincount(units, _rare_rows(shard)) > 0
+    place = np.empty(len(rare))
     for held in (rare, ~rare):
         place[held] = rng.permutation(int(held.sum()))
     return np.lexsort([~rare, place])
 
 
-def _special(shard: Shard) -> dict[str, list[np.ndarray]]:
-    """Tell which units hold what is largest, smallest, or not the usual in each column."""
-    units = units_of(shard)
-    n_units = int(units.max()) + 1
-    special: dict[str, list[np.ndarray]] = {"largest": [], "smallest": [], "rare": []}
+def _rare_rows(shard: Shard) -> np.ndarray:
+    """Tell which rows hold a value that is special, and few others do."""
+    rare = np.zeros(shard.rows, bool)
+    for masks in _special_rows(shard).values():
+        for mask in masks:
+            rare |= mask & (mask.sum() <= _SELDOM * shard.rows)
+    return rare
+
+
+def _special_rows(shard: Shard) -> dict[str, list[np.ndarray]]:
+    """Tell which rows hold what is largest, smallest, or not the usual, in each column."""
+    special: dict[str, list[np.ndarray]] = {"largest": [], "smallest": [], "unusual": []}
     for name, values in shard.arguments.items():
         if name in shard.levels:
             continue
+        special["largest"].append(values == values.max())
+        special["smallest"].append(values == values.min())
         # A value that most rows have is their median.
         usual = np.partition(values, len(values) // 2)[len(values) // 2]
-        rows = {"largest": values == values.max(), "smallest": values == values.min()}
         if 2 * np.sum(values == usual) > len(values):
-            rows["rare"] = values != usual
-        for kind, mask in rows.items():
-            special[kind].append(np.bincount(units, mask, n_units) > 0)
+            special["unusual"].append(values != usual)
     return special
 
 
 def _without_special(shard: Shard) -> list[np.ndarray]:
-    """Masks of units without what is largest, smallest or rare, in as many columns as leave some.
+    """Masks of units without what is largest, smallest or unusual, in columns that leave some.
 
     What few units hold is left out first; columns that leave none go to another mask.
     """
     found = []
-    for masks in _special(shard).values():
+    units = units_of(shard)
+    for by_row in _special_rows(shard).values():
+        masks = [np.bincount(units, mask) > 0 for mask in by_row]
         left = sorted((mask for mask in masks if 0 < mask.sum() < len(mask)), key=np.sum)
         for _ in range(_MOST_PARTS):
             if not left:
