@@ -14,8 +14,13 @@ import pandas as pd
 from dask.delayed import delayed
 
 from ..cluster.tasks import tree
-from .arrays import Layout, encode, plain_key
-from .defects import count_defects, explain_defects
+from ..shard_data import Contents
+from .arrays import Layout, encode_values
+from .contents import add_contents, contents_of
+from .defects import Found, count_defects, explain_defects, explain_keys, key_kinds
+from .keys import Form, Keys, common_form, conflicts, hash_keys, read_keys
+from .resolution import Sample, merge_samples, sample_rows, too_coarse
+from .values import exact_numbers, missing
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
@@ -32,6 +37,9 @@ SKETCH = 1024
 """Smallest hashes kept to estimate the number of groups, with an error of 1/sqrt(SKETCH)."""
 HEAVIEST = 32
 """Groups whose label is kept, so that a message can name the largest."""
+
+DTYPES = 32
+"""Kinds of keys and dtypes of values that are kept of a column."""
 
 
 class Heavy(NamedTuple):
@@ -59,11 +67,19 @@ class Survey(NamedTuple):
     heaviest: tuple[Heavy, ...]  # groups with many rows, heaviest first
     defects: np.ndarray  # (columns, kinds) int64; values that the model cannot use
     first: np.ndarray  # (columns, kinds) int64; the first partition with one, else -1
+    found: tuple[tuple[Found, ...], ...]  # of each column: kinds of keys, or dtypes of values
+    contents: Contents  # what the columns hold; zeros where there are defects
+    sample: Sample  # of the columns of values
 
     @property
     def rows(self) -> int:
         """Number of rows of the frame."""
         return int(self.partition_rows.sum())
+
+    def forms(self, layout: Layout) -> tuple[Form, ...]:
+        """Return the form that the keys of each level have in common."""
+        kinds = (tuple(one.what for one in found) for found in self.found)
+        return tuple(common_form(next(kinds)) for _ in layout.by)
 
     @property
     def groups_exact(self) -> bool:
@@ -139,7 +155,7 @@ def survey(
         raise ValueError(f"buckets must be at least {SKETCH}, got {buckets}")
     rows = used(frame, layout)
     # A column of a dtype that no model takes fails here, before anything runs.
-    encode(rows._meta, layout)
+    layout = layout.typed(rows._meta)
     surveys = rows.map_partitions(
         survey_partition,
         layout,
@@ -157,24 +173,55 @@ def survey_partition(
 ) -> Survey:
     """Return the survey of one partition; `divided` says that the frame is divided by key."""
     defects = count_defects(partition, layout)
-    key = partition[layout.by[0]].dropna() if layout.by else pd.Series([], dtype="int64")
-    hashes, position, rows = np.unique(hash_key(key), return_index=True, return_counts=True)
+    names = [*layout.by, *(column.column for column in layout.direct)]
+    # Only keys that are there can be read; a frame with others is refused.
+    present = [_present(partition[name]) for name in layout.by]
+    keys = [read_keys(key) for key in present]
+    hashed = [hash_keys(key) for key in keys]
+    outermost = hashed[0] if hashed else np.empty(0, np.uint64)
+    hashes, position, rows = np.unique(outermost, return_index=True, return_counts=True)
     counted, counted_rows, shift = _coarsen(hashes, rows, 0, buckets)
     top = np.argsort(-rows, kind="stable")[:HEAVIEST]
+    sound = not defects.any() and not any(conflicts(key.kinds) for key in keys)
+    found = [key_kinds(key, values) for key, values in zip(keys, present, strict=True)]
+    for name in names[len(keys) :]:
+        found.append(() if partition.empty else (Found(*2 * (str(partition[name].dtype),)),))
     return Survey(
         partition_rows=np.array([len(partition)]),
         partition_groups=np.array([len(hashes)]),
-        edges=_edges(key if divided else key.iloc[:0]),
+        edges=_edges(present[0], keys[0], outermost) if divided else np.zeros((1, 2), np.uint64),
         buckets=counted,
         bucket_rows=counted_rows,
         shift=shift,
         sketch=hashes[:SKETCH],
         heaviest=tuple(
-            Heavy(int(hashes[i]), int(rows[i]), str(key.iloc[position[i]])) for i in top
+            Heavy(int(hashes[i]), int(rows[i]), str(present[0].iloc[position[i]])) for i in top
         ),
         defects=defects,
         first=np.where(defects > 0, 0, -1),
+        found=tuple(found),
+        contents=_contents(partition if sound else partition.iloc[:0], layout, hashed),
+        sample=_sample(partition if sound else partition.iloc[:0], layout, outermost),
     )
+
+
+def _present(key: pd.Series) -> pd.Series:
+    """Return the keys that are not missing."""
+    absent = np.logical_or(*missing(key))
+    return key[~absent] if absent.any() else key
+
+
+def _contents(partition: pd.DataFrame, layout: Layout, hashed: Sequence[np.ndarray]) -> Contents:
+    """Sum up what the rows hold."""
+    values = list(encode_values(partition, layout).values())
+    return contents_of([hashes[: len(partition)] for hashes in hashed], values)
+
+
+def _sample(partition: pd.DataFrame, layout: Layout, hashes: np.ndarray) -> Sample:
+    """Sample the rows, with the numbers of each column of values."""
+    numbers = [exact_numbers(partition[column.column]) for column in layout.values]
+    present = [column for column in numbers if column is not None]
+    return sample_rows(hashes[: len(partition)] if layout.by else None, present, len(partition))
 
 
 def merge(surveys: Sequence[Survey], buckets: int = BUCKETS) -> Survey:
@@ -196,6 +243,9 @@ def merge(surveys: Sequence[Survey], buckets: int = BUCKETS) -> Survey:
         heaviest=_merge_heaviest(surveys),
         defects=np.sum([part.defects for part in surveys], axis=0),
         first=_merge_first(surveys),
+        found=_merge_found(surveys),
+        contents=add_contents([part.contents for part in surveys]),
+        sample=merge_samples([part.sample for part in surveys]),
     )
 
 
@@ -210,7 +260,14 @@ def check(survey: Survey, layout: Layout) -> None:
     """
     if not survey.rows:
         raise ValueError("the frame has no rows: check its filters, or the files it reads")
-    complaints = explain_defects(survey.defects, survey.first, layout)
+    complaints = [
+        complaint
+        for name, found in zip(layout.by, survey.found, strict=False)
+        for complaint in explain_keys(found, name)
+    ]
+    complaints += explain_defects(survey.defects, survey.first, layout, survey.found)
+    if not complaints:
+        complaints = _coarse_columns(survey, layout)
     if complaints:
         raise ValueError(
             "the frame holds values that the model cannot use:\n- " + "\n- ".join(complaints)
@@ -219,7 +276,24 @@ def check(survey: Survey, layout: Layout) -> None:
 
 def hash_key(key: pd.Series) -> np.ndarray:
     """Return 64-bit hashes of keys without missing values, alike in every partition."""
-    return pd.util.hash_pandas_object(plain_key(key), index=False).to_numpy()
+    return hash_keys(read_keys(key))
+
+
+def _coarse_columns(survey: Survey, layout: Layout) -> list[str]:
+    """Say which columns the working precision cannot tell the values of apart."""
+    precision = np.dtype(np.float64 if layout.x64 else np.float32)
+    complaints = []
+    for i, column in enumerate(layout.values):
+        name = column.column
+        problem = too_coarse(survey.sample, i, survey.rows, precision)
+        if problem:
+            complaints.append(
+                f"argument {column.argument!r} (column {name!r}): {precision.itemsize * 8}-bit "
+                f"floats are too coarse: {problem}; centre the column in double precision "
+                f"(`ddf.assign(**{{{name!r}: ddf[{name!r}] - ddf[{name!r}].mean()}})`), or enable "
+                "64-bit numbers in JAX (`jax.config.update('jax_enable_x64', True)`)"
+            )
+    return complaints
 
 
 def _add_up(ids: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -244,11 +318,14 @@ def _coarsen(
     return (*_add_up(ids >> drop, rows), shift + drop)
 
 
-def _edges(key: pd.Series) -> np.ndarray:
+def _edges(key: pd.Series, keys: Keys, hashes: np.ndarray) -> np.ndarray:
     """Return the hashes of the smallest and largest key as one row; zeros without keys."""
     if not len(key):
         return np.zeros((1, 2), np.uint64)
-    return hash_key(key.sort_values().iloc[[0, -1]])[np.newaxis]
+    # A categorical is divided by the order of its categories.
+    categorical = isinstance(key.dtype, pd.CategoricalDtype)
+    order = pd.Series(key.cat.codes.to_numpy() if categorical else keys.rows)
+    return hashes[order.sort_values().index[[0, -1]]][np.newaxis]
 
 
 def _merge_heaviest(surveys: Sequence[Survey]) -> tuple[Heavy, ...]:
@@ -267,3 +344,16 @@ def _merge_first(surveys: Sequence[Survey]) -> np.ndarray:
         first = np.where((first < 0) & (part.first >= 0), part.first + start, first)
         start += len(part.partition_rows)
     return first
+
+
+def _merge_found(surveys: Sequence[Survey]) -> tuple[tuple[Found, ...], ...]:
+    """Return what is first found in which partition, numbered through all surveys."""
+    columns: list[dict[str, Found]] = [{} for _ in surveys[0].found]
+    start = 0
+    for part in surveys:
+        for seen, found in zip(columns, part.found, strict=True):
+            for one in found:
+                if len(seen) < DTYPES:
+                    seen.setdefault(one.what, one._replace(partition=one.partition + start))
+        start += len(part.partition_rows)
+    return tuple(tuple(seen.values()) for seen in columns)
