@@ -79,19 +79,21 @@ def too_coarse(sample: Sample, column: int, rows: int, dtype: np.dtype) -> str:
     distinct, kept = len(_distinct(exact)), len(np.unique(rounded))
     if distinct >= _FEW and kept < (1 - _COINCIDE) * distinct:
         return f"of {distinct:,} values sampled only {kept:,} remain apart"
-    level = _LEVEL_EXACT if (rounded == exact).all() else _LEVEL
+    # What is a float already loses nothing: only parameters are rounded, not data.
+    lossless = bool((rounded == exact).all())
+    level, within = (_LEVEL_EXACT, np.inf) if lossless else (_LEVEL, _WITHIN)
     for part in _of_like_size(exact):
         n, spread = rows * len(part) / len(exact), _spread(part)
         ratio = half_step * np.abs(part).max() / spread if spread else 0.0
-        if ratio * np.sqrt(n) > level or ratio > _WITHIN:
+        if ratio * np.sqrt(n) > level or ratio > within:
             return (
                 f"values near {np.median(part):.6g} with a spread of {spread:.2g} are rounded by "
                 f"up to {ratio * spread:.2g}"
             )
-    within = _within_groups(values, group)
-    ratio = half_step * np.median(np.abs(values)) / within if within else 0.0
-    if ratio > _WITHIN:
-        return f"values of a group, with a spread of {within:.2g}, are rounded by {ratio:.2g} of it"
+    spread = _within_groups(values, group)
+    ratio = half_step * np.median(np.abs(values)) / spread if spread else 0.0
+    if ratio > within:
+        return f"values of a group, with a spread of {spread:.2g}, are rounded by {ratio:.2g} of it"
     return ""
 
 
