@@ -20,6 +20,7 @@ from . import plan
 N = 20_000
 RNG = np.random.default_rng(0)
 GROUP = np.repeat(np.arange(N // 20), 20)
+NO_GROUPS = np.empty(0, np.uint64)
 NORMAL = RNG.normal(size=N)
 
 COARSE = {
@@ -93,15 +94,18 @@ def test_ordinary_columns_pass(values, by):
 
 def test_rounding_grows_with_the_number_of_rows():
     """A half step of 0.0006 sds is 0.01 posterior sds of a mean of 400 rows, 0.6 of a million."""
-    sample = sample_rows(None, [1.0e5 + 10 * NORMAL], N)
+    sample = sample_rows(None, NO_GROUPS, [1.0e5 + 10 * NORMAL], N)
     assert not too_coarse(sample, 0, 400, np.dtype("float32"))
     assert "rounded by" in too_coarse(sample, 0, 10**6, np.dtype("float32"))
 
 
 def test_sample_does_not_depend_on_the_cut():
     hashes = np.random.default_rng(1).integers(0, 2**63, 300).astype(np.uint64)[GROUP % 300]
-    whole = sample_rows(hashes, [NORMAL], N)
-    parts = [sample_rows(hashes[i::4], [NORMAL[i::4]], N // 4) for i in (2, 0, 3, 1)]
+    whole = sample_rows(hashes, np.unique(hashes), [NORMAL], N)
+    parts = [
+        sample_rows(hashes[i::4], np.unique(hashes[i::4]), [NORMAL[i::4]], N // 4)
+        for i in (2, 0, 3, 1)
+    ]
     for merged in (merge_samples(parts), merge_samples([merge_samples(parts[:2]), *parts[2:]])):
         for one, other in zip(whole, merged, strict=True):
             np.testing.assert_array_equal(one, other)
@@ -109,9 +113,9 @@ def test_sample_does_not_depend_on_the_cut():
 
 
 def test_sample_of_nothing():
-    empty = sample_rows(np.empty(0, np.uint64), [np.empty(0)], 0)
+    empty = sample_rows(NO_GROUPS, NO_GROUPS, [np.empty(0)], 0)
     assert isinstance(empty, Sample)
-    assert len(merge_samples([empty, sample_rows(None, [np.empty(0)], 0)]).row) == 0
+    assert len(merge_samples([empty, sample_rows(None, NO_GROUPS, [np.empty(0)], 0)]).row) == 0
     assert not too_coarse(empty, 0, 0, np.dtype("float32"))
 
 

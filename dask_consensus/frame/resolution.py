@@ -47,14 +47,20 @@ class Sample(NamedTuple):
     values: np.ndarray  # (rows, columns) float64, exactly
 
 
-def sample_rows(hashes: np.ndarray | None, values: Sequence[np.ndarray], rows: int) -> Sample:
-    """Sample the rows of a partition, from exact values of each numeric column."""
+def sample_rows(
+    hashes: np.ndarray | None, groups: np.ndarray, values: Sequence[np.ndarray], rows: int
+) -> Sample:
+    """Sample the rows of a partition, from exact values of each numeric column.
+
+    `hashes` are those of the rows' outermost keys, None without any; `groups` the distinct ones,
+    sorted.
+    """
     if hashes is None:
         take = np.unique(np.linspace(0, rows - 1, 4 * ROWS).astype(int)) if rows else np.arange(0)
         group = np.zeros(len(take), np.uint64)
     else:
-        smallest = np.unique(hashes)[:GROUPS]
-        take = np.flatnonzero(hashes <= smallest[-1]) if len(smallest) else np.arange(0)
+        last = groups[:GROUPS][-1:]
+        take = np.flatnonzero(hashes <= last) if len(last) else np.arange(0)
         take = take[:: max(1, len(take) // (16 * ROWS))]
         group = hashes[take]
     table = np.empty((len(take), len(values)))

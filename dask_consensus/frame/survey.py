@@ -201,7 +201,7 @@ def survey_partition(
         first=np.where(defects > 0, 0, -1),
         found=tuple(found),
         contents=_contents(partition if sound else partition.iloc[:0], layout, hashed),
-        sample=_sample(partition if sound else partition.iloc[:0], layout, outermost),
+        sample=_sample(partition if sound else partition.iloc[:0], layout, outermost, hashes),
     )
 
 
@@ -217,11 +217,14 @@ def _contents(partition: pd.DataFrame, layout: Layout, hashed: Sequence[np.ndarr
     return contents_of([hashes[: len(partition)] for hashes in hashed], values)
 
 
-def _sample(partition: pd.DataFrame, layout: Layout, hashes: np.ndarray) -> Sample:
+def _sample(
+    partition: pd.DataFrame, layout: Layout, hashes: np.ndarray, groups: np.ndarray
+) -> Sample:
     """Sample the rows, with the numbers of each column of values."""
+    rows = len(partition)
     numbers = [exact_numbers(partition[column.column]) for column in layout.values]
     present = [column for column in numbers if column is not None]
-    return sample_rows(hashes[: len(partition)] if layout.by else None, present, len(partition))
+    return sample_rows(hashes[:rows] if layout.by else None, groups[:rows], present, rows)
 
 
 def merge(surveys: Sequence[Survey], buckets: int = BUCKETS) -> Survey:

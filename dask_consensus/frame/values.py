@@ -60,6 +60,8 @@ def number_dtype(values: pd.Series, x64: bool) -> np.dtype:
 def exact_numbers(values: pd.Series) -> np.ndarray | None:
     """Return values without missing ones as bool, int64, uint64 or float64; None if no numbers."""
     dtype, types = values.dtype, pd.api.types
+    if values.empty:  # whose dtype says nothing
+        return np.empty(0, bool)
     if isinstance(dtype, pd.CategoricalDtype):
         numbers = exact_numbers(pd.Series(values.cat.categories))
         return None if numbers is None else numbers[values.cat.codes]
