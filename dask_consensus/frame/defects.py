@@ -27,7 +27,7 @@ _WHAT = {
     RANGE: "integers too large for {bits} bits",
     UNKNOWN: "values that are not among the known categories",
     NAN: "NaN that is not null, which `dropna` leaves there",
-    UNFIT: "{found} values that {expected} cannot hold, which the frame's dtype asks for",
+    UNFIT: "values of {found} that lose something in it",
 }
 _REMEDY = {
     MISSING: "drop those rows (`ddf.dropna(subset=[{name!r}])`) or fill the values in",
@@ -83,10 +83,10 @@ def explain_defects(
     """
     bits = 64 if layout.x64 else 32
     complaints = []
-    for i, (who, name, column) in enumerate(_checked(layout)):
+    for i, (who, name, _) in enumerate(_checked(layout)):
         for kind in np.flatnonzero(counts[i]).tolist():
-            words = {"bits": bits, "name": name, "expected": column.dtype if column else ""}
-            words["found"] = _first_dtype(dtypes[i] if dtypes else (), int(first[i, kind]))
+            found = _first_found(dtypes[i] if dtypes else (), int(first[i, kind]))
+            words = {"bits": bits, "name": name, "found": found}
             complaints.append(
                 f"{who}: {_WHAT[kind].format(**words)} ({counts[i, kind]:,}, the first in "
                 f"partition {first[i, kind]}); {_REMEDY[kind].format(**words)}"
@@ -107,6 +107,14 @@ def explain_keys(found: Sequence[Found], name: Hashable) -> list[str]:
 def key_kinds(keys: Keys, values: pd.Series) -> tuple[Found, ...]:
     """Return what the keys of a partition are."""
     return tuple(Found(kind, str(values.dtype)) for kind in keys.kinds)
+
+
+def value_dtype(values: pd.Series, column: Column) -> tuple[Found, ...]:
+    """Return of which dtype the values of a partition are, beside that of the frame."""
+    dtype = str(values.dtype)
+    return (
+        () if values.empty else (Found(f"dtype {dtype} where {column.dtype} is expected", dtype),)
+    )
 
 
 def _seen(found: Found) -> str:
@@ -130,10 +138,10 @@ def _key_remedy(kinds: tuple[str, ...], name: Hashable) -> str:
     )
 
 
-def _first_dtype(found: Sequence[Found], partition: int) -> str:
-    """Return the dtype found in a partition, or before it."""
+def _first_found(found: Sequence[Found], partition: int) -> str:
+    """Return what was found in a partition, or last before it."""
     before = [one for one in found if one.partition <= partition]
-    return before[-1].dtype if before else ""
+    return before[-1].what if before else "another dtype"
 
 
 def _checked(layout: Layout) -> list[tuple[str, Hashable, Column | None]]:

@@ -17,7 +17,14 @@ from ..cluster.tasks import tree
 from ..shard_data import Contents
 from .arrays import Layout, encode_values
 from .contents import add_contents, contents_of
-from .defects import Found, count_defects, explain_defects, explain_keys, key_kinds
+from .defects import (
+    Found,
+    count_defects,
+    explain_defects,
+    explain_keys,
+    key_kinds,
+    value_dtype,
+)
 from .keys import Form, Keys, common_form, conflicts, hash_keys, read_keys
 from .resolution import Sample, merge_samples, sample_rows, too_coarse
 from .values import exact_numbers, missing
@@ -173,7 +180,6 @@ def survey_partition(
 ) -> Survey:
     """Return the survey of one partition; `divided` says that the frame is divided by key."""
     defects = count_defects(partition, layout)
-    names = [*layout.by, *(column.column for column in layout.direct)]
     # Only keys that are there can be read; a frame with others is refused.
     present = [_present(partition[name]) for name in layout.by]
     keys = [read_keys(key) for key in present]
@@ -184,8 +190,7 @@ def survey_partition(
     top = np.argsort(-rows, kind="stable")[:HEAVIEST]
     sound = not defects.any() and not any(conflicts(key.kinds) for key in keys)
     found = [key_kinds(key, values) for key, values in zip(keys, present, strict=True)]
-    for name in names[len(keys) :]:
-        found.append(() if partition.empty else (Found(*2 * (str(partition[name].dtype),)),))
+    found += [value_dtype(partition[column.column], column) for column in layout.direct]
     return Survey(
         partition_rows=np.array([len(partition)]),
         partition_groups=np.array([len(hashes)]),
