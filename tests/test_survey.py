@@ -171,7 +171,8 @@ def test_survey_of_a_dask_frame(split_every):
     ddf = dd.from_pandas(frame, npartitions=7)
     computed = survey(ddf, LAYOUT, split_every=split_every).compute(scheduler="synchronous")
     parts = dask.compute(*ddf.partitions, scheduler="synchronous")
-    assert_same(computed, merge([survey_partition(part, LAYOUT) for part in parts]))
+    layout = LAYOUT.typed(ddf._meta)
+    assert_same(computed, merge([survey_partition(part, layout) for part in parts]))
     assert computed.rows == 500
     assert computed.n_groups == frame["patient"].nunique()
 

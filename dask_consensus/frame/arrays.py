@@ -16,7 +16,8 @@ import pandas as pd
 
 from ..shard_data import Shard
 from .contents import contents_of
-from .keys import Form, common_form, hash_keys, in_form, of_form, read_keys
+from .key_kinds import read_keys
+from .keys import Form, common_form, hash_keys, in_form, of_form
 from .values import cast, category_codes, exact_numbers, integer_dtype, number_dtype
 
 

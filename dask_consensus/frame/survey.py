@@ -25,8 +25,10 @@ from .defects import (
     key_kinds,
     value_dtype,
 )
-from .keys import Form, Keys, common_form, conflicts, hash_keys, read_keys
+from .key_kinds import read_keys
+from .keys import Form, Keys, common_form, conflicts, hash_keys
 from .resolution import Sample, merge_samples, sample_rows, too_coarse
+from .tallies import HEAVIEST, Heavy, add_up, coarsen, merge_first, merge_found, merge_heaviest
 from .values import exact_numbers, missing
 
 if TYPE_CHECKING:
@@ -42,19 +44,6 @@ balance shards to within 5%: this number serves 8,000 shards.
 """
 SKETCH = 1024
 """Smallest hashes kept to estimate the number of groups, with an error of 1/sqrt(SKETCH)."""
-HEAVIEST = 32
-"""Groups whose label is kept, so that a message can name the largest."""
-
-DTYPES = 32
-"""Kinds of keys and dtypes of values that are kept of a column."""
-
-
-class Heavy(NamedTuple):
-    """A group with many rows: the hash of its key, rows seen, and the key as text."""
-
-    hash: int
-    rows: int
-    label: str
 
 
 class Survey(NamedTuple):
@@ -186,7 +175,7 @@ def survey_partition(
     hashed = [hash_keys(key) for key in keys]
     outermost = hashed[0] if hashed else np.empty(0, np.uint64)
     hashes, position, rows = np.unique(outermost, return_index=True, return_counts=True)
-    counted, counted_rows, shift = _coarsen(hashes, rows, 0, buckets)
+    counted, counted_rows, shift = coarsen(hashes, rows, 0, buckets)
     top = np.argsort(-rows, kind="stable")[:HEAVIEST]
     sound = not defects.any() and not any(conflicts(key.kinds) for key in keys)
     found = [key_kinds(key, values) for key, values in zip(keys, present, strict=True)]
@@ -234,12 +223,13 @@ def _sample(
 
 def merge(surveys: Sequence[Survey], buckets: int = BUCKETS) -> Survey:
     """Return the survey of all partitions from the surveys of some, in their order."""
+    partitions = [len(part.partition_rows) for part in surveys]
     shift = max(part.shift for part in surveys)
-    counted, counted_rows = _add_up(
+    counted, counted_rows = add_up(
         np.concatenate([part.buckets >> (shift - part.shift) for part in surveys]),
         np.concatenate([part.bucket_rows for part in surveys]),
     )
-    counted, counted_rows, shift = _coarsen(counted, counted_rows, shift, buckets)
+    counted, counted_rows, shift = coarsen(counted, counted_rows, shift, buckets)
     return Survey(
         partition_rows=np.concatenate([part.partition_rows for part in surveys]),
         partition_groups=np.concatenate([part.partition_groups for part in surveys]),
@@ -248,10 +238,10 @@ def merge(surveys: Sequence[Survey], buckets: int = BUCKETS) -> Survey:
         bucket_rows=counted_rows,
         shift=shift,
         sketch=np.unique(np.concatenate([part.sketch for part in surveys]))[:SKETCH],
-        heaviest=_merge_heaviest(surveys),
+        heaviest=merge_heaviest([part.heaviest for part in surveys]),
         defects=np.sum([part.defects for part in surveys], axis=0),
-        first=_merge_first(surveys),
-        found=_merge_found(surveys),
+        first=merge_first([part.first for part in surveys], partitions),
+        found=merge_found([part.found for part in surveys], partitions),
         contents=add_contents([part.contents for part in surveys]),
         sample=merge_samples([part.sample for part in surveys]),
     )
@@ -304,28 +294,6 @@ def _coarse_columns(survey: Survey, layout: Layout) -> list[str]:
     return complaints
 
 
-def _add_up(ids: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct ids, sorted, and the sum of the rows of each."""
-    distinct, position = np.unique(ids, return_inverse=True)
-    total = np.zeros(len(distinct), np.int64)
-    np.add.at(total, position, rows)
-    return distinct, total
-
-
-def _coarsen(
-    ids: np.ndarray, rows: np.ndarray, shift: int, limit: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Drop as few low bits of sorted, distinct ids as leave at most `limit` of them.
-
-    How many bits go depends on the set of ids alone, not on the order in which it was gathered:
-    this makes merging associative.
-    """
-    differ, drop = ids[1:] ^ ids[:-1], 0
-    while np.count_nonzero(differ >> drop) >= limit:
-        drop += 1
-    return (*_add_up(ids >> drop, rows), shift + drop)
-
-
 def _edges(key: pd.Series, keys: Keys, hashes: np.ndarray) -> np.ndarray:
     """Return the hashes of the smallest and largest key as one row; zeros without keys."""
     if not len(key):
@@ -334,34 +302,3 @@ def _edges(key: pd.Series, keys: Keys, hashes: np.ndarray) -> np.ndarray:
     categorical = isinstance(key.dtype, pd.CategoricalDtype)
     order = pd.Series(key.cat.codes.to_numpy() if categorical else keys.rows)
     return hashes[order.sort_values().index[[0, -1]]][np.newaxis]
-
-
-def _merge_heaviest(surveys: Sequence[Survey]) -> tuple[Heavy, ...]:
-    """Add up the rows of heavy groups and keep the heaviest."""
-    by_hash: dict[int, Heavy] = {}
-    for heavy in (heavy for part in surveys for heavy in part.heaviest):
-        seen = by_hash.get(heavy.hash, heavy._replace(rows=0))
-        by_hash[heavy.hash] = seen._replace(rows=seen.rows + heavy.rows)
-    return tuple(sorted(by_hash.values(), key=lambda heavy: (-heavy.rows, heavy.hash))[:HEAVIEST])
-
-
-def _merge_first(surveys: Sequence[Survey]) -> np.ndarray:
-    """Return the first partition with a defect, numbered through all surveys."""
-    first, start = np.full_like(surveys[0].first, -1), 0
-    for part in surveys:
-        first = np.where((first < 0) & (part.first >= 0), part.first + start, first)
-        start += len(part.partition_rows)
-    return first
-
-
-def _merge_found(surveys: Sequence[Survey]) -> tuple[tuple[Found, ...], ...]:
-    """Return what is first found in which partition, numbered through all surveys."""
-    columns: list[dict[str, Found]] = [{} for _ in surveys[0].found]
-    start = 0
-    for part in surveys:
-        for seen, found in zip(columns, part.found, strict=True):
-            for one in found:
-                if len(seen) < DTYPES:
-                    seen.setdefault(one.what, one._replace(partition=one.partition + start))
-        start += len(part.partition_rows)
-    return tuple(tuple(seen.values()) for seen in columns)
