@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import uuid
 from collections.abc import Callable
 
@@ -19,7 +20,7 @@ from dask_consensus.frame.arrays import Column, Layout
 from dask_consensus.frame.assign import assign, shards
 from dask_consensus.frame.contents import add_contents, changed, contents_of
 from dask_consensus.frame.survey import check, survey
-from dask_consensus.frame.unchanged import FrameChanged, unchanged
+from dask_consensus.frame.unchanged import FrameChanged, frame_changed, unchanged
 from dask_consensus.shard_data import summary_of
 
 from . import QUICK
@@ -169,3 +170,8 @@ def test_a_shard_lost_with_its_worker_must_be_the_same():
     assert _pad(one, summary.size, summary).size == summary.size
     with pytest.raises(RuntimeError, match="lost with its worker"):
         _pad(other, summary.size, summary)
+
+
+def test_the_error_travels():
+    error = frame_changed("something")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

@@ -40,7 +40,7 @@ _SHARE = 0.05  # of the sample, that values of like size must have to be looked 
 
 
 class Sample(NamedTuple):
-    """Rows of the groups of smallest hash, those of smallest hash of each."""
+    """Rows of the groups of smallest hash, and of each those of smallest hash."""
 
     group: np.ndarray  # (rows,) uint64, hash of the outermost key; zeros without one
     row: np.ndarray  # (rows,) uint64, hash of key and values
@@ -110,7 +110,8 @@ def _kept(sample: Sample) -> Sample:
     first = np.flatnonzero(np.append(True, group[1:] != group[:-1])) if len(group) else order
     number = np.searchsorted(first, np.arange(len(group)), "right") - 1
     place = np.arange(len(group)) - first[number] if len(group) else order
-    limit = ROWS if not group.any() else ROWS // GROUPS
+    # There are more groups in the sample of more rows, and of each never more rows than before.
+    limit = ROWS // min(GROUPS, max(1, len(first)))
     order = order[(number < GROUPS) & (place < limit)]
     return Sample(sample.group[order], sample.row[order], sample.values[order])
 

@@ -15,7 +15,7 @@ from dask.utils import get_default_shuffle_method
 from ..shard_data import Shard
 from .arrays import Layout, collate, encode, key_name, row_order
 from .keys import hash_keys, of_form
-from .unchanged import FrameChanged
+from .unchanged import frame_changed
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -96,7 +96,7 @@ def _look_up(partition: pd.DataFrame, layout: Layout, table: BucketMap) -> pd.Da
     bucket = hashes >> table.shift
     position = np.searchsorted(table.buckets, bucket).clip(max=len(table.buckets) - 1)
     if not np.array_equal(table.buckets[position], bucket):
-        raise FrameChanged(f"{layout.by[0]!r} has groups that were not there when it was counted")
+        raise frame_changed(f"{layout.by[0]!r} has groups that were not there when it was counted")
     return encoded.assign(**{SHARD: table.shard[position]})
 
 

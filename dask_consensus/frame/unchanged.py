@@ -17,12 +17,14 @@ from .survey import Survey
 class FrameChanged(RuntimeError, ValueError):
     """The frame gives other rows each time it is computed."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            f"the frame changed between two passes over it: {what}. A fit needs the same rows "
-            "twice. Keep them (`ddf = ddf.persist()`), seed what draws at random, or write the "
-            "frame to Parquet and read that"
-        )
+
+def frame_changed(what: str) -> FrameChanged:
+    """Make the error that says so; the class itself must unpickle, coming from a worker."""
+    return FrameChanged(
+        f"the frame changed between two passes over it: {what}. A fit needs the same rows twice. "
+        "Keep them (`ddf = ddf.persist()`), seed what draws at random, or write the frame to "
+        "Parquet and read that"
+    )
 
 
 def unchanged(survey: Survey, layout: Layout) -> Callable[[Sequence[Summary]], None]:
@@ -38,14 +40,14 @@ def unchanged(survey: Survey, layout: Layout) -> Callable[[Sequence[Summary]], N
         if others:
             # Floats are weighed by the other columns, and change with them.
             first = min(others, key=lambda i: (any(survey.contents.sums[i]), i))
-            raise FrameChanged(_other_values(layout, first, survey.contents, now))
+            raise frame_changed(_other_values(layout, first, survey.contents, now))
 
     return check
 
 
 def _compare(what: str, then: int, now: int) -> None:
     if then != now:
-        raise FrameChanged(f"{then:,} {what} were counted, {now:,} reached the shards")
+        raise frame_changed(f"{then:,} {what} were counted, {now:,} reached the shards")
 
 
 def _other_values(layout: Layout, number: int, then: Contents, now: Contents) -> str:
