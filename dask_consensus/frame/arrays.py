@@ -125,10 +125,12 @@ def collate(encoded: pd.DataFrame, layout: Layout) -> Shard:
     """Sort all encoded rows of one shard, in any order, and code its groups."""
     # A key's rank is its place among the distinct keys of its level.
     keys = [encoded[key_name(level)] for level in range(len(layout.by))]
-    ranks = [pd.factorize(key, sort=True)[0] for key in keys]
+    ranked = [pd.factorize(key, sort=True) for key in keys]
+    ranks = [rank for rank, _ in ranked]
     values = {column.argument: encoded[column.argument].to_numpy() for column in layout.direct}
     hashes = [
-        hash_keys(of_form(key.array, form)) for key, form in zip(keys, layout.forms, strict=True)
+        hash_keys(of_form(distinct.array, form))[rank]
+        for (rank, distinct), form in zip(ranked, layout.forms, strict=True)
     ]
     order = row_order([*ranks, *values.values()], len(encoded))
     # From here on in order: sums of floats depend on it.
