@@ -20,6 +20,7 @@ from .correction.importance import Correction, CorrectionSettings, correct, near
 from .correction.likelihood import LogPosterior
 from .correction.peaks import moments_of
 from .frame.assign import shards as rows_to_shards
+from .frame.unchanged import unchanged
 from .plan.coupling import around, near_zero, with_coupling
 from .plan.plan import Plan, make_plan
 from .plan.show import warn_before_sampling
@@ -94,8 +95,9 @@ def shard_rows(frame: dd.DataFrame, plan: Plan, progress: bool | None) -> Shards
     """Send every row to its shard, keep the shards, and say how work reaches them."""
     options = plan.options
     execution = Execution(options.split_every, options.retries, progress, options.resources)
-    unpadded = rows_to_shards(frame, plan.bindings.layout, plan.assignment)
-    shards = persist(unpadded, execution)
+    layout = plan.bindings.layout
+    unpadded = rows_to_shards(frame, layout, plan.assignment)
+    shards = persist(unpadded, execution, unchanged(plan.survey, layout))
     together = options.shards_per_task
     if together == "auto":
         together = _shards_that_fit(plan, shards)

@@ -13,6 +13,13 @@ _ONE_SHAPE = 1.25  # shards up to this many times the median share one padded sh
 _FEW = 16  # and so do those with up to this many rows or groups more
 
 
+class Contents(NamedTuple):
+    """What rows hold, summed up without regard to their order: keys, then the other columns."""
+
+    checksums: tuple[int, ...] = ()  # 64 bits of each column; 0 for floats
+    sums: tuple[tuple[float, ...], ...] = ()  # six of each, 0 unless floats: `frame/contents.py`
+
+
 class Shard(NamedTuple):
     """The rows of one shard as the model receives them, before padding.
 
@@ -23,6 +30,7 @@ class Shard(NamedTuple):
     rows: int
     groups: tuple[int, ...]  # number of groups at each level of ``by``
     levels: dict[str, int]
+    contents: Contents = Contents()  # by which the rows are known again
 
 
 class ShardData(NamedTuple):
@@ -55,6 +63,18 @@ class Size(NamedTuple):
 def size_of(shard: Shard) -> Size:
     """Rows and groups of a shard."""
     return Size(shard.rows, shard.groups)
+
+
+class Summary(NamedTuple):
+    """What a shard holds: how much, and by what it is known again."""
+
+    size: Size
+    contents: Contents
+
+
+def summary_of(shard: Shard) -> Summary:
+    """Sum up a shard."""
+    return Summary(size_of(shard), shard.contents)
 
 
 def padded_sizes(sizes: Sequence[Size]) -> list[Size]:

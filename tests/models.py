@@ -5,9 +5,11 @@ Arguments bear the names of the columns of :func:`frame`, so that no model needs
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +27,10 @@ from dask_consensus.plan.plan import Plan
 
 from . import from_pandas, plan
 
-RUNS: Counter[float] = Counter()  # of models that count how often they are traced
+# How often models that count it are traced. Modules of one's own are copied with a model: this one,
+# which no file holds, is not.
+RUNS: Any = sys.modules.setdefault("runs_of_models", ModuleType("runs_of_models"))
+RUNS.counts = Counter()
 SMOKING = ("current", "ex", "never")
 
 

@@ -259,23 +259,23 @@ def test_a_killed_worker(small, expected, cluster, monkeypatch):
 class Traced:
     """A model that counts how often its Python code runs: once for each code that is compiled.
 
-    A fit copies the module of its model: it is counted in another one, which all copies share.
+    A fit copies the modules of its model: it is counted in one without a file, which all share.
     """
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
 
     def __call__(self, county, y, n_county):
-        models.RUNS[self.scale] += 1
+        models.RUNS.counts[self.scale] += 1
         tau = numpyro.sample("tau", dist.HalfNormal(self.scale))
         with numpyro.plate("county", n_county):
             alpha = numpyro.sample("alpha", dist.Normal(0, tau))
         normal_rows(alpha[county], 1.0, y)
 
     def runs_in(self, work: Callable[[], Any]) -> int:
-        before = models.RUNS[self.scale]
+        before = models.RUNS.counts[self.scale]
         work()
-        return models.RUNS[self.scale] - before
+        return models.RUNS.counts[self.scale] - before
 
 
 FEW = ((30, 33, 28),)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..shard_data import Size, pad, padded_sizes, size_of
+from ..shard_data import Shard, ShardData, Size, Summary, pad, padded_sizes, summary_of
 from .placement import Execution
 from .tasks import call, compute, persist_tasks
 
@@ -40,12 +40,31 @@ class Shards(NamedTuple):
         return int(order[(len(order) - 1) // 2])
 
 
-def persist(unpadded: Sequence[Delayed], execution: Execution) -> Shards:
-    """Compute the shards, pad them to common shapes, and keep them: they are read many times."""
+def persist(
+    unpadded: Sequence[Delayed],
+    execution: Execution,
+    check: Callable[[Sequence[Summary]], None] = lambda _: None,
+) -> Shards:
+    """Compute the shards, pad them to common shapes, and keep them: they are read many times.
+
+    `check` is given what the shards hold, and may raise.
+    """
     shards = persist_tasks(unpadded)
-    sizes = compute([call(size_of, shard) for shard in shards])
+    summaries = compute([call(summary_of, shard) for shard in shards])
+    check(summaries)
+    sizes = [summary.size for summary in summaries]
     padded = padded_sizes(sizes)
     data = persist_tasks(
-        [call(pad, shard, size) for shard, size in zip(shards, padded, strict=True)]
+        [call(_pad, *task) for task in zip(shards, padded, summaries, strict=True)]
     )
     return Shards(data, sizes, padded, execution)
+
+
+def _pad(shard: Shard, size: Size, summary: Summary) -> ShardData:
+    """Pad a shard; one that was lost with its worker and made again must be what it was."""
+    if shard.rows != summary.size.rows or shard.contents.checksums != summary.contents.checksums:
+        raise RuntimeError(
+            "a shard that was lost with its worker has other rows now that it was made again: the "
+            "frame gives other rows each time it is computed. Persist it first"
+        )
+    return pad(shard, size)

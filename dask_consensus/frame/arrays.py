@@ -15,6 +15,10 @@ import numpy as np
 import pandas as pd
 
 from ..shard_data import Shard
+from .contents import contents_of
+from .key_kinds import read_keys
+from .keys import Form, common_form, hash_keys, in_form, of_form
+from .values import cast, category_codes, exact_numbers, integer_dtype, number_dtype
 
 
 class Column(NamedTuple):
@@ -29,6 +33,7 @@ class Column(NamedTuple):
     kind: Literal["group", "category", "value"]
     level: int = -1  # position in ``by`` (kind "group")
     categories: tuple[Any, ...] = ()
+    dtype: str = ""  # of the values that the model receives (kind "value"); empty: as a partition's
 
 
 class Layout(NamedTuple):
@@ -37,11 +42,33 @@ class Layout(NamedTuple):
     by: tuple[Hashable, ...]  # key columns, outermost first; empty where rows are exchangeable
     columns: tuple[Column, ...]  # one entry for each argument of the model that a column feeds
     x64: bool = False  # arrays of float64 and int64 instead of float32 and int32
+    forms: tuple[Form, ...] = ()  # of the keys of all partitions, once they are known
 
     @property
     def direct(self) -> tuple[Column, ...]:
         """The columns that are not codes of groups: values and categories."""
         return tuple(column for column in self.columns if column.kind != "group")
+
+    @property
+    def values(self) -> tuple[Column, ...]:
+        """The columns that are handed to the model as they are."""
+        return tuple(column for column in self.columns if column.kind == "value")
+
+    def typed(self, meta: pd.DataFrame) -> Layout:
+        """Fix the dtype of each value by that of the frame: a partition may have another.
+
+        Raises
+        ------
+        TypeError
+            If a column that feeds a value is neither numeric nor boolean.
+        """
+        columns = tuple(
+            column._replace(dtype=str(number_dtype(meta[column.column], self.x64)))
+            if column.kind == "value"
+            else column
+            for column in self.columns
+        )
+        return self._replace(columns=columns)
 
 
 def to_shard(partition: pd.DataFrame, layout: Layout) -> Shard:
@@ -66,38 +93,51 @@ def to_shard(partition: pd.DataFrame, layout: Layout) -> Shard:
     >>> shard.groups
     (2,)
     """
+    forms = tuple(common_form(read_keys(partition[name]).kinds) for name in layout.by)
+    layout = layout._replace(forms=layout.forms or forms)
     return collate(encode(partition, layout), layout)
 
 
 def encode(partition: pd.DataFrame, layout: Layout) -> pd.DataFrame:
     """Cast the used columns of any rows to what the model receives, row by row.
 
-    There is a column :func:`key_name` of plain values for each level of ``by``, and a column for
-    each argument of another kind than "group", named after it.
+    There is a column :func:`key_name` for each level of ``by``, of keys in their form, and a column
+    for each argument of another kind than "group", named after it.
     """
     keys = {
-        key_name(level): plain_key(partition[name]).reset_index(drop=True)
-        for level, name in enumerate(layout.by)
+        key_name(level): in_form(read_keys(partition[name]), form)
+        for level, (name, form) in enumerate(zip(layout.by, layout.forms, strict=True))
     }
-    values = {
+    return pd.DataFrame(
+        keys | encode_values(partition, layout), index=pd.RangeIndex(len(partition))
+    )
+
+
+def encode_values(partition: pd.DataFrame, layout: Layout) -> dict[str, np.ndarray]:
+    """Cast the columns that are not codes of groups; missing values may not be among them."""
+    return {
         column.argument: _as_numbers(partition[column.column], column, layout.x64)
         for column in layout.direct
     }
-    return pd.DataFrame(keys | values, index=pd.RangeIndex(len(partition)))
 
 
 def collate(encoded: pd.DataFrame, layout: Layout) -> Shard:
     """Sort all encoded rows of one shard, in any order, and code its groups."""
     # A key's rank is its place among the distinct keys of its level.
     keys = [encoded[key_name(level)] for level in range(len(layout.by))]
-    ranks = [pd.factorize(key, sort=True)[0] for key in keys]
+    ranked = [pd.factorize(key, sort=True) for key in keys]
+    ranks = [rank for rank, _ in ranked]
     values = {column.argument: encoded[column.argument].to_numpy() for column in layout.direct}
+    hashes = [
+        hash_keys(of_form(distinct.array, form))[rank]
+        for (rank, distinct), form in zip(ranked, layout.forms, strict=True)
+    ]
     order = row_order([*ranks, *values.values()], len(encoded))
+    # From here on in order: sums of floats depend on it.
+    values = {argument: column[order] for argument, column in values.items()}
     codes = _group_codes([rank[order] for rank in ranks], integer_dtype(layout.x64))
     arguments = {
-        column.argument: codes[column.level]
-        if column.kind == "group"
-        else values[column.argument][order]
+        column.argument: codes[column.level] if column.kind == "group" else values[column.argument]
         for column in layout.columns
     }
     return Shard(
@@ -105,66 +145,13 @@ def collate(encoded: pd.DataFrame, layout: Layout) -> Shard:
         rows=len(encoded),
         groups=tuple(int(code.max(initial=-1)) + 1 for code in codes),
         levels={c.argument: c.level for c in layout.columns if c.kind == "group"},
+        contents=contents_of([h[order] for h in hashes], list(values.values())),
     )
 
 
 def key_name(level: int) -> str:
     """Return the encoded column of a key; no argument of a model can bear such a name."""
     return f"by[{level}]"
-
-
-def plain_key(key: pd.Series) -> pd.Series:
-    """Return a key's values in a form that agrees between partitions.
-
-    The categories of a partition, their order and the width of an integer are accidents of how it
-    was read: keys that are equal must sort, hash and compare alike in every partition.
-    """
-    if isinstance(key.dtype, pd.CategoricalDtype):
-        key = key.astype(key.dtype.categories.dtype)
-    if pd.api.types.is_unsigned_integer_dtype(key.dtype):
-        return key.astype("uint64")
-    if pd.api.types.is_integer_dtype(key.dtype):
-        return key.astype("int64")
-    if pd.api.types.is_float_dtype(key.dtype):
-        return key + 0.0  # before pandas 3.1 zeros of both signs hash apart
-    return key
-
-
-def category_codes(values: pd.Series, categories: tuple[Any, ...]) -> np.ndarray:
-    """Return the position of each value in `categories`, -1 for one that is not there."""
-    # A tuple of tuples would otherwise become a MultiIndex.
-    known = pd.Index(categories, tupleize_cols=False)
-    if not isinstance(values.dtype, pd.CategoricalDtype):
-        return known.get_indexer(pd.Index(values))
-    # Looking up the few categories beats looking up the rows; code -1 (missing) reads the last -1.
-    return np.append(known.get_indexer(values.cat.categories), -1)[values.cat.codes]
-
-
-def integer_dtype(x64: bool) -> np.dtype:
-    """Return the dtype of codes and integers."""
-    return np.dtype(np.int64 if x64 else np.int32)
-
-
-def number_dtype(values: pd.Series, x64: bool) -> np.dtype:
-    """Return the dtype in which the model receives a column of values.
-
-    Raises
-    ------
-    TypeError
-        If the column is neither numeric nor boolean.
-    """
-    dtype, types = values.dtype, pd.api.types
-    plain = not isinstance(dtype, pd.CategoricalDtype) and not types.is_complex_dtype(dtype)
-    if plain and types.is_bool_dtype(dtype):
-        return np.dtype(bool)
-    if plain and types.is_integer_dtype(dtype):
-        return integer_dtype(x64)
-    if plain and types.is_numeric_dtype(dtype):
-        return np.dtype(np.float64 if x64 else np.float32)
-    raise TypeError(
-        f"column {values.name!r} has dtype {dtype}; a model takes numbers and booleans. Convert it "
-        "with `astype`, make it a categorical with known categories, or name it in `by`"
-    )
 
 
 def row_order(columns: Sequence[np.ndarray], rows: int) -> np.ndarray:
@@ -176,12 +163,11 @@ def _as_numbers(values: pd.Series, column: Column, x64: bool) -> np.ndarray:
     """Cast one column to the array its argument receives."""
     if column.kind == "category":
         return category_codes(values, column.categories).astype(integer_dtype(x64))
-    dtype = number_dtype(values, x64)
-    if dtype.kind != "f":
-        return values.to_numpy(dtype=dtype)
-    with np.errstate(over="ignore"):
-        # -0.0 and 0.0 compare equal: kept apart, their order would be that of arrival.
-        return values.to_numpy(dtype=dtype, na_value=np.nan) + dtype.type(0)
+    numbers = exact_numbers(values)
+    dtype = np.dtype(column.dtype) if column.dtype else number_dtype(values, x64)
+    if numbers is None:
+        raise TypeError(f"column {values.name!r} has dtype {values.dtype}, expected {dtype}")
+    return cast(numbers, dtype)
 
 
 def _group_codes(ranks: Iterable[np.ndarray], dtype: np.dtype) -> list[np.ndarray]:

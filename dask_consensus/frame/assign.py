@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from .arrays import Layout
+from .keys import Form
 from .shuffle import BucketMap, gather_partitions, place_by_key, place_in_turn, shuffle
 from .survey import Survey, divided_by_key, used
 
@@ -45,6 +46,8 @@ class Assignment(NamedTuple):
     members: np.ndarray = np.empty(0, np.int32)
     # Of each partition the number of its first row in the frame (kind "rows").
     offsets: np.ndarray = np.empty(0, np.int64)
+    # Of the keys of each level the form they have in common.
+    forms: tuple[Form, ...] = ()
 
 
 def assign(
@@ -66,17 +69,9 @@ def assign(
         If a number of shards is asked for that would leave some empty.
     """
     wanted = _shard_count(survey, layout, n_shards, rows_per_shard)
-    if wanted == 1:
-        return _whole(survey)
-    if not layout.by:
-        return _by_rows(survey, wanted)
-    if divided_by_key(frame, layout) and _groups_are_whole(survey):
-        candidates = [wanted] if n_shards else [wanted, _as_divided(survey, rows_per_shard, wanted)]
-        for candidate in candidates:
-            members, rows = pack(survey.partition_rows, candidate)
-            if _balanced(rows):
-                return _by_divisions(survey, members, rows)
-    return _by_hash(survey, wanted)
+    by_default = None if n_shards else _as_divided(survey, rows_per_shard, wanted)
+    assignment = _assign(survey, frame, layout, wanted, by_default)
+    return assignment._replace(forms=survey.forms(layout))
 
 
 def pack(rows: np.ndarray, n_shards: int) -> tuple[np.ndarray, np.ndarray]:
@@ -114,6 +109,7 @@ def shards(
     of :func:`.shuffle.shuffle`; kinds "whole" and "divisions" need none.
     """
     rows = used(frame, layout)
+    layout = layout.typed(rows._meta)._replace(forms=assignment.forms)
     if assignment.kind in ("whole", "divisions"):
         return gather_partitions(rows, layout, assignment.members)
     if assignment.kind == "hash":
@@ -121,6 +117,22 @@ def shards(
     else:
         placed = place_in_turn(rows, layout, assignment.offsets, assignment.n_shards)
     return shuffle(placed, layout, assignment.n_shards, shuffle_method)
+
+
+def _assign(
+    survey: Survey, frame: dd.DataFrame, layout: Layout, wanted: int, divided: int | None
+) -> Assignment:
+    """Assign groups to a number of shards, or to another if the frame is divided so."""
+    if wanted == 1:
+        return _whole(survey)
+    if not layout.by:
+        return _by_rows(survey, wanted)
+    if divided_by_key(frame, layout) and _groups_are_whole(survey):
+        for candidate in [wanted] if divided is None else [wanted, divided]:
+            members, rows = pack(survey.partition_rows, candidate)
+            if _balanced(rows):
+                return _by_divisions(survey, members, rows)
+    return _by_hash(survey, wanted)
 
 
 def _shard_count(survey: Survey, layout: Layout, n_shards: int | None, rows_per_shard: int) -> int:

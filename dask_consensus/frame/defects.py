@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from .arrays import Column, Layout, category_codes, integer_dtype, number_dtype
+from .arrays import Column, Layout
+from .keys import FINE, LARGE, Keys, conflicts
+from .values import (
+    category_codes,
+    exact_numbers,
+    missing,
+    number_dtype,
+    out_of_range,
+    unfit,
+)
 
-MISSING, INFINITE, RANGE, UNKNOWN = range(4)
+MISSING, INFINITE, RANGE, UNKNOWN, NAN, UNFIT = range(6)
 """Kinds of defect, in the order of the counts."""
 _WHAT = {
     MISSING: "missing values, null or NaN",
     INFINITE: "values that are infinite, or too large for a float of {bits} bits",
     RANGE: "integers too large for {bits} bits",
     UNKNOWN: "values that are not among the known categories",
+    NAN: "NaN that is not null, which `dropna` leaves there",
+    UNFIT: "values of {found} that lose something in it",
 }
 _REMEDY = {
     MISSING: "drop those rows (`ddf.dropna(subset=[{name!r}])`) or fill the values in",
     INFINITE: "drop those rows, or clip or rescale the column",
     RANGE: "convert the column to float, rescale it, or enable 64-bit numbers in JAX",
     UNKNOWN: "drop those rows, or declare every category (`ddf.categorize([{name!r}])`)",
+    NAN: "drop those rows (`ddf[ddf[{name!r}] == ddf[{name!r}]]`) or fill the values in",
+    UNFIT: "read the column as one dtype in every file, or convert it "
+    "(`ddf.astype({{{name!r}: 'float64'}})`)",
 }
+
+
+class Found(NamedTuple):
+    """Something seen in a column: its name, the dtype and the number of the first partition."""
+
+    what: str
+    dtype: str
+    partition: int = 0
 
 
 def count_defects(partition: pd.DataFrame, layout: Layout) -> np.ndarray:
@@ -33,32 +56,92 @@ def count_defects(partition: pd.DataFrame, layout: Layout) -> np.ndarray:
     checked = _checked(layout)
     counts = np.zeros((len(checked), len(_WHAT)), np.int64)
     for row, (_, name, column) in zip(counts, checked, strict=True):
-        values = partition[name]
-        present = values.dropna()
-        row[MISSING] = len(values) - len(present)
-        if column is None:
-            row[INFINITE] = _count_infinite(present, np.dtype(np.float64))
-        elif column.kind == "category":
-            row[UNKNOWN] = np.count_nonzero(category_codes(present, column.categories) < 0)
-        else:
-            row[INFINITE] = _count_infinite(present, number_dtype(values, layout.x64))
-            row[RANGE] = _count_out_of_range(present, integer_dtype(layout.x64))
+        for kind, mask in _defects(partition[name], column, layout.x64).items():
+            row[kind] = np.count_nonzero(mask)
     return counts
 
 
-def explain_defects(counts: np.ndarray, first: np.ndarray, layout: Layout) -> list[str]:
+def usable(partition: pd.DataFrame, layout: Layout) -> np.ndarray:
+    """Return which rows have no value that the model cannot use."""
+    free = np.ones(len(partition), bool)
+    for _, name, column in _checked(layout):
+        for mask in _defects(partition[name], column, layout.x64).values():
+            free &= ~mask
+    return free
+
+
+def explain_defects(
+    counts: np.ndarray,
+    first: np.ndarray,
+    layout: Layout,
+    dtypes: Sequence[Sequence[Found]] = (),
+) -> list[str]:
     """Say of each column with defects how many there are, where, and what to do.
 
     One line for each kind of defect of each column, from the sum of all :func:`count_defects` and
-    the first partition with such a value, of the same shape.
+    the first partition with such a value, of the same shape; `dtypes` are those found.
     """
     bits = 64 if layout.x64 else 32
+    complaints = []
+    for i, (who, name, _) in enumerate(_checked(layout)):
+        for kind in np.flatnonzero(counts[i]).tolist():
+            found = _first_found(dtypes[i] if dtypes else (), int(first[i, kind]))
+            words = {"bits": bits, "name": name, "found": found}
+            complaints.append(
+                f"{who}: {_WHAT[kind].format(**words)} ({counts[i, kind]:,}, the first in "
+                f"partition {first[i, kind]}); {_REMEDY[kind].format(**words)}"
+            )
+    return complaints
+
+
+def explain_keys(found: Sequence[Found], name: Hashable) -> list[str]:
+    """Say which kinds of a key cannot be told apart, or brought to one form; and what to do."""
+    by_kind = {one.what: one for one in reversed(found)}
     return [
-        f"{who}: {_WHAT[kind].format(bits=bits)} ({counts[i, kind]:,}, the first in partition "
-        f"{first[i, kind]}); {_REMEDY[kind].format(name=name)}"
-        for i, (who, name, _) in enumerate(_checked(layout))
-        for kind in np.flatnonzero(counts[i]).tolist()
+        f"key {name!r}: {' and '.join(_seen(by_kind[kind]) for kind in kinds)}: "
+        + _key_remedy(kinds, name)
+        for kinds in conflicts(list(by_kind))
     ]
+
+
+def key_kinds(keys: Keys, values: pd.Series) -> tuple[Found, ...]:
+    """Return what the keys of a partition are."""
+    return tuple(Found(kind, str(values.dtype)) for kind in keys.kinds)
+
+
+def value_dtype(values: pd.Series, column: Column) -> tuple[Found, ...]:
+    """Return of which dtype the values of a partition are, beside that of the frame."""
+    dtype = str(values.dtype)
+    return (
+        () if values.empty else (Found(f"dtype {dtype} where {column.dtype} is expected", dtype),)
+    )
+
+
+def _seen(found: Found) -> str:
+    return f"{found.what} ({found.dtype}, first in partition {found.partition})"
+
+
+def _key_remedy(kinds: tuple[str, ...], name: Hashable) -> str:
+    """Say how to make groups of keys that are refused."""
+    if len(kinds) == 1:
+        return f"such values cannot name groups; write them as text, ddf[{name!r}].astype(str)"
+    if LARGE in kinds:
+        return (
+            "as floats they may be rounded, and two groups be one; read the column as one dtype "
+            "of integers in every file ('Int64' where some are missing), or as text"
+        )
+    if FINE in kinds:
+        return f"no unit holds both; round them (ddf[{name!r}].dt.round('us'))"
+    return (
+        "mixed kinds of key, so that one group may be two; read the column as one dtype in every "
+        "file, or convert it in every partition"
+    )
+
+
+def _first_found(found: Sequence[Found], partition: int) -> str:
+    """Return what was found in a partition, or last before it."""
+    before = [one for one in found if one.partition <= partition]
+    return before[-1].what if before else "another dtype"
 
 
 def _checked(layout: Layout) -> list[tuple[str, Hashable, Column | None]]:
@@ -69,32 +152,48 @@ def _checked(layout: Layout) -> list[tuple[str, Hashable, Column | None]]:
     ]
 
 
-def _count_infinite(values: pd.Series, dtype: np.dtype) -> int:
-    """Count floats that are infinite once cast to `dtype`; an infinite key is no group's name."""
-    if not _is_fractional(values):
-        return 0
-    with np.errstate(over="ignore"):
-        return int(np.isinf(values.to_numpy(dtype=dtype)).sum())
+def _defects(values: pd.Series, column: Column | None, x64: bool) -> dict[int, np.ndarray]:
+    """Return which values have which defect; `column` is None for a key."""
+    null, nan = missing(values)
+    absent = null | nan
+    masks = {MISSING: null, NAN: nan}
+    if not absent.any():
+        return masks | _defects_of_present(values, column, x64)
+    for kind, mask in _defects_of_present(values[~absent], column, x64).items():
+        masks[kind] = np.zeros(len(values), bool)
+        masks[kind][~absent] = mask
+    return masks
 
 
-def _count_out_of_range(values: pd.Series, dtype: np.dtype) -> int:
-    """Count integers that `dtype` cannot hold."""
+def _defects_of_present(
+    values: pd.Series, column: Column | None, x64: bool
+) -> dict[int, np.ndarray]:
+    """Return which values, none of them missing, have which defect."""
+    if column is not None and column.kind == "category":
+        return {UNKNOWN: category_codes(values, column.categories) < 0}
+    if column is None:
+        return {INFINITE: _infinite(values)}
+    numbers = exact_numbers(values)
+    if numbers is None:
+        return {UNFIT: np.ones(len(values), bool)}
+    dtype = np.dtype(column.dtype) if column.dtype else number_dtype(values, x64)
+    bad = unfit(numbers, dtype)
+    kind = INFINITE if dtype.kind == "f" else RANGE
+    masks = {UNFIT: bad, kind: ~bad & out_of_range(numbers, dtype)}
+    if dtype.kind == "i" and numbers.dtype.kind == "f":
+        masks[INFINITE] = np.isinf(numbers)
+        masks[RANGE] = masks[RANGE] & ~masks[INFINITE]
+    return masks
+
+
+def _infinite(keys: pd.Series) -> np.ndarray:
+    """Return which keys are infinite; that is no group's name."""
     types = pd.api.types
-    if not types.is_integer_dtype(values.dtype):
-        return 0
-    unsigned = types.is_unsigned_integer_dtype(values.dtype)
-    numbers = values.to_numpy(dtype=np.uint64 if unsigned else np.int64)
-    limits = np.iinfo(dtype)
-    return int(((numbers < limits.min) | (numbers > limits.max)).sum())
-
-
-def _is_fractional(values: pd.Series) -> bool:
-    """Tell whether a column holds floats or decimals."""
-    types = pd.api.types
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        return False
-    return types.is_numeric_dtype(values.dtype) and not (
-        types.is_integer_dtype(values.dtype)
-        or types.is_bool_dtype(values.dtype)
-        or types.is_complex_dtype(values.dtype)
-    )
+    if isinstance(keys.dtype, pd.CategoricalDtype):
+        return _infinite(pd.Series(keys.cat.categories))[keys.cat.codes]
+    if keys.dtype == object:
+        return np.array([isinstance(key, float | np.floating) and np.isinf(key) for key in keys],
+                        bool)  # fmt: skip
+    if types.is_float_dtype(keys.dtype):
+        return np.isinf(keys.to_numpy(dtype=np.float64))
+    return np.zeros(len(keys), bool)

@@ -13,8 +13,9 @@ from dask.delayed import delayed
 from dask.utils import get_default_shuffle_method
 
 from ..shard_data import Shard
-from .arrays import Layout, collate, encode, row_order
-from .survey import hash_key
+from .arrays import Layout, collate, encode, key_name, row_order
+from .keys import hash_keys, of_form
+from .unchanged import frame_changed
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -90,14 +91,13 @@ def _gather(partitions: Sequence[pd.DataFrame], layout: Layout) -> Shard:
 
 def _look_up(partition: pd.DataFrame, layout: Layout, table: BucketMap) -> pd.DataFrame:
     """Encode the rows of a partition and look up the shard of each one's group."""
-    bucket = hash_key(partition[layout.by[0]]) >> table.shift
+    encoded = encode(partition, layout)
+    hashes = hash_keys(of_form(encoded[key_name(0)].array, layout.forms[0]))
+    bucket = hashes >> table.shift
     position = np.searchsorted(table.buckets, bucket).clip(max=len(table.buckets) - 1)
     if not np.array_equal(table.buckets[position], bucket):
-        raise RuntimeError(
-            f"{layout.by[0]!r} has groups that were not there when they were counted: the frame "
-            "gives other rows each time it is computed. Persist it first"
-        )
-    return encode(partition, layout).assign(**{SHARD: table.shard[position]})
+        raise frame_changed(f"{layout.by[0]!r} has groups that were not there when it was counted")
+    return encoded.assign(**{SHARD: table.shard[position]})
 
 
 def _deal(

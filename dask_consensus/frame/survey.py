@@ -14,8 +14,22 @@ import pandas as pd
 from dask.delayed import delayed
 
 from ..cluster.tasks import tree
-from .arrays import Layout, encode, plain_key
-from .defects import count_defects, explain_defects
+from ..shard_data import Contents
+from .arrays import Layout, encode_values
+from .contents import add_contents, contents_of
+from .defects import (
+    Found,
+    count_defects,
+    explain_defects,
+    explain_keys,
+    key_kinds,
+    value_dtype,
+)
+from .key_kinds import read_keys
+from .keys import Form, Keys, common_form, conflicts, hash_keys
+from .resolution import Sample, merge_samples, sample_rows, too_coarse
+from .tallies import HEAVIEST, Heavy, add_up, coarsen, merge_first, merge_found, merge_heaviest
+from .values import exact_numbers, missing
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
@@ -30,16 +44,6 @@ balance shards to within 5%: this number serves 8,000 shards.
 """
 SKETCH = 1024
 """Smallest hashes kept to estimate the number of groups, with an error of 1/sqrt(SKETCH)."""
-HEAVIEST = 32
-"""Groups whose label is kept, so that a message can name the largest."""
-
-
-class Heavy(NamedTuple):
-    """A group with many rows: the hash of its key, rows seen, and the key as text."""
-
-    hash: int
-    rows: int
-    label: str
 
 
 class Survey(NamedTuple):
@@ -59,11 +63,19 @@ class Survey(NamedTuple):
     heaviest: tuple[Heavy, ...]  # groups with many rows, heaviest first
     defects: np.ndarray  # (columns, kinds) int64; values that the model cannot use
     first: np.ndarray  # (columns, kinds) int64; the first partition with one, else -1
+    found: tuple[tuple[Found, ...], ...]  # of each column: kinds of keys, or dtypes of values
+    contents: Contents  # what the columns hold; zeros where there are defects
+    sample: Sample  # of the columns of values
 
     @property
     def rows(self) -> int:
         """Number of rows of the frame."""
         return int(self.partition_rows.sum())
+
+    def forms(self, layout: Layout) -> tuple[Form, ...]:
+        """Return the form that the keys of each level have in common."""
+        kinds = (tuple(one.what for one in found) for found in self.found)
+        return tuple(common_form(next(kinds)) for _ in layout.by)
 
     @property
     def groups_exact(self) -> bool:
@@ -139,7 +151,7 @@ def survey(
         raise ValueError(f"buckets must be at least {SKETCH}, got {buckets}")
     rows = used(frame, layout)
     # A column of a dtype that no model takes fails here, before anything runs.
-    encode(rows._meta, layout)
+    layout = layout.typed(rows._meta)
     surveys = rows.map_partitions(
         survey_partition,
         layout,
@@ -157,34 +169,67 @@ def survey_partition(
 ) -> Survey:
     """Return the survey of one partition; `divided` says that the frame is divided by key."""
     defects = count_defects(partition, layout)
-    key = partition[layout.by[0]].dropna() if layout.by else pd.Series([], dtype="int64")
-    hashes, position, rows = np.unique(hash_key(key), return_index=True, return_counts=True)
-    counted, counted_rows, shift = _coarsen(hashes, rows, 0, buckets)
+    # Only keys that are there can be read; a frame with others is refused.
+    present = [_present(partition[name]) for name in layout.by]
+    keys = [read_keys(key) for key in present]
+    hashed = [hash_keys(key) for key in keys]
+    outermost = hashed[0] if hashed else np.empty(0, np.uint64)
+    hashes, position, rows = np.unique(outermost, return_index=True, return_counts=True)
+    counted, counted_rows, shift = coarsen(hashes, rows, 0, buckets)
     top = np.argsort(-rows, kind="stable")[:HEAVIEST]
+    sound = not defects.any() and not any(conflicts(key.kinds) for key in keys)
+    found = [key_kinds(key, values) for key, values in zip(keys, present, strict=True)]
+    found += [value_dtype(partition[column.column], column) for column in layout.direct]
     return Survey(
         partition_rows=np.array([len(partition)]),
         partition_groups=np.array([len(hashes)]),
-        edges=_edges(key if divided else key.iloc[:0]),
+        edges=_edges(present[0], keys[0], outermost) if divided else np.zeros((1, 2), np.uint64),
         buckets=counted,
         bucket_rows=counted_rows,
         shift=shift,
         sketch=hashes[:SKETCH],
         heaviest=tuple(
-            Heavy(int(hashes[i]), int(rows[i]), str(key.iloc[position[i]])) for i in top
+            Heavy(int(hashes[i]), int(rows[i]), str(present[0].iloc[position[i]])) for i in top
         ),
         defects=defects,
         first=np.where(defects > 0, 0, -1),
+        found=tuple(found),
+        contents=_contents(partition if sound else partition.iloc[:0], layout, hashed),
+        sample=_sample(partition if sound else partition.iloc[:0], layout, outermost, hashes),
     )
+
+
+def _present(key: pd.Series) -> pd.Series:
+    """Return the keys that are not missing."""
+    absent = np.logical_or(*missing(key))
+    return key[~absent] if absent.any() else key
+
+
+def _contents(partition: pd.DataFrame, layout: Layout, hashed: Sequence[np.ndarray]) -> Contents:
+    """Sum up what the rows hold."""
+    values = list(encode_values(partition, layout).values())
+    return contents_of([hashes[: len(partition)] for hashes in hashed], values)
+
+
+def _sample(
+    partition: pd.DataFrame, layout: Layout, hashes: np.ndarray, groups: np.ndarray
+) -> Sample:
+    """Sample the rows, with the numbers of each column of values."""
+    rows = len(partition)
+    numbers = [exact_numbers(partition[column.column]) for column in layout.values]
+    present = [column for column in numbers if column is not None]
+    return sample_rows(hashes[:rows] if layout.by else None, groups[:rows], present, rows)
 
 
 def merge(surveys: Sequence[Survey], buckets: int = BUCKETS) -> Survey:
     """Return the survey of all partitions from the surveys of some, in their order."""
+    partitions = [len(part.partition_rows) for part in surveys]
     shift = max(part.shift for part in surveys)
-    counted, counted_rows = _add_up(
+    counted, counted_rows = add_up(
         np.concatenate([part.buckets >> (shift - part.shift) for part in surveys]),
         np.concatenate([part.bucket_rows for part in surveys]),
     )
-    counted, counted_rows, shift = _coarsen(counted, counted_rows, shift, buckets)
+    counted, counted_rows, shift = coarsen(counted, counted_rows, shift, buckets)
     return Survey(
         partition_rows=np.concatenate([part.partition_rows for part in surveys]),
         partition_groups=np.concatenate([part.partition_groups for part in surveys]),
@@ -193,9 +238,12 @@ def merge(surveys: Sequence[Survey], buckets: int = BUCKETS) -> Survey:
         bucket_rows=counted_rows,
         shift=shift,
         sketch=np.unique(np.concatenate([part.sketch for part in surveys]))[:SKETCH],
-        heaviest=_merge_heaviest(surveys),
+        heaviest=merge_heaviest([part.heaviest for part in surveys]),
         defects=np.sum([part.defects for part in surveys], axis=0),
-        first=_merge_first(surveys),
+        first=merge_first([part.first for part in surveys], partitions),
+        found=merge_found([part.found for part in surveys], partitions),
+        contents=add_contents([part.contents for part in surveys]),
+        sample=merge_samples([part.sample for part in surveys]),
     )
 
 
@@ -210,7 +258,14 @@ def check(survey: Survey, layout: Layout) -> None:
     """
     if not survey.rows:
         raise ValueError("the frame has no rows: check its filters, or the files it reads")
-    complaints = explain_defects(survey.defects, survey.first, layout)
+    complaints = [
+        complaint
+        for name, found in zip(layout.by, survey.found, strict=False)
+        for complaint in explain_keys(found, name)
+    ]
+    complaints += explain_defects(survey.defects, survey.first, layout, survey.found)
+    if not complaints:
+        complaints = _coarse_columns(survey, layout)
     if complaints:
         raise ValueError(
             "the frame holds values that the model cannot use:\n- " + "\n- ".join(complaints)
@@ -219,51 +274,31 @@ def check(survey: Survey, layout: Layout) -> None:
 
 def hash_key(key: pd.Series) -> np.ndarray:
     """Return 64-bit hashes of keys without missing values, alike in every partition."""
-    return pd.util.hash_pandas_object(plain_key(key), index=False).to_numpy()
+    return hash_keys(read_keys(key))
 
 
-def _add_up(ids: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct ids, sorted, and the sum of the rows of each."""
-    distinct, position = np.unique(ids, return_inverse=True)
-    total = np.zeros(len(distinct), np.int64)
-    np.add.at(total, position, rows)
-    return distinct, total
+def _coarse_columns(survey: Survey, layout: Layout) -> list[str]:
+    """Say which columns the working precision cannot tell the values of apart."""
+    precision = np.dtype(np.float64 if layout.x64 else np.float32)
+    complaints = []
+    for i, column in enumerate(layout.values):
+        name = column.column
+        problem = too_coarse(survey.sample, i, survey.rows, precision)
+        if problem:
+            complaints.append(
+                f"argument {column.argument!r} (column {name!r}): {precision.itemsize * 8}-bit "
+                f"floats are too coarse: {problem}; centre the column in double precision "
+                f"(`ddf.assign(**{{{name!r}: ddf[{name!r}] - ddf[{name!r}].mean()}})`), or enable "
+                "64-bit numbers in JAX (`jax.config.update('jax_enable_x64', True)`)"
+            )
+    return complaints
 
 
-def _coarsen(
-    ids: np.ndarray, rows: np.ndarray, shift: int, limit: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Drop as few low bits of sorted, distinct ids as leave at most `limit` of them.
-
-    How many bits go depends on the set of ids alone, not on the order in which it was gathered:
-    this makes merging associative.
-    """
-    differ, drop = ids[1:] ^ ids[:-1], 0
-    while np.count_nonzero(differ >> drop) >= limit:
-        drop += 1
-    return (*_add_up(ids >> drop, rows), shift + drop)
-
-
-def _edges(key: pd.Series) -> np.ndarray:
+def _edges(key: pd.Series, keys: Keys, hashes: np.ndarray) -> np.ndarray:
     """Return the hashes of the smallest and largest key as one row; zeros without keys."""
     if not len(key):
         return np.zeros((1, 2), np.uint64)
-    return hash_key(key.sort_values().iloc[[0, -1]])[np.newaxis]
-
-
-def _merge_heaviest(surveys: Sequence[Survey]) -> tuple[Heavy, ...]:
-    """Add up the rows of heavy groups and keep the heaviest."""
-    by_hash: dict[int, Heavy] = {}
-    for heavy in (heavy for part in surveys for heavy in part.heaviest):
-        seen = by_hash.get(heavy.hash, heavy._replace(rows=0))
-        by_hash[heavy.hash] = seen._replace(rows=seen.rows + heavy.rows)
-    return tuple(sorted(by_hash.values(), key=lambda heavy: (-heavy.rows, heavy.hash))[:HEAVIEST])
-
-
-def _merge_first(surveys: Sequence[Survey]) -> np.ndarray:
-    """Return the first partition with a defect, numbered through all surveys."""
-    first, start = np.full_like(surveys[0].first, -1), 0
-    for part in surveys:
-        first = np.where((first < 0) & (part.first >= 0), part.first + start, first)
-        start += len(part.partition_rows)
-    return first
+    # A categorical is divided by the order of its categories.
+    categorical = isinstance(key.dtype, pd.CategoricalDtype)
+    order = pd.Series(key.cat.codes.to_numpy() if categorical else keys.rows)
+    return hashes[order.sort_values().index[[0, -1]]][np.newaxis]

@@ -16,14 +16,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import pickle
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
-import cloudpickle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +29,7 @@ import numpyro
 from numpyro.infer.util import _unconstrain_reparam, compute_log_probs
 
 from ..shard_data import ROWS
+from .portable import pickle_by_value as pickle_by_value
 
 try:
     from jax import enable_x64
@@ -188,33 +187,6 @@ def precision(x64: bool) -> contextlib.AbstractContextManager[None]:
 def double_precision() -> bool:
     """Tell whether the user works in double precision."""
     return bool(jnp.result_type(float) == jnp.float64)
-
-
-def pickle_by_value(function: Callable[..., Any]) -> bytes:
-    """Pickle a function with the code and the globals it uses, not by the name of its module.
-
-    Workers then need not be able to import the user's script, and the bytes change whenever
-    the model does. Functions of installed packages stay references.
-    """
-    target = function
-    while not hasattr(target, "__code__") and (inner := _wrapped(target)) is not None:
-        target = inner
-    module = sys.modules.get(getattr(target, "__module__", None) or "")
-    path = getattr(module, "__file__", None) or ""
-    if module is None or not path or "site-packages" in path or module.__name__ == "__main__":
-        return cloudpickle.dumps(function)
-    if module.__name__ in cloudpickle.list_registry_pickle_by_value():
-        return cloudpickle.dumps(function)
-    cloudpickle.register_pickle_by_value(module)
-    try:
-        return cloudpickle.dumps(function)
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)
-
-
-def _wrapped(function: Any) -> Any:
-    """Return what a `functools.partial` or a NumPyro handler calls, None for anything else."""
-    return getattr(function, "func", None) or getattr(function, "fn", None)
 
 
 def named(model: ShardModel) -> ShardModel:

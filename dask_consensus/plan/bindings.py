@@ -12,7 +12,8 @@ import dask.dataframe as dd
 import pandas as pd
 from numpyro.primitives import Messenger
 
-from ..frame.arrays import Column, Layout, number_dtype
+from ..frame.arrays import Column, Layout
+from ..frame.values import number_dtype
 
 
 class Bindings(NamedTuple):

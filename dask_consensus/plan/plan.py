@@ -15,6 +15,7 @@ import pandas as pd
 from ..config import Method, Options
 from ..frame.arrays import Layout, encode
 from ..frame.assign import Assignment, assign
+from ..frame.defects import usable
 from ..frame.survey import Survey, check, survey, used
 from ..model.examples import Example, examples
 from ..model.model import ShardModel, double_precision
@@ -181,11 +182,15 @@ def _sample(frame: dd.DataFrame, layout: Layout) -> dict[str, np.ndarray]:
 
 
 def _heads(rows: dd.DataFrame, layout: Layout) -> pd.DataFrame:
-    """Encode the first rows of each partition that have no missing or infinite value."""
-    heads = rows.map_partitions(pd.DataFrame.head, _SAMPLE, meta=rows._meta).compute()
-    encoded = encode(heads.dropna(), layout)
-    numbers = encoded.select_dtypes("number")
-    return encoded[np.isfinite(numbers).all(axis=1)]
+    """Encode the first rows of each partition that have no value the model cannot use."""
+    values = layout.typed(rows._meta)._replace(by=())
+    return rows.map_partitions(_head, values, meta=encode(rows._meta, values)).compute()
+
+
+def _head(partition: pd.DataFrame, layout: Layout) -> pd.DataFrame:
+    """Encode the first rows of a partition, those that the model can use."""
+    head = partition.head(_SAMPLE)
+    return encode(head[usable(head, layout)], layout)
 
 
 def _whole(example: Example) -> ShardData:
