@@ -31,7 +31,7 @@ class Watched:
     def __init__(
         self, make: Callable[..., Answers], arguments: tuple, seconds: float, here: bool = False
     ) -> None:
-        self._make, self._arguments, self._seconds = make, arguments, seconds
+        self._make, self._arguments, self.seconds = make, arguments, seconds
         self._here = make(*arguments) if here else None
         self._process: Any = None
         self._pipe: Any = None
@@ -50,9 +50,9 @@ class Watched:
             self._begin()
         self._pipe.send(key)
         try:
-            if self._pipe.poll(self._seconds):
+            if self._pipe.poll(self.seconds):
                 return self._pipe.recv()
-            failed = f"no answer in {self._seconds:g} s"
+            failed = f"no answer in {self.seconds:g} s"
         except EOFError:
             failed = "the process ended"
         self._end()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import effects, modes, responses, shared  # noqa: F401  register their trials
+from . import effects, groups, modes, responses, shared, spreads  # noqa: F401  register their trials
 from .trial import TRIALS, Trial
 
 __all__ = ["TRIALS", "Trial"]

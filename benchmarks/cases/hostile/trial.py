@@ -106,3 +106,8 @@ def statistics(frame: pd.DataFrame, by: str, y: str = "y") -> dict[str, np.ndarr
     mean = groups.mean().to_numpy()
     squares = (groups.var(ddof=0) * groups.size()).to_numpy()
     return {"n": groups.size().to_numpy(np.float64), "mean": mean, "squares": squares}
+
+
+def codes(groups: int, each: int) -> np.ndarray:
+    """Codes of groups of equal size."""
+    return np.repeat(np.arange(groups), each)
