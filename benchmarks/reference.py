@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--chains", type=int, default=4)
     parser.add_argument("--warmup", type=int, default=600, help="transitions")
     parser.add_argument("--piece", type=int, default=200, help="transitions between looks")
-    parser.set_defaults(chain_method="sequential")
+    parser.set_defaults(together=False)
     args = parse(parser, argv, TOY)
     folder = args.results / "references" if args.toy else REFERENCES
     for case in () if args.table else map(CASES.get, args.case):

@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--warmup", type=int, default=500, help="of a reference")
     add("--piece", type=int, default=250, help="of a reference, transitions between looks")
     add("--figure", action="store_true", help="draw errors beside estimates, too")
-    parser.set_defaults(chain_method="vectorized")
+    parser.set_defaults(together=True)
     args = parse(parser, argv, TOY)
     drawn = [f"random-{i}" for i in range(args.first, args.first + args.random)]
     names = drawn or args.case or list(TRIALS)

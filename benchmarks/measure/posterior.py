@@ -17,10 +17,11 @@ import numpy as np
 import numpyro
 from jax import random
 from numpyro.distributions import biject_to
-from numpyro.infer import MCMC, NUTS, init_to_uniform
+from numpyro.infer import init_to_uniform
 from numpyro.infer.util import initialize_model, unconstrain_fn
 
 from ..cases import Case
+from .chains import Sampling, kernel
 from .clock import Clock
 from .draws import Moments, summary
 
@@ -50,51 +51,52 @@ class Nuts:
         Its model is sampled, or the one that it has for a full fit.
     args : Namespace
         ``chains``, ``warmup`` and ``piece`` (transitions), ``ess`` to stop at, ``minutes`` to stop
-        after, ``chain_method`` of NumPyro.
+        after; ``together`` for chains in step with each other, which suits few rows.
     """
 
     def __init__(self, case: Case, args: argparse.Namespace) -> None:
-        self._args = args
+        self._case, self._args = case, args
         problem = case.problem(case.frame())
-        trace = numpyro.handlers.trace(numpyro.handlers.seed(problem.model, 0))
-        sampled = {
-            name
-            for name, site in trace.get_trace(**problem.data).items()
-            if site["type"] == "sample" and not site["is_observed"]
-        }
-        # All that a model by hand samples is shared, whatever it calls it.
-        dense = sorted(sampled if getattr(case, "by_hand", None) else sampled & set(problem.shared))
         start = start_near(values=problem.start, radius=getattr(case, "jitter", 0.0))
-        kernel = NUTS(problem.model, dense_mass=[tuple(dense)], init_strategy=start)
-        lengths = {"num_warmup": args.warmup, "num_samples": args.piece, "num_chains": args.chains}
-        how = {"jit_model_args": True, "progress_bar": False}
-        self._mcmc = MCMC(kernel, chain_method=args.chain_method, **lengths, **how)
-        self._unconstrain = jax.jit(partial(_unconstrained, case))
+        self._key, key = random.split(random.key(SEED))
+        info = initialize_model(
+            random.split(key, args.chains),
+            problem.model,
+            init_strategy=start,
+            dynamic_args=True,
+            model_kwargs=problem.data,
+        )
+        self._z, self._postprocess = info.param_info.z, info.postprocess_fn
+        # All that a model by hand samples is shared, whatever it calls it.
+        by_hand = getattr(case, "by_hand", None) is not None
+        dense = sorted(self._z if by_hand else set(self._z) & set(problem.shared))
+        sampling = Sampling(args.chains, args.warmup, args.piece, args.ess, np.inf, SEED)
+        self._begin, advance = kernel(info.potential_fn, dense, sorted(self._z), sampling)
+        each = jax.vmap(advance, (0, None)) if args.together else _one_by_one(advance)
+        self._advance = jax.jit(each)
+        self._values = jax.jit(self._shared_values)
 
     def __call__(self, case: Case) -> dict[str, Any]:
         """Sample until every shared parameter has enough effective draws, or time is up."""
-        frame, args, mcmc = case.frame(), self._args, self._mcmc
-        problem, pieces, divergences = case.problem(frame), [], 0
-        arguments = case.arguments(frame)[0]
-        shared, clock, least = sorted(problem.shared), Clock(), 0.0
-        mcmc.post_warmup_state = None
-        mcmc.warmup(random.key(SEED), **problem.data)
-        warm = clock.read()
+        frame, args, clock = case.frame(), self._args, Clock()
+        data, arguments = case.problem(frame).data, case.arguments(frame)[0]
+        keys = random.split(self._key, args.chains)
+        state = jax.vmap(lambda z, key: self._begin(z, key, data))(self._z, keys)
+        warm, pieces, divergences, least = clock.read(), [], 0, 0.0
+        for _ in range(-(-args.warmup // args.piece)):
+            state, _ = jax.block_until_ready(self._advance(state, data))
+            warm = clock.read()
         while not pieces or (least < args.ess and clock.seconds < 60 * args.minutes):
-            mcmc.run(mcmc.post_warmup_state.rng_key, **problem.data, extra_fields=("diverging",))
-            mcmc.post_warmup_state = mcmc.last_state
-            draws = mcmc.get_samples(group_by_chain=True)
-            piece = {name: draws[name] for name in shared}
-            pieces.append(jax.device_get((piece, self._unconstrain(piece, arguments))))
-            divergences += int(mcmc.get_extra_fields()["diverging"].sum())
+            state, (z, _, diverging) = self._advance(state, data)
+            pieces.append(jax.device_get(self._values(z, data, arguments)))
+            divergences += int(diverging.sum())
             constrained, unconstrained = (
-                summary({k: np.concatenate([p[k] for p in space], axis=1) for k in shared})
+                summary({k: np.concatenate([p[k] for p in space], axis=1) for k in space[0]})
                 for space in zip(*pieces, strict=True)
             )
             rows = [*constrained.values(), *unconstrained.values()]
             least = min(row["ess"] for row in rows)
-        done = clock.read()
-        least, worst = (of(row[k] for row in rows) for of, k in ((min, "ess"), (max, "r_hat")))
+        worst = max(row["r_hat"] for row in rows)
         return {
             "complete": bool(least > ENOUGH and worst < CONVERGED),
             "method": "NUTS",
@@ -104,10 +106,31 @@ class Nuts:
             "worst_r_hat": worst,
             "draws": args.piece * len(pieces),
             "divergences": divergences,
-            **_phases(warm, done),
+            **_phases(warm, clock.read()),
             "rows": len(frame),
             "chains": args.chains,
         }
+
+    def _shared_values(self, z: Any, data: Any, arguments: Any) -> tuple[Any, Any]:
+        """Draws of the shared sites, constrained, and in the space where the user's model has them.
+
+        The model that is sampled may have other sites, of which the shared ones follow.
+        """
+        case, shared = self._case, sorted(self._case.problem(self._case.frame()).shared)
+        given = {**arguments, **case.arguments(case.frame())[1]}
+        # Sites that have no draws here get any value: no shared site's support depends on them.
+        model = numpyro.handlers.seed(case.model, 0)
+
+        def both(z: Any) -> tuple[Any, Any]:
+            values = self._postprocess(**data)(z)
+            values = {name: values[name] for name in shared}
+            return values, unconstrain_fn(model, (), given, values)
+
+        return jax.lax.map(lambda chain: jax.lax.map(both, chain), z)
+
+
+def _one_by_one(advance: Any) -> Any:
+    return lambda states, data: jax.lax.map(lambda state: advance(state, data), states)
 
 
 def _phases(warm: Mapping[str, float], done: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -116,18 +139,6 @@ def _phases(warm: Mapping[str, float], done: Mapping[str, float]) -> dict[str, d
         spent = (compiling, warm[name] - compiling, done[name] - warm[name])
         phases[name] = dict(zip(("compile", "warmup", "sampling"), spent, strict=True))
     return phases
-
-
-def _unconstrained(case: Case, sites: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
-    """Take draws of the shared sites to the space in which the user's own model has them."""
-    counts = case.arguments(case.frame())[1]
-    # Sites that have no draws here get any value: no shared site's support depends on them.
-    model = numpyro.handlers.seed(case.model, 0)
-    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in sites.items()}
-    given = {**arguments, **counts}
-    z = jax.lax.map(lambda draw: unconstrain_fn(model, (), given, draw), flat)
-    chains, draws = next(iter(sites.values())).shape[:2]
-    return {name: z[name].reshape(chains, draws, *z[name].shape[1:]) for name in sites}
 
 
 def on_grid(case: Any) -> dict[str, Any]:
