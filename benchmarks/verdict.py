@@ -92,7 +92,7 @@ def compact(content: dict[str, Any]) -> dict[str, Any]:
     """Keep of a reference's content what a verdict is held against, in few bytes."""
     kept = ("method", "complete", "least_ess", "worst_r_hat", "divergences")
     moments = {
-        name: [float(f"{row[field]:.8g}") for field in ("mean", "sd", "mcse", "sd_mcse")]
+        name: [float(f"{row[field]:.13g}") for field in ("mean", "sd", "mcse", "sd_mcse")]
         for name, row in content["unconstrained"].items()
     }
     return {**{name: content[name] for name in kept if name in content}, "moments": moments}

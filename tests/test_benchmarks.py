@@ -121,7 +121,7 @@ def test_verdict_of_a_model_drawn_at_random(
 ) -> None:
     verdict.main(["--toy", "--results", str(tmp_path), "--random", "1", "--first", "2"])
     assert [row["case"] for row in rows_of(tmp_path, "verdict")] == ["random-2"]
-    assert "no reference | 0 |" in capsys.readouterr().out
+    assert "| random-2 | 1 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", list(TRIALS))

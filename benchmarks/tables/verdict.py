@@ -14,6 +14,8 @@ from ..cases.hostile import Trial
 from . import Columns, markdown
 
 LEAST, TIMES = 0.1, 3.0  # the bar: posterior sds, and times the fit's own estimate
+# A reference with fewer effective draws, or chains that disagree, is none.
+LEAST_ESS, MOST_R_HAT = 400, 1.02
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -76,6 +78,19 @@ def judged(row: Mapping[str, Any], reference: Mapping[str, Any] | None, trial: T
     return fit._replace(outcome=outcome)
 
 
+def trusted(seeds: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the references, by seed, that a fit may be held against."""
+    return {
+        seed: reference
+        for seed, reference in seeds.items()
+        if reference["complete"]
+        or (
+            reference.get("least_ess", 0) >= LEAST_ESS
+            and reference.get("worst_r_hat", np.inf) <= MOST_R_HAT
+        )
+    }
+
+
 def _off(row: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[Off, Off]:
     names = [name for name in reference["moments"] if name in row["moments"]]
     theirs = np.array([reference["moments"][name] for name in names])
@@ -110,6 +125,7 @@ def tables(
     """Outcomes by trial, their sums, every fit that broke the promise, and the calibration."""
     order = {name: i for i, name in enumerate(trials)}
     rows = sorted(rows, key=lambda row: (order[row["case"]], row["shards"], row["seed"]))
+    references = {name: trusted(seeds) for name, seeds in references.items()}
     fits = [
         judged(row, references[row["case"]].get(str(row["seed"])), trials[row["case"]])
         for row in rows
@@ -195,7 +211,7 @@ def errors_of(
     """True errors of all means, and what fits said of them (with the reference's own)."""
     pairs = []
     for row in rows:
-        reference = references[row["case"]].get(str(row["seed"]))
+        reference = trusted(references[row["case"]]).get(str(row["seed"]))
         if reference is None or "failed" in row or row["good"] is not good:
             continue
         for name, (mean, sd, mcse, _) in reference["moments"].items():

@@ -116,7 +116,7 @@ def two_component_rows(rng: np.random.Generator) -> pd.DataFrame:
 trial(
     "label-switching",
     draw=two_component_rows,
-    grid={"mu[0]": (-2.2, 2.2, 221), "mu[1]": (-2.2, 2.2, 221), "sigma": (-0.4, 0.5, 31)},
+    grid={"mu[0]": (-2.2, 2.2, 121), "mu[1]": (-2.2, 2.2, 121), "sigma": (-0.4, 0.5, 31)},
     truths=SEVERAL,
     notable=True,
 )(mixture)
