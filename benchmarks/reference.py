@@ -14,74 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from numpyro.infer import MCMC, NUTS, init_to_value
-from numpyro.infer.util import unconstrain_fn
 from scipy.stats import halfnorm
 
 from .cases import CASES, REFERENCES, Case, DataAbsent, read_reference
-from .measure.clock import Clock
-from .measure.draws import summary
 from .measure.machine import facts
+from .measure.posterior import Nuts
 from .measure.script import parse
 
-SEED = 1_000_003  # far from the seeds of any fit that is compared with it
 TOY = {"case": ["variances-2", "coupled"], "ess": 20, "chains": 1, "warmup": 50, "piece": 50}
-
-
-def by_nuts(case: Case, args: argparse.Namespace) -> dict[str, Any]:
-    """Content of the file of a case that NUTS is run on."""
-    frame = case.frame()
-    problem, shared = case.problem(frame), sorted(case.start)
-    start = init_to_value(values={name: jnp.asarray(v) for name, v in case.start.items()})
-    kernel = NUTS(problem.model, dense_mass=[tuple(shared)], init_strategy=start)
-    lengths = {"num_warmup": args.warmup, "num_samples": args.piece, "num_chains": args.chains}
-    how = {"chain_method": "sequential", "jit_model_args": True, "progress_bar": False}
-    mcmc, pieces, divergences = MCMC(kernel, **lengths, **how), [], 0
-    clock = Clock()
-    mcmc.warmup(jax.random.key(SEED), **problem.data)
-    warm, least = clock.read(), 0.0
-    while not pieces or (least < args.ess and clock.seconds < 60 * args.minutes):
-        mcmc.run(mcmc.post_warmup_state.rng_key, **problem.data, extra_fields=("diverging",))
-        mcmc.post_warmup_state = mcmc.last_state
-        draws = mcmc.get_samples(group_by_chain=True)
-        pieces.append({name: np.asarray(draws[name]) for name in shared})
-        divergences += int(mcmc.get_extra_fields()["diverging"].sum())
-        sites = {k: np.concatenate([piece[k] for piece in pieces], axis=1) for k in shared}
-        constrained = summary(sites)
-        least = min(row["ess"] for row in constrained.values())
-    done = clock.read()
-    # Local sites have no draws of their own here: any value does.
-    template = jax.tree.map(lambda value: value[0, 0], draws)
-    unconstrain = partial(unconstrain_fn, problem.model, (), problem.data)
-    each = jax.jit(lambda p: jax.lax.map(lambda s: unconstrain({**template, **s}), p))
-    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in sites.items()}
-    z = {k: np.asarray(v).reshape(args.chains, -1, *v.shape[1:]) for k, v in each(flat).items()}
-    unconstrained = summary({name: z[name] for name in shared})
-    rows = [*constrained.values(), *unconstrained.values()]
-    least, worst = (of(row[k] for row in rows) for of, k in ((min, "ess"), (max, "r_hat")))
-    compiling, phases = warm["compile_seconds"], {}
-    for name in ("seconds", "cpu_seconds"):
-        spent = (compiling, warm[name] - compiling, done[name] - warm[name])
-        phases[name] = dict(zip(("compile", "warmup", "sampling"), spent, strict=True))
-    return {
-        "complete": bool(least > 4_000 and worst < 1.01),
-        "method": "NUTS",
-        "unconstrained": unconstrained,
-        "constrained": constrained,
-        "least_ess": least,
-        "worst_r_hat": worst,
-        "draws": args.piece * len(pieces),
-        "divergences": divergences,
-        **phases,
-        "rows": len(frame),
-        "chains": args.chains,
-    }
 
 
 def closed_form(case: Case) -> dict[str, Any]:
@@ -114,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--chains", type=int, default=4)
     parser.add_argument("--warmup", type=int, default=600, help="transitions")
     parser.add_argument("--piece", type=int, default=200, help="transitions between looks")
+    parser.set_defaults(together=False)
     args = parse(parser, argv, TOY)
     folder = args.results / "references" if args.toy else REFERENCES
     for case in () if args.table else map(CASES.get, args.case):
@@ -122,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             case = case.at_toy_size() if args.toy else case
             with jax.enable_x64(True):
-                row = by_nuts(case, args) if case.variance is None else closed_form(case)
+                row = closed_form(case) if case.variance else Nuts(case, args)(case)
         except DataAbsent as error:
             print(f"{case.name}: skipped, {error}")
             continue

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks import agreement, gradient, reference, scale, speed
+from benchmarks import agreement, gradient, reference, scale, speed, verdict
+from benchmarks.cases.drawn import LIKELIHOODS, drawn_trial
+from benchmarks.cases.hostile import TRIALS
 from benchmarks.measure.script import RESULTS
+from benchmarks.measure.watch import Watched
 
 pytestmark = [
     # A toy fit may be judged bad, and NumPyro, JAX and Dask warn of toy sizes.
@@ -92,7 +96,71 @@ def test_gradient(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "the model's" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", [agreement, speed, scale, gradient])
+def test_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy = ["--toy", "--results", str(tmp_path)]
+    verdict.main(toy)
+    (row,) = rows_of(tmp_path, "verdict")
+    assert {"good", "reasons", "moments", "seconds"} <= set(row)
+    (known,) = json.loads(
+        (tmp_path / "references/verdict/spike-and-slab.json").read_text()
+    ).values()
+    assert known["complete"]
+    assert set(known["moments"]) == set(row["moments"])
+    printed = capsys.readouterr().out
+    assert "| spike-and-slab | 1 |" in printed
+    assert "no reference | 0 |" in printed
+    # What is in the files is neither fitted nor sampled again, and the figure is drawn from it.
+    verdict.main([*toy, "--figure"])
+    assert rows_of(tmp_path, "verdict") == [row]
+    assert (tmp_path / "verdict-calibration.png").is_file()
+
+
+@pytest.mark.slow
+def test_verdict_of_a_model_drawn_at_random(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict.main(["--toy", "--results", str(tmp_path), "--random", "1", "--first", "2"])
+    assert [row["case"] for row in rows_of(tmp_path, "verdict")] == ["random-2"]
+    assert "| random-2 | 1 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", list(TRIALS))
+def test_rows_of_a_trial_have_one_shape_and_follow_the_seed(name: str) -> None:
+    first, again, other = (TRIALS[name].at(seed).frame() for seed in (0, 0, 1))
+    assert first.equals(again)
+    assert first.shape == other.shape
+    assert not first.equals(other)
+
+
+@pytest.mark.parametrize("number", range(2 * len(LIKELIHOODS)))
+def test_models_drawn_at_random_are_numbered(number: int) -> None:
+    trial = drawn_trial(number)
+    frame = trial.frame()
+    assert frame.equals(trial.at(0).frame())
+    assert set(trial.arguments(frame)[0]) == set(frame.columns)
+
+
+def _slow_or_broken(factor: int):
+    def answer(key):
+        time.sleep(key["seconds"])
+        return {"value": factor // key["by"]}
+
+    return answer
+
+
+def test_an_answer_that_takes_too_long_stops_nothing() -> None:
+    with Watched(_slow_or_broken, (6,), 30.0) as answer:
+        assert answer({"seconds": 0, "by": 2}) == {"value": 3}
+        broken = answer({"seconds": 0, "by": 0})
+        assert broken["code"] == "crash"
+        assert "ZeroDivisionError" in broken["failed"]
+        answer.seconds = 0.5
+        assert answer({"seconds": 60, "by": 1})["failed"] == "no answer in 0.5 s"
+        answer.seconds = 30.0
+        assert answer({"seconds": 0, "by": 3}) == {"value": 2}
+
+
+@pytest.mark.parametrize("script", [agreement, speed, scale, gradient, verdict])
 def test_tables_print_from_the_stored_results(script, capsys: pytest.CaptureFixture[str]) -> None:
     script.main(["--table"])
     assert capsys.readouterr().out.count("|---|") >= 3

@@ -84,7 +84,8 @@ def nuts(sampling: Sampling, number: int, problem: Problem) -> tuple[Sites, dict
         dynamic_args=True,
         model_kwargs=data,
     )
-    begin, advance = _kernel(potential_of, sorted(problem.shared), sampling)
+    shared = sorted(problem.shared)
+    begin, advance = kernel(potential_of, shared, shared, sampling)
     state = begin(initial.z, key, data)
     code = jax.jit(advance).lower(state, data).compile()
     n_warm, pieces, sites, more = sampling.warmup // sampling.piece, [], {}, {}
@@ -104,17 +105,22 @@ def nuts(sampling: Sampling, number: int, problem: Problem) -> tuple[Sites, dict
     return sites, {**clock.read(), "iterations": iterations, "capped": capped, **more}
 
 
-def _kernel(potential_of: Any, shared: Sequence[str], sampling: Sampling) -> tuple[Any, Any]:
-    """How a chain begins, and how it advances by a piece, keeping the shared sites."""
+def kernel(
+    potential_of: Any, dense: Sequence[str], kept: Sequence[str], sampling: Sampling
+) -> tuple[Any, Any]:
+    """How a chain begins, and how it advances by a piece, keeping some sites.
+
+    `dense` sites share a mass matrix.
+    """
     init, step = hmc(potential_fn_gen=potential_of, algo="NUTS")
-    options = {"dense_mass": [tuple(shared)], "step_size": 0.1}
+    options = {"dense_mass": [tuple(dense)], "step_size": 0.1}
 
     def begin(z: Any, key: jax.Array, data: Any) -> Any:
         return init(z, sampling.warmup, rng_key=key, model_kwargs=data, **options)
 
     def transition(data: Any, state: Any, _: None) -> Any:
         state = step(state, (), data)
-        z = {name: state.z[name] for name in shared}
+        z = {name: state.z[name] for name in kept}
         return state, (z, state.num_steps, state.diverging)
 
     def advance(state: Any, data: Any) -> Any:

@@ -48,9 +48,17 @@ def summary(sites: Mapping[str, np.ndarray]) -> Moments:
     for i, (name, row) in enumerate(list(table.items())):
         row |= {"ess": float(ess[i]), "r_hat": float(r_hat[i])}
         row["mcse"] = row["sd"] / float(np.sqrt(ess[i]))
+        row["sd_mcse"] = _sd_error(draws[..., i])
         if row["sd"] <= 1e-9 * (1 + abs(row["mean"])):
             del table[name]
     return table
+
+
+def _sd_error(draws: np.ndarray) -> float:
+    """Relative Monte Carlo error of the sd of one scalar's draws ``(chains, draws)``."""
+    squares = (draws - draws.mean()) ** 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(squares.std() / squares.mean() / np.sqrt(effective_sample_size(squares)) / 2)
 
 
 def least_ess(sites: Mapping[str, np.ndarray]) -> float:

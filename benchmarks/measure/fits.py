@@ -76,3 +76,30 @@ def by_default(name: str, rows: int, seed: int) -> dict[str, Any]:
     options = {"by": case.by, "n_shards": n_shards, "seed": seed, "progress": False}
     tree = quietly(ddf.consensus.fit(case.model, compute=False, **options))
     return {**clock.read(), **record(tree), "n_shards": n_shards}
+
+
+def verdict_record(tree: xr.DataTree) -> dict[str, Any]:
+    """Keep of a result what it gives as the posterior's moments, and what it says of itself."""
+    used = (
+        "uncorrected" in tree.children
+    )  # a correction whose weights cannot be used changes nothing
+    group = tree["correction"] if used else tree["rounds"].isel(round=-1)
+    error = json.loads(tree.attrs["accuracy"])
+    mean, sd, names = (group[name].values for name in ("mean", "sd", "coordinate"))
+    sd_error = group["sd_error"].values if used else [None] * len(names)
+    moments_of = {
+        str(name): [float(m), float(s), error[str(name)], None if e is None else float(e)]
+        for name, m, s, e in zip(names, mean, sd, sd_error, strict=True)
+    }
+    reasons = json.loads(tree.attrs["verdict_reasons"])
+    row = {
+        "good": bool(tree.attrs["verdict_good"]),
+        "reasons": [[reason["code"], reason["where"], reason["value"]] for reason in reasons],
+        "verdict": tree.attrs["verdict"],
+        "method": tree.attrs["method_used"],
+        "corrected": used,
+        "moments": moments_of,
+    }
+    if "correction" in tree.children:
+        row |= {name: float(tree["correction"][name]) for name in ("k_hat", "ess")}
+    return row
