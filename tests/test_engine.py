@@ -140,7 +140,7 @@ def test_the_correction_weights_by_what_the_engine_says(stub, sharded, monkeypat
     covariance = np.linalg.inv(3 * PRECISION)
     options = made.options
     settings = CorrectionSettings(
-        MODE + 0.05, 1.2 * covariance, (), 0, options.correction, options.verdict
+        MODE + 0.05, 1.2 * covariance, (), (), 0, options.correction, options.verdict
     )
     correction = correct(settings, log_posterior)
     sd = np.sqrt(np.diag(covariance))

@@ -323,7 +323,7 @@ def loop():
         log_posterior = LogPosterior(plan.model, shards, plan.example, center)
         options = CorrectionOptions(64, 128, 3, 1e9, 0.5, 0.03, 0.0)
         limits = Options.frozen().verdict
-        yield CorrectionSettings(center, np.eye(1), (), 5, options, limits), log_posterior
+        yield CorrectionSettings(center, np.eye(1), (), (), 5, options, limits), log_posterior
 
 
 def assert_equal(one, other):

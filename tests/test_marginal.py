@@ -80,7 +80,9 @@ def test_linear_mixed_model_has_its_closed_form(gaussian_case, x64, padding, num
         center, points = (a.astype(np.float32).astype(float) for a in (center, points))
     with precision(x64):
         model = read(slopes, values, groups=["g"])
-        found = log_likelihoods(model, data_of(values, codes, padding), points, center, Rule(number))
+        found = log_likelihoods(
+            model, data_of(values, codes, padding), points, center, Rule(number)
+        )
     expected = np.array([gaussian_log_likelihood(u, values, codes) for u in points])
     at_center = gaussian_log_likelihood(center, values, codes)
     # The integral is exact for one node already, and taken in double precision either way; in
@@ -192,7 +194,9 @@ def test_without_local_effects_it_is_numpyros_log_likelihood():
     center, points = np.array([0.2, 0.5]), rng.normal(size=(5, 2))
     with precision(True):
         read_ = read(model, {"x": x, "y": y})
-        found = log_likelihoods(read_, data_of({"x": x, "y": y}, padding=7), points, center, Rule(1))
+        found = log_likelihoods(
+            read_, data_of({"x": x, "y": y}, padding=7), points, center, Rule(1)
+        )
         everywhere = {"beta": jnp.asarray(np.vstack([center, points]))}
         theirs = np.asarray(log_likelihood(model, everywhere, x=x, y=y)["y"].sum(axis=1))
     np.testing.assert_allclose(found.log_likelihood, theirs[1:] - theirs[0], rtol=1e-10)
@@ -267,7 +271,9 @@ def test_coupled_groups_show_in_the_probed_hessian_and_are_an_obstacle():
     values = {"y": rng.normal(size=15)}
     model_ = read(model, values, groups=["g"])
     assert "depend on each other" in obstacle(model_)
-    found = log_likelihoods(model_, data_of(values, {"g": g}), np.zeros((1, 1)), np.zeros(1), Rule(1))
+    found = log_likelihoods(
+        model_, data_of(values, {"g": g}), np.zeros((1, 1)), np.zeros(1), Rule(1)
+    )
     assert found.coupling > 0.02
 
 

@@ -91,6 +91,7 @@ def correction(**changed):
         "modes_not_found": 0.0,
         "coupling": 0.0,
         "tail_log_ratio": np.full(2, -5.0),
+        "landmark_log_ratio": -np.inf,
         "discrepancy": 0.5,
         "seconds": 1.0,
         "compile_seconds": 0.0,

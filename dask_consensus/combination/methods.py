@@ -40,6 +40,7 @@ def locate(plan: Plan, shards: Shards) -> Guess | None:
                 informed=True,
                 modes=approximation.modes,
                 approximation=approximation,
+                landmarks=approximation.landmarks,
             )
         because = "no mode was found"
     if options.method == "laplace":

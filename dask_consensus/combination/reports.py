@@ -162,6 +162,8 @@ class LaplaceApproximation(NamedTuple):
         Log density at the mode.
     others : tuple of Peak
         The other modes that were found.
+    landmarks : tuple of (d,) arrays
+        Other places that may have a comparable density.
     """
 
     mean: np.ndarray
@@ -173,6 +175,7 @@ class LaplaceApproximation(NamedTuple):
     searched: int = 1
     height: float = 0.0
     others: tuple[Peak, ...] = ()
+    landmarks: tuple[np.ndarray, ...] = ()
 
 
 class Guess(NamedTuple):
@@ -191,6 +194,8 @@ class Guess(NamedTuple):
         Rounds that led there, to be counted on from.
     approximation : LaplaceApproximation or None
         Where the mode was found.
+    landmarks : sequence of (d,) arrays
+        Other places that may have a comparable density.
     """
 
     mean: np.ndarray
@@ -199,3 +204,4 @@ class Guess(NamedTuple):
     modes: int
     rounds: Sequence[Round] = ()
     approximation: LaplaceApproximation | None = None
+    landmarks: Sequence[np.ndarray] = ()
