@@ -162,8 +162,6 @@ class LaplaceApproximation(NamedTuple):
         Log density at the mode.
     others : tuple of Peak
         The other modes that were found.
-    landmarks : tuple of (d,) arrays
-        Other places that may have a comparable density.
     """
 
     mean: np.ndarray
@@ -175,7 +173,6 @@ class LaplaceApproximation(NamedTuple):
     searched: int = 1
     height: float = 0.0
     others: tuple[Peak, ...] = ()
-    landmarks: tuple[np.ndarray, ...] = ()
 
 
 class Guess(NamedTuple):

@@ -127,11 +127,15 @@ def _coupled(evidence: Evidence) -> Iterator[Reason]:
 
 
 def _several_modes(evidence: Evidence) -> Iterator[Reason]:
-    if evidence.modes > 1 and not _covered(evidence):
+    correction, limit = evidence.correction, evidence.options.verdict.tail_log_ratio
+    missed = correction is not None and not correction.landmark_log_ratio <= limit
+    if missed or (evidence.modes > 1 and not _covered(evidence)):
         problem = (
             f"searches from several points found {evidence.modes} separate modes of comparable "
             "density, of which one is described"
         )
+        if evidence.modes == 1:
+            problem = "searches ended at places as high as the posterior that no point is near"
         remedy = "identify the model (order the components, say)"
         yield Reason("modes", evidence.modes, 1, "", problem, remedy)
     approximation = evidence.approximation
