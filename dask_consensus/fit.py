@@ -88,7 +88,7 @@ class LazyFit:
             plan = with_coupling(plan, shards, around(combined.mean, combined.covariance))
         verdict = judge(evidence_of(plan, guess, combined, correction))
         warn_if_bad(verdict)
-        return result(plan, combined, correction, verdict, clock)
+        return result(plan, guess, combined, correction, verdict, clock)
 
 
 def shard_rows(frame: dd.DataFrame, plan: Plan, progress: bool | None) -> Shards:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..combination.reports import Combined, NutsDiagnostics, Round
+from ..combination.reports import Combined, Guess, NutsDiagnostics, Round
 from ..correction.draws import equal_weight_draws
 from ..correction.importance import Correction, usable
 from ..model.model import ShardModel
@@ -25,7 +25,12 @@ _LIBRARIES = ("dask_consensus", "numpyro", "jax", "dask", "xarray", "numpy")
 
 
 def result(
-    plan: Plan, combined: Combined, correction: Correction | None, verdict: Verdict, clock: Clock
+    plan: Plan,
+    guess: Guess | None,
+    combined: Combined,
+    correction: Correction | None,
+    verdict: Verdict,
+    clock: Clock,
 ) -> xr.DataTree:
     """Constrain the draws and label everything; root and posterior have the same attributes."""
     options, model = plan.options, plan.model
@@ -56,6 +61,7 @@ def result(
         **settings,
         "n_shards": plan.n_shards,
         "method_used": combined.method,
+        "searches": _searches(guess),
         "by": [str(key) for key in plan.bindings.layout.by],
         "sampling_time": clock.total(),
         "profile": clock.seconds | {"compile": seconds_compiling(combined, correction)},
@@ -69,6 +75,14 @@ def result(
     for node in (tree, tree["posterior"]):
         node.attrs.update({name: _storable(value) for name, value in attributes.items()})
     return tree
+
+
+def _searches(guess: Guess | None) -> dict[str, int]:
+    """Count the searches for the mode, those that reached it, and the modes found, if any."""
+    if guess is None or guess.approximation is None:
+        return {}
+    found = guess.approximation
+    return {"searched": found.searched, "reached": found.reached, "modes": found.modes}
 
 
 def _posterior(plan: Plan, draws: np.ndarray) -> xr.Dataset:
@@ -186,16 +200,21 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
         "k_hat": "Pareto shape of the weights' tail",
         "emulator_error": "error of the interpolated log density (sd); NaN without interpolation",
         "nodes": "quadrature nodes an axis (grid) or in all; 0 without local effects",
+        "modes": "modes of a group's effects that nodes are placed around, at most",
         "log_evidence": "log of the marginal likelihood",
         "log_evidence_error": "its Monte Carlo error",
         "modes_not_found": "share of groups whose mode was not found, averaged over the points",
         "coupling": "largest relative size of a shard's Hessian between groups",
+        "landmark_log_ratio": "log of how much larger a weight would be where searches ended than "
+        "any seen; minus infinity where all ended at modes",
+        "discrepancy": "sd of the log weights of the combination's own points",
         "seconds": "wall time (s)",
         "compile_seconds": "what of it the slowest shards spent compiling (s)",
     }
     per_coordinate = {
         "tail_log_ratio": "log of how much larger a weight would be far out than any seen",
-        "integration_error": "change of the mean with the next number of nodes (posterior sds)",
+        "integration_error": "change of the mean with other nodes or another rule (posterior sds)",
+        "integration_sd_error": "change of the log sd, likewise",
     }
     of_estimate = {
         "mean": "mean of the full posterior",
