@@ -220,7 +220,7 @@ def test_a_variance_near_zero_is_not_left_to_the_emulator():
 # What must be flagged
 
 
-def test_two_modes_are_flagged():
+def test_two_modes_of_which_one_is_described_are_flagged():
     def mixture(y=None):
         mu = numpyro.sample("mu", dist.Normal(0, 5).expand([2]).to_event(1))
         halves = dist.Categorical(jnp.array([0.5, 0.5]))
@@ -230,7 +230,7 @@ def test_two_modes_are_flagged():
     rng = np.random.default_rng(2)
     y = np.concatenate([rng.normal(-2, 1, 600), rng.normal(2, 1, 600)])
     with pytest.warns(UserWarning, match="separate modes"):
-        tree = fit(pd.DataFrame({"y": y}), mixture, n_shards=4)
+        tree = fit(pd.DataFrame({"y": y}), mixture, n_shards=4, correct=False)
     assert tree.attrs["verdict_good"] == 0
 
 
@@ -352,15 +352,15 @@ def test_a_correction_goes_on_from_a_stored_state(loop):
         assert not done(settings, state)
         assert state.iterations == 0
         state = step(settings, prepared, state)
-        stored = pickle.dumps((prepared.n_nodes, state))
+        stored = pickle.dumps((prepared.rule, state))
         assert b"ShardModel" not in stored
 
-        n_nodes, state = pickle.loads(stored)
-        prepared = log_posterior._replace(n_nodes=n_nodes)
+        rule, state = pickle.loads(stored)
+        prepared = log_posterior._replace(rule=rule)
         assert_equal(step(settings, prepared, state), step(settings, prepared, state))
         while not done(settings, state):
             state = step(settings, prepared, state)
-    assert_equal(importance._finished(prepared, state, 0.0), whole)
+    assert_equal(importance._finished(settings, prepared, state, 0.0), whole)
     # Later iterations and their bookkeeping: 64 points and then 128 each.
     assert state.iterations == 3
     assert np.bincount(whole.iteration).tolist() == list(state.mixture.counts) == [64, 128, 128]
@@ -384,6 +384,12 @@ def state_after(iterations, k_hat, ess, sd_error, long_tailed=False, emulator_er
                            long_tailed, 0.0, 0.0)  # fmt: skip
 
 
+def settings_in(d):
+    options = Options.frozen()
+    limits = options.verdict
+    return CorrectionSettings(np.zeros(d), np.eye(d), (), (), 0, options.correction, limits)
+
+
 GOOD = {"iterations": 2, "k_hat": 0.4, "ess": 1001.0, "sd_error": 0.02}
 
 
@@ -401,19 +407,23 @@ GOOD = {"iterations": 2, "k_hat": 0.4, "ess": 1001.0, "sd_error": 0.02}
         ({"long_tailed": True, "iterations": 3}, True),
         # An emulator does not excuse what else is poor.
         ({"emulator_error": 0.05, "k_hat": 0.6}, False),
-        # Enough is enough.
+        # Enough is enough: no more of it in sight, what the verdict asks, all that is allowed.
         ({"iterations": 5, "k_hat": 3.0, "ess": 2.0, "sd_error": 9.0}, True),
         ({"iterations": 4, "k_hat": 3.0, "ess": 2.0, "sd_error": 9.0}, False),
+        ({"iterations": 5, "ess": 300.0, "sd_error": 0.07}, False),
+        ({"iterations": 5, "ess": 90.0}, True),
+        ({"iterations": 5, "sd_error": 0.12}, True),
+        ({"iterations": 5, "k_hat": 0.65, "ess": 450.0, "sd_error": 0.04}, True),
+        ({"iterations": 19, "ess": 399.0}, False),
+        ({"iterations": 20, "ess": 399.0}, True),
     ],
 )
 def test_a_correction_ends_when_its_points_are_enough(changed, finished):
-    options = Options.frozen().correction
-    settings = CorrectionSettings(np.zeros(2), np.eye(2), 0, options)
-    assert done(settings, state_after(**GOOD | changed)) is finished
+    assert done(settings_in(2), state_after(**GOOD | changed)) is finished
 
 
 def test_more_dimensions_need_more_draws():
     """Twenty a dimension: 1,200 of 60."""
-    settings = CorrectionSettings(np.zeros(60), np.eye(60), 0, Options.frozen().correction)
+    settings = settings_in(60)
     assert not done(settings, state_after(**GOOD | {"ess": 1199.0}))
     assert done(settings, state_after(**GOOD | {"ess": 1201.0}))

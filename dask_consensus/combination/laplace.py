@@ -29,6 +29,7 @@ from .mode_search import Found, distinct, enough_nodes, find_peaks, united
 from .reports import Anchor, Combined, FitSettings, LaplaceApproximation, Report, Round
 
 _ATTEMPTS = 3  # at a mode that more than one search reaches
+_AS_HIGH = 1.0  # log density by which images of a mode differ at most
 _RIDGES = 4  # points on ridges that are looked at on all shards
 _RIVALS = 7  # other peaks of one shard from which all shards are searched
 
@@ -67,7 +68,7 @@ def laplace(
         searched += options.searches
         more, unsettled = find_peaks(model, shards, starts, options.searches, seed)
         found, ridges = united([*found, *more]), ridges + unsettled
-        if not found or found[0].reached > 1:
+        if not found or _reached(found) > 1:
             break
     if not found and not ridges:
         return None, []
@@ -76,7 +77,7 @@ def laplace(
     enough = on_worker(shards.execution, enough_nodes, data, broadcast(model), first, n)
     rule = compute([enough])[0]
     tops: list[tuple[Peak, LaplaceApproximation]] = []
-    for peak, reached in found[: 1 + _RIVALS]:
+    for peak, _ in found[: 1 + _RIVALS]:
         posterior = _Posterior(fit_settings, shards, rule)
         arrived = ascend(posterior.expand, peak.u, peak.covariance / n, options.steps)
         if arrived is None:
@@ -90,7 +91,7 @@ def laplace(
             shift=shift / sd,
             modes=1,
             rounds=posterior.rounds,
-            reached=reached,
+            reached=_reached(found),
             searched=searched,
         )
         tops.append((top, approximation))
@@ -108,6 +109,12 @@ def laplace(
     modes = len(summits) + max(len(found) - 1 - _RIVALS, 0)
     others = tuple(summits[1:])
     return highest._replace(modes=modes, others=others, height=summits[0].height), landmarks
+
+
+def _reached(found: list[Found]) -> int:
+    """Count the searches that reached the highest mode, or an image that is as high."""
+    highest = found[0].peak.height
+    return sum(one.reached for one in found if one.peak.height > highest - _AS_HIGH)
 
 
 def draws_of(

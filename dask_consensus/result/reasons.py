@@ -127,8 +127,9 @@ def _coupled(evidence: Evidence) -> Iterator[Reason]:
 
 
 def _several_modes(evidence: Evidence) -> Iterator[Reason]:
-    correction, limit = evidence.correction, evidence.options.verdict.tail_log_ratio
-    missed = correction is not None and not correction.landmark_log_ratio <= limit
+    # Weights that cannot be used say so themselves, and nothing of what they missed.
+    correction = evidence.correction
+    missed = correction is not None and usable(correction) and not _covered(evidence)
     if missed or (evidence.modes > 1 and not _covered(evidence)):
         problem = (
             f"searches from several points found {evidence.modes} separate modes of comparable "
