@@ -67,7 +67,8 @@ def fits(name: str) -> Answers:
             )
             return {**verdict_record(quietly(lazy)), **clock.read()}
         except (ValueError, TypeError) as error:
-            return {"failed": str(error), "code": "error", **clock.read()}
+            code = "precision" if "precision" in str(error) else "error"
+            return {"failed": str(error), "code": code, **clock.read()}
 
     return fit
 
