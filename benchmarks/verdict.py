@@ -26,7 +26,7 @@ import dask.dataframe as dd
 import jax
 
 from .cases import REFERENCES
-from .cases.drawn import drawn_trial
+from .cases.drawn import drawn_trial, number_of
 from .cases.hostile import TRIALS, Trial
 from .measure.clock import Clock
 from .measure.fits import quietly, verdict_record
@@ -49,7 +49,8 @@ TOY = {
 
 def trial_of(name: str) -> Trial:
     """A trial by its name; ``random-7`` is the seventh drawn at random."""
-    return drawn_trial(int(name.removeprefix("random-"))) if "random-" in name else TRIALS[name]
+    number = number_of(name)
+    return TRIALS[name] if number is None else drawn_trial(number)
 
 
 def fits(name: str) -> Answers:
@@ -140,7 +141,7 @@ def _quality(row: dict[str, Any]) -> str:
 
 def seeds_of(name: str, args: argparse.Namespace) -> Sequence[int]:
     """Of a model drawn at random there is one, since shapes and model are drawn too."""
-    if "random-" in name:
+    if number_of(name) is not None:
         return [0]
     return [args.seed] if args.seed is not None else range(args.seeds)
 
