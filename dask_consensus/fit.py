@@ -14,7 +14,7 @@ from .cluster.placement import Execution, check_resources, workers_with
 from .cluster.shards import Shards, persist
 from .cluster.tasks import compute
 from .combination.methods import combine, combine_longer, locate
-from .combination.reports import Combined
+from .combination.reports import Combined, Guess
 from .config import Options
 from .correction.importance import Correction, CorrectionSettings, correct, nearest, usable
 from .correction.likelihood import LogPosterior
@@ -75,13 +75,13 @@ class LazyFit:
         with clock("rounds"):
             combined = combine(plan, shards, guess)
         with clock("correction"):
-            correction = correct_combination(plan, shards, combined)
+            correction = correct_combination(plan, shards, guess, combined)
         if guess is not None and correction is not None and not usable(correction):
             # What is quick was not good enough for a proposal: sample, and for longer.
             with clock("rounds"):
                 longer = combine_longer(plan, shards, guess, combined)
             with clock("correction"):
-                again = correct_combination(plan, shards, longer)
+                again = correct_combination(plan, shards, guess, longer)
             if again is not None and nearest([correction, again]):
                 combined, correction = longer, again
         with clock("check"):
@@ -104,7 +104,9 @@ def shard_rows(frame: dd.DataFrame, plan: Plan, progress: bool | None) -> Shards
     return shards._replace(execution=execution._replace(shards_per_task=int(together)))
 
 
-def correct_combination(plan: Plan, shards: Shards, combined: Combined) -> Correction | None:
+def correct_combination(
+    plan: Plan, shards: Shards, guess: Guess | None, combined: Combined
+) -> Correction | None:
     """Weight the combination by the full posterior, wherever the model allows it."""
     because = plan.uncorrected_because
     if because:
@@ -116,7 +118,13 @@ def correct_combination(plan: Plan, shards: Shards, combined: Combined) -> Corre
     if combined.peaks:
         mean, covariance = moments_of(combined.peaks)
     settings = CorrectionSettings(
-        mean, covariance, combined.peaks, options.seed, options.correction, options.verdict
+        mean=mean,
+        covariance=covariance,
+        peaks=combined.peaks,
+        landmarks=() if guess is None else guess.landmarks,
+        seed=options.seed,
+        options=options.correction,
+        limits=options.verdict,
     )
     return correct(settings, LogPosterior(plan.model, shards, plan.example, combined.mean))
 

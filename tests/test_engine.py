@@ -16,9 +16,11 @@ from dask_consensus.correction.likelihood import LogPosterior
 from dask_consensus.fit import shard_rows
 from dask_consensus.plan import plan as plan_module
 from dask_consensus.shard import engine as engine_module
+from dask_consensus.shard.descent import Descents
 from dask_consensus.shard.engine import AdaptiveQuadrature, engine_of
 from dask_consensus.shard.marginal import Modes, Values
 from dask_consensus.shard.score import Expansion, Score
+from dask_consensus.shard.second_opinion import Opinions
 
 from . import from_pandas, plan
 from .models import ZOO, frame, planned
@@ -36,8 +38,8 @@ class Stub:
     gradient_nodes = (2, 4)
     questions: list
 
-    def values(self, data, points, center, n_nodes):
-        self.questions.append(("values", n_nodes))
+    def values(self, data, points, center, rule):
+        self.questions.append(("values", rule.n_nodes))
 
         def height(u):
             return -0.5 * np.einsum("gi,ij,gj->g", u - MODE, PRECISION, u - MODE)
@@ -45,15 +47,30 @@ class Stub:
         at_center = height(center[None])
         return Values(height(points) - at_center, float(at_center[0]), np.zeros(len(points)), 1, 0)
 
-    def gradient(self, data, points, weight, n_nodes):
-        self.questions.append(("gradient", n_nodes))
+    def gradient(self, data, points, weight, rule):
+        self.questions.append(("gradient", rule.n_nodes))
         away = MODE - points
         return Score(-0.5 * np.einsum("gi,ij,gj->g", away, PRECISION, away), away @ PRECISION)
 
-    def expansion(self, data, u, axes, weight, n_nodes):
-        self.questions.append(("expansion", n_nodes))
-        there = self.gradient(data, u[None], weight, n_nodes)
+    def expansion(self, data, u, axes, weight, rule):
+        self.questions.append(("expansion", rule.n_nodes))
+        there = self.gradient(data, u[None], weight, rule)
         return Expansion(float(there.value[0]), there.gradient[0], PRECISION, np.zeros(3))
+
+    def descents(self, data, starts, scale, most):
+        self.questions.append(("descents", most))
+        ended = np.where(most, MODE, starts)
+        height = -0.5 * np.einsum("gi,ij,gj->g", ended - MODE, PRECISION, ended - MODE)
+        return Descents(ended, height, np.ones_like(ended))
+
+    def opinions(self, data, points, rule):
+        self.questions.append(("opinions", rule.n_nodes))
+        first = self.values(data, points, points[0], rule).log_likelihood
+        return Opinions(first, np.stack([first, first]), 1)
+
+    def most_modes(self, data, u):
+        self.questions.append(("most modes", 0))
+        return 1
 
     def modes(self, data, u):
         self.questions.append(("modes", 0))
@@ -101,14 +118,19 @@ def test_nobody_else_makes_an_engine():
 def test_laplace_finds_the_mode_that_the_engine_has(stub, sharded):
     made, shards = sharded
     settings = FitSettings(made.model, 1, False, 0)
-    starts = np.zeros((3, 3)), np.random.default_rng(0).normal(size=(3, 3))
-    approximation = laplace.laplace(settings, shards, starts, made.options.laplace)
+    starts = np.zeros((4, 3)), np.random.default_rng(0).normal(size=(4, 3))
+    approximation, _ = laplace.laplace(settings, shards, starts, made.options.laplace)
     # The engine says the same of each of three shards.
     np.testing.assert_allclose(approximation.mean, MODE, atol=1e-8)
     np.testing.assert_allclose(approximation.covariance, np.linalg.inv(3 * PRECISION), rtol=1e-8)
     assert approximation.modes == 1
     assert {n for question, n in stub.questions if question == "gradient"} <= {2, 4}
-    assert {question for question, _ in stub.questions} == {"gradient", "expansion"}
+    assert {question for question, _ in stub.questions} == {
+        "descents",
+        "most modes",
+        "gradient",
+        "expansion",
+    }
 
 
 def test_the_correction_weights_by_what_the_engine_says(stub, sharded, monkeypatch):
@@ -116,7 +138,10 @@ def test_the_correction_weights_by_what_the_engine_says(stub, sharded, monkeypat
     monkeypatch.setattr(likelihood, "log_prior", lambda model, data, u: np.zeros(len(u)))
     log_posterior = LogPosterior(made.model, shards, made.example, np.zeros(3))
     covariance = np.linalg.inv(3 * PRECISION)
-    settings = CorrectionSettings(MODE + 0.05, 1.2 * covariance, 0, made.options.correction)
+    options = made.options
+    settings = CorrectionSettings(
+        MODE + 0.05, 1.2 * covariance, (), (), 0, options.correction, options.verdict
+    )
     correction = correct(settings, log_posterior)
     sd = np.sqrt(np.diag(covariance))
     # 32,768 points of an emulator, exact but for points rounded to single precision.
@@ -130,7 +155,7 @@ def test_the_correction_weights_by_what_the_engine_says(stub, sharded, monkeypat
     # Equal values of both numbers of nodes: the fewer do, and there is no error of integration.
     assert correction.nodes == 3
     np.testing.assert_allclose(correction.integration_error, 0, atol=1e-10)
-    assert set(stub.questions) == {("values", 3), ("values", 7)}
+    assert set(stub.questions) == {("most modes", 0), ("opinions", 3), ("values", 3), ("values", 7)}
 
 
 def test_chains_start_at_the_engines_modes_unless_it_has_none(stub):

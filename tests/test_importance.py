@@ -322,7 +322,8 @@ def loop():
         center = np.array([-1.0])
         log_posterior = LogPosterior(plan.model, shards, plan.example, center)
         options = CorrectionOptions(64, 128, 3, 1e9, 0.5, 0.03, 0.0)
-        yield CorrectionSettings(center, np.eye(1), 5, options), log_posterior
+        limits = Options.frozen().verdict
+        yield CorrectionSettings(center, np.eye(1), (), (), 5, options, limits), log_posterior
 
 
 def assert_equal(one, other):

@@ -16,7 +16,7 @@ from dask_consensus.model.model import ShardModel, precision
 from dask_consensus.model.roles import ModelInputs, read_model
 from dask_consensus.shard.effects import obstacle
 from dask_consensus.shard.marginal import log_likelihoods, modes_at
-from dask_consensus.shard.quadrature import ladder, rule
+from dask_consensus.shard.quadrature import Rule, ladder, rule
 from dask_consensus.shard_data import ShardData
 
 
@@ -80,7 +80,9 @@ def test_linear_mixed_model_has_its_closed_form(gaussian_case, x64, padding, num
         center, points = (a.astype(np.float32).astype(float) for a in (center, points))
     with precision(x64):
         model = read(slopes, values, groups=["g"])
-        found = log_likelihoods(model, data_of(values, codes, padding), points, center, number)
+        found = log_likelihoods(
+            model, data_of(values, codes, padding), points, center, Rule(number)
+        )
     expected = np.array([gaussian_log_likelihood(u, values, codes) for u in points])
     at_center = gaussian_log_likelihood(center, values, codes)
     # The integral is exact for one node already, and taken in double precision either way; in
@@ -110,7 +112,7 @@ def test_effects_in_several_sites_are_each_their_own(gaussian_case, padding):
     with precision(True):
         model = read(two_sites, values, groups=["g"])
         data = data_of(values, codes, padding)
-        marginal = log_likelihoods(model, data, points, center, 5)
+        marginal = log_likelihoods(model, data, points, center, Rule(5))
         modes = modes_at(model, data, center)
     expected = np.array([gaussian_log_likelihood(u, values, codes) for u in points])
     at_center = gaussian_log_likelihood(center, values, codes)
@@ -150,7 +152,7 @@ def test_sparse_binary_groups_need_nodes_not_laplace():
     with precision(True):
         model = read(intercepts, {"y": y}, groups=["g"])
         found = {
-            n: log_likelihoods(model, data_of({"y": y}, {"g": g}), points, center, n)
+            n: log_likelihoods(model, data_of({"y": y}, {"g": g}), points, center, Rule(n))
             for n in ladder(1)
         }
     errors = [np.abs(found[n].log_likelihood - expected).max() for n in ladder(1)]
@@ -172,7 +174,7 @@ def test_row_level_latents_are_integrated_row_by_row():
     y = np.random.default_rng(2).normal(size=50)
     center, points = np.array([0.0, 0.0]), np.array([[0.5, 0.3], [-1.0, -2.0]])
     with precision(True):
-        found = log_likelihoods(read(model, {"y": y}), data_of({"y": y}), points, center, 1)
+        found = log_likelihoods(read(model, {"y": y}), data_of({"y": y}), points, center, Rule(1))
 
     def exact(u):
         return scipy.stats.norm.logpdf(y, u[0], np.hypot(1, np.exp(u[1]))).sum()
@@ -192,7 +194,9 @@ def test_without_local_effects_it_is_numpyros_log_likelihood():
     center, points = np.array([0.2, 0.5]), rng.normal(size=(5, 2))
     with precision(True):
         read_ = read(model, {"x": x, "y": y})
-        found = log_likelihoods(read_, data_of({"x": x, "y": y}, padding=7), points, center, 1)
+        found = log_likelihoods(
+            read_, data_of({"x": x, "y": y}, padding=7), points, center, Rule(1)
+        )
         everywhere = {"beta": jnp.asarray(np.vstack([center, points]))}
         theirs = np.asarray(log_likelihood(model, everywhere, x=x, y=y)["y"].sum(axis=1))
     np.testing.assert_allclose(found.log_likelihood, theirs[1:] - theirs[0], rtol=1e-10)
@@ -214,7 +218,7 @@ def test_inner_level_of_nested_keys():
     center, points = np.array([0.0, 0.0]), rng.normal(size=(3, 2))
     with precision(True):
         found = log_likelihoods(
-            read_model(model, reading), data_of(values, codes, 2), points, center, 1
+            read_model(model, reading), data_of(values, codes, 2), points, center, Rule(1)
         )
 
     def exact(u):
@@ -250,7 +254,7 @@ def test_student_t_errors_are_not_concave_and_are_integrated_all_the_same():
 
     with precision(True):
         model_ = read(model, {"y": y}, groups=["g"])
-        found = log_likelihoods(model_, data_of({"y": y}, {"g": g}), point, center, 41)
+        found = log_likelihoods(model_, data_of({"y": y}, {"g": g}), point, center, Rule(41))
     # Two humps in each group: 41 nodes around one of them still see both.
     np.testing.assert_allclose(found.log_likelihood, exact(0.8) - exact(0.0), atol=0.02)
 
@@ -267,7 +271,9 @@ def test_coupled_groups_show_in_the_probed_hessian_and_are_an_obstacle():
     values = {"y": rng.normal(size=15)}
     model_ = read(model, values, groups=["g"])
     assert "depend on each other" in obstacle(model_)
-    found = log_likelihoods(model_, data_of(values, {"g": g}), np.zeros((1, 1)), np.zeros(1), 1)
+    found = log_likelihoods(
+        model_, data_of(values, {"g": g}), np.zeros((1, 1)), np.zeros(1), Rule(1)
+    )
     assert found.coupling > 0.02
 
 

@@ -8,7 +8,7 @@ import scipy.stats
 
 from dask_consensus.model.model import precision
 from dask_consensus.shard.marginal import log_likelihoods
-from dask_consensus.shard.quadrature import gradient_ladder, ladder, rule
+from dask_consensus.shard.quadrature import Rule, gradient_ladder, ladder, rule
 from dask_consensus.shard.score import expansion, score
 from dask_consensus.shard.target import log_prior
 
@@ -38,7 +38,7 @@ def test_gaussian_effects_need_the_fewest_nodes(linear_case, padding, x64):
         model = read(slopes, values, groups=["g"])
         data = data_of(values, codes, padding)
         fewest = gradient_ladder(2)[0]
-        at_u = score(model, data, u[None], 0.25, fewest)
+        at_u = score(model, data, u[None], 0.25, Rule(fewest))
 
     def tempered(u):
         # Normal(0, 5) for mu, HalfNormal(2) of exp(u) and its Jacobian for tau and sigma.
@@ -72,11 +72,11 @@ def test_more_nodes_give_the_likelihoods_own_gradient():
     u = 0.1 * np.arange(model.dim)
 
     def total(u):
-        values = log_likelihoods(model, data, u[None], np.zeros_like(u), ladder(1)[-1])
+        values = log_likelihoods(model, data, u[None], np.zeros_like(u), Rule(ladder(1)[-1]))
         return (values.log_likelihood + log_prior(model, data, u[None]))[0]
 
     expected = differences(total, u, 1e-3)
-    most = score(model, data, u[None], 1.0, gradient_ladder(1)[-1]).gradient[0]
+    most = score(model, data, u[None], 1.0, Rule(gradient_ladder(1)[-1])).gradient[0]
     # Differences over 1e-3 err by 1e-6 / 6 times third derivatives, sums over 120 rows.
     np.testing.assert_allclose(most, expected, atol=1e-4)
 
@@ -89,7 +89,7 @@ def test_expansion_of_a_quadratic_is_exact():
     values = {"y": np.arange(20.0)}
     model = read(location, values)
     axes = np.array([[0.3, 0.0], [-0.2, 0.1]])
-    around = expansion(model, data_of(values), np.array([1.0, 2.0]), axes, 1.0, 1)
+    around = expansion(model, data_of(values), np.array([1.0, 2.0]), axes, 1.0, Rule(1))
     precision = 20 / 1.5**2 * np.ones((2, 2)) + np.eye(2) / 4
     # Differences of linear functions are exact but for rounding.
     np.testing.assert_allclose(around.precision, precision, rtol=1e-8)

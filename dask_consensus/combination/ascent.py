@@ -67,6 +67,27 @@ def ascend(
     return None
 
 
+def approach(
+    expand: Callable[[Array, Array], Expansion], u: Array, covariance: Array, most: int
+) -> Peak | None:
+    """Take a few Newton steps towards a ridge, along which there is no step to take.
+
+    Returns
+    -------
+    Peak or None
+        The highest point, its covariance that of a peak as narrow; None if nothing was finite.
+    """
+    best: Peak | None = None
+    for _ in range(most):
+        expansion = expand(u, np.asarray(STEP * np.linalg.cholesky(covariance), np.float64))
+        if not all_finite(expansion) or (best is not None and expansion.value < best.height):
+            break
+        covariance, _ = inverse_curvature(expansion.precision, covariance)
+        best = Peak(u, covariance, expansion.value)
+        u = u + covariance @ expansion.gradient
+    return best
+
+
 def inverse_curvature(
     precision: Array, expected: Array, least: float = _FLAT
 ) -> tuple[Array, bool]:

@@ -24,11 +24,12 @@ from ..shard.quadrature import Rule
 from ..shard.score import Expansion
 from ..shard_data import ShardData, Size
 from . import gaussian
-from .ascent import STEP, Array, Peak, all_finite, ascend, inverse_curvature
+from .ascent import STEP, Array, Peak, all_finite, approach, ascend, inverse_curvature
 from .mode_search import Found, distinct, enough_nodes, find_peaks, united
 from .reports import Anchor, Combined, FitSettings, LaplaceApproximation, Report, Round
 
 _ATTEMPTS = 3  # at a mode that more than one search reaches
+_RIDGES = 4  # points on ridges that are looked at on all shards
 _RIVALS = 7  # other peaks of one shard from which all shards are searched
 
 
@@ -37,7 +38,7 @@ def laplace(
     shards: Shards,
     starts: tuple[Array, Array],
     options: LaplaceOptions,
-) -> LaplaceApproximation | None:
+) -> tuple[LaplaceApproximation | None, list[Peak]]:
     """Find the mode of the posterior, and its shape there.
 
     Parameters
@@ -51,30 +52,35 @@ def laplace(
 
     Returns
     -------
-    LaplaceApproximation or None
+    approximation : LaplaceApproximation or None
         None if no search arrived.
+    landmarks : list of Peak
+        Points on ridges and at edges, which searches have ended on.
     """
     n, model = shards.n, fit_settings.model
     searched = 0
     found: list[Found] = []
+    ridges: list[Peak] = []
     # A mode that one search alone has reached may have higher neighbours that none has.
     for attempt in range(_ATTEMPTS):
         seed = fit_settings.seed + attempt
         searched += options.searches
-        found = united([*found, *find_peaks(model, shards, starts, options.searches, seed)])
-        if found and found[0].reached > 1:
+        more, unsettled = find_peaks(model, shards, starts, options.searches, seed)
+        found, ridges = united([*found, *more]), ridges + unsettled
+        if not found or found[0].reached > 1:
             break
-    if not found:
-        return None
-    peaks = [search.peak for search in found]
+    if not found and not ridges:
+        return None, []
+    first = found[0].peak if found else ridges[0]
     data = shards.data[shards.median()]
-    enough = on_worker(shards.execution, enough_nodes, data, broadcast(model), peaks[0], n)
+    enough = on_worker(shards.execution, enough_nodes, data, broadcast(model), first, n)
     rule = compute([enough])[0]
     tops: list[tuple[Peak, LaplaceApproximation]] = []
     for peak, reached in found[: 1 + _RIVALS]:
         posterior = _Posterior(fit_settings, shards, rule)
         arrived = ascend(posterior.expand, peak.u, peak.covariance / n, options.steps)
         if arrived is None:
+            ridges.append(peak)
             continue
         top, shift = arrived
         sd = np.sqrt(np.diag(top.covariance))
@@ -88,13 +94,20 @@ def laplace(
             searched=searched,
         )
         tops.append((top, approximation))
+    ridges += [other.peak for other in found[1 + _RIVALS :]]
+    near = [
+        approach(_Posterior(fit_settings, shards, rule).expand, ridge.u, ridge.covariance / n, 3)
+        for ridge in sorted(ridges, key=lambda ridge: -ridge.height)[:_RIDGES]
+    ]
+    landmarks = [ridge for ridge in near if ridge is not None]
     if not tops:
-        return None
+        return None, landmarks
     summits = distinct([top for top, _ in tops])
     highest = max(tops, key=lambda pair: pair[0].height)[1]
     # Peaks that were not looked at on all shards may be modes as well.
     modes = len(summits) + max(len(found) - 1 - _RIVALS, 0)
-    return highest._replace(modes=modes, others=tuple(summits[1:]), height=summits[0].height)
+    others = tuple(summits[1:])
+    return highest._replace(modes=modes, others=others, height=summits[0].height), landmarks
 
 
 def draws_of(

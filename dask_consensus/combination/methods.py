@@ -8,6 +8,7 @@ from ..shard.engine import engine_of
 from ..shard.nuts import NutsSettings
 from ..shard.starts import prior_points
 from .anchored import AnchoredSettings, anchored
+from .ascent import Peak
 from .consensus import one_shot
 from .gaussian import inverse
 from .laplace import draws_of, laplace
@@ -29,9 +30,10 @@ def locate(plan: Plan, shards: Shards) -> Guess | None:
     if plan.n_shards == 1 or plan.method in ("consensus", "parametric"):
         return None
     because = engine_of(model).obstacle
+    ridges: list[Peak] = []
     if not because:
         starts = prior_points(model, plan.example, options.seed, _POINTS)
-        approximation = laplace(_fit_settings(plan), shards, starts, options.laplace)
+        approximation, ridges = laplace(_fit_settings(plan), shards, starts, options.laplace)
         if approximation is not None:
             shard_precision = inverse(approximation.covariance) / plan.n_shards
             return Guess(
@@ -40,13 +42,15 @@ def locate(plan: Plan, shards: Shards) -> Guess | None:
                 informed=True,
                 modes=approximation.modes,
                 approximation=approximation,
+                landmarks=[ridge.u for ridge in ridges],
             )
         because = "no mode was found"
     if options.method == "laplace":
         raise ValueError(f"method='laplace', but {because}; use method='anchored'")
     pilot = options.pilot
     nuts = NutsSettings(pilot.num_warmup, pilot.num_samples, options.target_accept_prob)
-    return run_pilot(model, shards, nuts, seed=options.seed, n_chains=pilot.num_chains)
+    guess = run_pilot(model, shards, nuts, seed=options.seed, n_chains=pilot.num_chains)
+    return guess._replace(landmarks=[*guess.landmarks, *(ridge.u for ridge in ridges)])
 
 
 def combine(plan: Plan, shards: Shards, guess: Guess | None) -> Combined:

@@ -26,6 +26,7 @@ FAR = float(scipy.stats.norm.isf(1e-6 / 2))  # sds beyond which a mode is anothe
 _COMPARABLE = 12.0  # log density by which another mode may be lower and still count
 _ROWS = 512  # of a shard that many points are tried on
 _POLISHED = 12  # peaks of such rows that are looked at on a whole shard, at most
+_VALLEY = 2.0  # fall of the log density half way between two ends that parts them
 _EVALUATIONS = 200  # of one search of such rows, at most
 _STRETCH = 2.0  # of half the points beyond the prior's bulk, from its median
 _POLISH = 12  # expansions at most to polish a search of one shard
@@ -84,7 +85,7 @@ class Ended(NamedTuple):
 
 def find_peaks(
     model: ShardModel, shards: Shards, starts: tuple[Array, Array], n_searches: int, seed: int
-) -> list[Found]:
+) -> tuple[list[Found], list[Peak]]:
     """Search some rows of several shards from many points, and polish what they find on one shard.
 
     Peaks of few rows are wide, so that many points may be tried; those of several shards differ
@@ -103,8 +104,10 @@ def find_peaks(
 
     Returns
     -------
-    list of Found
+    peaks : list of Found
         Comparable and distinct, highest first; empty if no search arrived.
+    ridges : list of Peak
+        Where searches ended that are as high, but no peaks: on a ridge, or at an edge.
     """
     medians, draws = starts
     rng = np.random.default_rng([seed, 3])
@@ -124,16 +127,22 @@ def find_peaks(
         chain.from_iterable(compute_with_progress(searches, execution, "searching", "shard"))
     )
     if not ended:
-        return []
+        return [], []
     # Compared on the same rows, those that agree are one; and then the images of the best.
     pool = np.array([end.u for end in ended])
     piece = pieces[chosen.index(median)]
     heights = compute([on_worker(execution, heights_of, piece, given, pool)])[0]
-    candidates = merged([e._replace(height=float(h)) for e, h in zip(ended, heights, strict=True)])
-    mirrored = images(candidates[0][0].u, model.shared)
+    ended = [e._replace(height=float(h)) for e, h in zip(ended, heights, strict=True)]
+    best = max(ended, key=lambda end: end.height)
+    between = compute([on_worker(execution, heights_of, piece, given, (pool + best.u) / 2)])[0]
+    valleys = np.minimum(heights, best.height) - between > _VALLEY
+    candidates = [
+        *merged([end for end, valley in zip(ended, valleys, strict=True) if not valley]),
+        *merged([end for end, valley in zip(ended, valleys, strict=True) if valley]),
+    ]
+    mirrored = images(best.u, model.shared)
     if len(mirrored):
         lifted = compute([on_worker(execution, heights_of, piece, given, mirrored)])[0]
-        best = candidates[0][0]
         candidates += [
             (Ended(u, float(height), best.sd), 0)
             for u, height in zip(mirrored, lifted, strict=True)
@@ -144,15 +153,24 @@ def find_peaks(
         on_worker(execution, search, shards.data[median], given, end.u, end.sd)
         for end, _ in candidates
     ]
-    arrived = compute_with_progress(polished, execution, "polishing", "peak")
-    peaks = distinct([peak for peak in arrived if peak is not None])
+    polished_peaks = compute_with_progress(polished, execution, "polishing", "peak")
+    arrived = [peak for peak, _ in polished_peaks]
+    settled = [peak for peak, settled in polished_peaks if settled]
+    peaks = distinct(settled)
     counts = [0] * len(peaks)
     for (_, count), peak in zip(candidates, arrived, strict=True):
         for k, other in enumerate(peaks):
-            if peak is not None and not apart(peak, other):
+            if not apart(peak, other):
                 counts[k] += count
                 break
-    return [Found(peak, count) for peak, count in zip(peaks, counts, strict=True)]
+    found = [Found(peak, count) for peak, count in zip(peaks, counts, strict=True)]
+    highest = max(peak.height for peak in arrived)
+    ridges = [
+        peak
+        for peak, is_settled in polished_peaks
+        if not is_settled and comparable(peak.height, highest, len(peak.u))
+    ]
+    return found, ridges
 
 
 def united(found: Sequence[Found]) -> list[Found]:
@@ -228,8 +246,8 @@ def search_rows(
     ]
 
 
-def search(data: ShardData, model: ShardModel, start: Array, scale: Array) -> Peak | None:
-    """Search one shard's posterior, under the full prior, for a peak.
+def search(data: ShardData, model: ShardModel, start: Array, scale: Array) -> tuple[Peak, bool]:
+    """Search one shard's posterior, under the full prior, for a peak; and tell whether it is one.
 
     Parameters
     ----------
@@ -241,15 +259,16 @@ def search(data: ShardData, model: ShardModel, start: Array, scale: Array) -> Pe
     engine = engine_of(model)
     rule = Rule(engine.gradient_nodes[0])
     u, height, guess = _descend(data, model, start, scale)
+    ended = Peak(u, guess, height)
     if not np.isfinite(height):
-        return None
+        return ended, False
     try:
         arrived = ascend(
             lambda u, axes: engine.expansion(data, u, axes, 1.0, rule), u, guess, _POLISH
         )
     except np.linalg.LinAlgError:
-        return None
-    return None if arrived is None else arrived[0]
+        return ended, False
+    return (ended, False) if arrived is None else (arrived[0], True)
 
 
 def _descend(

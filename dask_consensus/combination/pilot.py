@@ -75,14 +75,16 @@ def agree(chains: Sequence[Draws], heights: np.ndarray) -> Guess:
         best = int(near.sum(axis=0).argmax())
         rivals = np.flatnonzero(~near[best] & (near.sum(axis=0) > 1))
     modes = 1
+    landmarks = []
     while len(rivals):
         modes += 1
+        landmarks.append(draws[rivals[0]].mean(axis=0))
         rivals = rivals[~near[rivals[0], rivals]]
     kept = np.flatnonzero(near[best]).tolist()
     mean, covariance = gaussian.moments(np.concatenate([draws[i] for i in kept]))
     effective = sum(gaussian.effective_draws(chains[i].ess, len(draws[i])) for i in kept)
     precision = gaussian.precision_of(covariance + _jitter(covariance), max(effective, 1.5 * d + 4))
-    return Guess(mean, precision, informed=False, modes=modes)
+    return Guess(mean, precision, informed=False, modes=modes, landmarks=landmarks)
 
 
 def _jitter(covariance: np.ndarray) -> np.ndarray:

@@ -191,6 +191,8 @@ class Guess(NamedTuple):
         Rounds that led there, to be counted on from.
     approximation : LaplaceApproximation or None
         Where the mode was found.
+    landmarks : sequence of (d,) arrays
+        Other places that may have a comparable density.
     """
 
     mean: np.ndarray
@@ -199,3 +201,4 @@ class Guess(NamedTuple):
     modes: int
     rounds: Sequence[Round] = ()
     approximation: LaplaceApproximation | None = None
+    landmarks: Sequence[np.ndarray] = ()

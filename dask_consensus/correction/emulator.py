@@ -142,6 +142,8 @@ def fit(
     top = float(log_target[finite].max())
     values = np.where(finite, log_target - top + quadratic, 0.0)
     bulk = values[finite & (weights > _BULK * weights.max())]
+    if not bulk.size:
+        return None
     bounds = (float(bulk.min()), float(bulk.max()))
     # The square root of the weights: the bulk matters most, and its rim bears on it.
     pull = np.where(finite, np.sqrt(weights), 0.0)

@@ -71,6 +71,8 @@ class Correction(NamedTuple):
         Largest deviation of a shard's Hessian from block-diagonal.
     tail_log_ratio : (d,) array
         Log of how much larger a weight would be far out along each coordinate than any seen.
+    landmark_log_ratio : float
+        The same of the landmarks; minus infinity without any.
     discrepancy : float
         Sd of the log weights of the first iteration: how unlike the posterior the combination is.
     seconds, compile_seconds : float
@@ -92,6 +94,7 @@ class Correction(NamedTuple):
     modes_not_found: float
     coupling: float
     tail_log_ratio: Array
+    landmark_log_ratio: float
     discrepancy: float
     seconds: float
     compile_seconds: float
@@ -107,6 +110,8 @@ class CorrectionSettings(NamedTuple):
         Of the combination, the first proposal.
     peaks : tuple of Peak
         Other modes of the posterior, with that of the combination; empty where there is one.
+    landmarks : sequence of (d,) arrays
+        Places that may have a comparable density, and must not be missed.
     seed : int
     options : CorrectionOptions
     limits : VerdictOptions
@@ -116,6 +121,7 @@ class CorrectionSettings(NamedTuple):
     mean: Array
     covariance: Array
     peaks: tuple[Peak, ...]
+    landmarks: Sequence[Array]
     seed: int
     options: CorrectionOptions
     limits: VerdictOptions
@@ -202,7 +208,7 @@ def correct(settings: CorrectionSettings, log_posterior: LogPosterior) -> Correc
     log_posterior, state = init(settings, log_posterior)
     while not done(settings, state):
         state = step(settings, log_posterior, state)
-    return _finished(log_posterior, state, began)
+    return _finished(settings, log_posterior, state, began)
 
 
 def init(
@@ -387,7 +393,12 @@ def _probed(log_posterior: LogPosterior, assessment: Assessment) -> Assessment:
     return assessment._replace(probes=probes)
 
 
-def _finished(log_posterior: LogPosterior, state: CorrectionState, began: float) -> Correction:
+def _finished(
+    settings: CorrectionSettings,
+    log_posterior: LogPosterior,
+    state: CorrectionState,
+    began: float,
+) -> Correction:
     """Look at the tails and at the integrals once more, around the final answer."""
     assert state.assessment is not None
     assert state.last is not None
@@ -396,6 +407,11 @@ def _finished(log_posterior: LogPosterior, state: CorrectionState, began: float)
     integration_error, integration_sd_error = around.integration_error(_axes(estimate.covariance))
     if probes is None or not np.isfinite(emulator_error):
         probes = probe(log_posterior, estimate.mean, estimate.covariance)
+    missed = -np.inf
+    if len(settings.landmarks):
+        marks = log_posterior(np.array(settings.landmarks), "probing landmarks")
+        above = marks.log_density - state.mixture.log_density(marks.points)
+        missed = float(above.max() - weighed.raw.max())
     counts = state.mixture.counts
     return Correction(
         points=state.points,
@@ -413,6 +429,7 @@ def _finished(log_posterior: LogPosterior, state: CorrectionState, began: float)
         modes_not_found=float(weighed.weights @ state.modes_not_found),
         coupling=state.coupling,
         tail_log_ratio=tail_log_ratio(probes, state.mixture, weighed.raw),
+        landmark_log_ratio=missed,
         discrepancy=_discrepancy(state),
         seconds=time.perf_counter() - began,
         compile_seconds=state.compile_seconds,

@@ -173,8 +173,8 @@ class LogPosterior(NamedTuple):
     def integration_error(self, axes: Array) -> tuple[Array, Array]:
         """First-order change of means, in sds, and of log sds, were integrals taken otherwise.
 
-        Otherwise is by the next number of nodes, and by a rule of another kind: the larger of the
-        two, less what chance explains of the second.
+        Otherwise is by the next number of nodes, and by a rule of another kind, whose Monte Carlo
+        error leaves a range: what the nodes say counts as far as it lies within that.
 
         Parameters
         ----------
@@ -188,32 +188,29 @@ class LogPosterior(NamedTuple):
         points = along_axes(self.center, axes)
         position = ladder.index(self.rule.n_nodes)
         other = ladder[position + 1 if position + 1 < len(ladder) else position - 1]
+        # Beside the finest rule there is only a coarser one, whose error is the larger.
         finer = self._replace(rule=self.rule._replace(n_nodes=other))
         change = finer(points, "nodes").log_likelihood - self(points, "nodes").log_likelihood
-        nodes, second = first_order(change), self._second_opinion(points)
-        mean, log_sd = np.fmax(np.abs(nodes), second)
+        nodes = np.abs(first_order(change))
+        least, most = self._second_opinion(points)
+        mean, log_sd = np.fmax(least, np.fmin(nodes, most))
         return mean, log_sd
 
-    def _second_opinion(self, points: Array) -> Array:
-        """First-order change by a rule of another kind, beyond what chance explains; ``(2, d)``."""
+    def _second_opinion(self, points: Array) -> tuple[Array, Array]:
+        """First-order changes by a rule of another kind, at least and at most: ``(2, d)`` each."""
+        rule, execution = self.rule, self.shards.execution
+        given = self.rounded(points)
         tasks = [
-            on_worker(
-                self.shards.execution,
-                _opinions_of_some,
-                data,
-                self.model,
-                self.rounded(points),
-                self.rule,
-            )
+            on_worker(execution, _opinions_of_some, data, self.model, given, rule)
             for data in self._some_shards()
         ]
         opinions = compute(tasks)
         looked_at = sum(opinion.units for opinion in opinions)
         share = looked_at / self._n_units()
         halves = sum(opinion.second - opinion.first for opinion in opinions) / share
-        found = [first_order(half) for half in halves]
-        noise = np.abs(found[0] - found[1]) / 2
-        return np.maximum(np.abs(found[0] + found[1]) / 2 - _NOISE * noise, 0.0)
+        found = np.array([first_order(half) for half in halves])
+        size, noise = np.abs(found.mean(axis=0)), np.abs(found[0] - found[1]) / 2
+        return np.maximum(size - _NOISE * noise, 0.0), size + _NOISE * noise
 
 
 def along_axes(center: Array, axes: Array) -> Array:

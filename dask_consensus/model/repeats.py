@@ -19,6 +19,7 @@ from .checks import Probe, draw_values, inner_jaxprs
 from .examples import Example
 from .model import ShardModel, log_terms, precision
 
+_ROUNDING = 1e-6  # relative, of single precision; of values near 0, absolute
 _OTHER_KEY = 1  # than that of `ShardModel.log_terms`
 
 
@@ -93,8 +94,14 @@ def _changed(first: _Trace, others: list[_Trace], arguments: Any) -> set[str]:
         changed |= set(first.terms) ^ set(other.terms)
         ours, theirs = first.values(arguments), other.values(arguments)
         common = set(ours) & set(theirs)
-        changed |= {name for name in common if not _equal(ours[name], theirs[name])}
+        changed |= {name for name in common if not _close(ours[name], theirs[name])}
     return changed
+
+
+def _close(a: Any, b: Any) -> bool:
+    """Tell whether values are the same but for the precision in which a constant was kept."""
+    a, b = np.asarray(a), np.asarray(b)
+    return a.shape == b.shape and np.allclose(a, b, rtol=_ROUNDING, atol=_ROUNDING, equal_nan=True)
 
 
 def _equal(a: Any, b: Any) -> bool:

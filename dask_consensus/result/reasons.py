@@ -127,13 +127,15 @@ def _coupled(evidence: Evidence) -> Iterator[Reason]:
 
 
 def _several_modes(evidence: Evidence) -> Iterator[Reason]:
-    correction, combined = evidence.correction, evidence.combined
-    covered = len(combined.peaks) if correction is not None and usable(correction) else 1
-    if evidence.modes > max(covered, 1):
+    correction, limit = evidence.correction, evidence.options.verdict.tail_log_ratio
+    missed = correction is not None and not correction.landmark_log_ratio <= limit
+    if missed or (evidence.modes > 1 and not _covered(evidence)):
         problem = (
             f"searches from several points found {evidence.modes} separate modes of comparable "
             "density, of which one is described"
         )
+        if evidence.modes == 1:
+            problem = "searches ended at places as high as the posterior that no point is near"
         remedy = "identify the model (order the components, say)"
         yield Reason("modes", evidence.modes, 1, "", problem, remedy)
     approximation = evidence.approximation
@@ -144,6 +146,14 @@ def _several_modes(evidence: Evidence) -> Iterator[Reason]:
         )
         remedy = f"raise consensus.laplace.searches (now {evidence.options.laplace.searches})"
         yield Reason("lone-mode", 1, 1, "", problem, f"{remedy}, or give narrower priors")
+
+
+def _covered(evidence: Evidence) -> bool:
+    """Tell whether the points of a correction reach every place that a search has found."""
+    correction, limit = evidence.correction, evidence.options.verdict.tail_log_ratio
+    if correction is None or not usable(correction):
+        return False
+    return bool(correction.landmark_log_ratio <= limit)
 
 
 # The correction
