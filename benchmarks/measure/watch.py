@@ -85,5 +85,5 @@ def _answer(pipe: Connection, make: Callable[..., Answers], arguments: tuple) ->
         try:
             row = answers(key)
         except Exception:
-            row = {"failed": traceback.format_exc(limit=-6), "code": "crash"}
+            row = {"failed": traceback.format_exc(limit=-12), "code": "crash"}
         pipe.send(row)
