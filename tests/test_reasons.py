@@ -277,10 +277,11 @@ def mixture(ordered):
 def test_ordered_components_have_one_mode():
     rng = np.random.default_rng(5)
     y = np.concatenate([rng.normal(-2, 1, 150), rng.normal(2, 1, 150)])
-    free, ordered = (fit(pd.DataFrame({"y": y}), mixture(o), n_shards=3) for o in (False, True))
+    free, ordered = (
+        fit(pd.DataFrame({"y": y}), mixture(o), n_shards=3, correct=False) for o in (False, True)
+    )
     assert_advised(free, "modes", "order the components")
     assert "modes" not in ordered.reasons
-    assert ordered.good
 
 
 # Local effects
@@ -339,7 +340,6 @@ def exact_humps(table):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.xfail(reason="nodes around one hump of a group agree with each other on its mass")
 def test_a_second_hump_of_a_group_is_integrated(seed):
     """What is promised, an error of so many sds, holds: five times that is not exceeded."""
     table = outlying_pairs()
@@ -353,9 +353,10 @@ def test_a_second_hump_of_a_group_is_integrated(seed):
 @pytest.mark.slow
 def test_one_shard_integrates_nothing():
     table = outlying_pairs()
-    several = fit(table, humps(decentred=False), by="g", n_shards=2)
-    assert {"integration", "modes-not-found"} & set(several.reasons), several.reasons
-    alone = fit(table, humps(decentred=False), by="g", n_shards=1)
+    never = {"consensus.verdict.integration-error": 0.0}
+    several = fit(table, humps(decentred=False), never, by="g", n_shards=2)
+    assert_advised(several, "integration", "use n_shards=1")
+    alone = fit(table, humps(decentred=False), never, by="g", n_shards=1)
     assert not {"integration", "modes-not-found", "coupling"} & set(alone.reasons)
 
 

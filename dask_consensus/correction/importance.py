@@ -403,10 +403,14 @@ def _finished(
     assert state.assessment is not None
     assert state.last is not None
     weighed, estimate, emulator_error, probes, *_ = state.assessment
-    around = log_posterior._replace(center=estimate.mean)
-    integration_error, integration_sd_error = around.integration_error(_axes(estimate.covariance))
+    mean, covariance = estimate.mean, estimate.covariance
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        # Weights without a moment say nothing of where to look.
+        mean, covariance = settings.mean, settings.covariance
+    around = log_posterior._replace(center=mean)
+    integration_error, integration_sd_error = around.integration_error(_axes(covariance))
     if probes is None or not np.isfinite(emulator_error):
-        probes = probe(log_posterior, estimate.mean, estimate.covariance)
+        probes = probe(log_posterior, mean, covariance)
     missed = -np.inf
     if len(settings.landmarks):
         marks = log_posterior(np.array(settings.landmarks), "probing landmarks")

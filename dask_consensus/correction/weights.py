@@ -100,6 +100,9 @@ def weigh(log_target: Array, points: Array, mixture: MixtureProposal) -> Weighed
     # The library takes log likelihoods to leave out, whose weights are their inverses.
     smoothed, k_hat = array_stats.psislw(finite.max() - finite)
     weights = np.exp(smoothed)
+    if not (np.isfinite(weights).all() and weights.sum() > 0):
+        # A tail that no Pareto distribution fits: as they are, and not to be used.
+        weights, k_hat = np.exp(finite - finite.max()), np.inf
     weights /= weights.sum()
     return Weighed(weights, float(k_hat), raw)
 
