@@ -108,6 +108,12 @@ def recipe(number: int) -> Recipe:
     )
 
 
+def number_of(name: str) -> int | None:
+    """Read the number in the name of a model drawn at random; None for any other trial."""
+    number = name.removeprefix("random-")
+    return int(number) if number != name and number.isdigit() else None
+
+
 @cache
 def drawn_trial(number: int) -> Trial:
     """Make the model of this number, and what draws its rows."""

@@ -48,12 +48,12 @@ class Watched:
             return self._here(key)
         if self._process is None:
             self._begin()
-        self._pipe.send(key)
         try:
+            self._pipe.send(key)
             if self._pipe.poll(self.seconds):
                 return self._pipe.recv()
             failed = f"no answer in {self.seconds:g} s"
-        except EOFError:
+        except (EOFError, ConnectionError):
             failed = "the process ended"
         self._end()
         return {"failed": failed, "code": "crash"}
@@ -85,5 +85,5 @@ def _answer(pipe: Connection, make: Callable[..., Answers], arguments: tuple) ->
         try:
             row = answers(key)
         except Exception:
-            row = {"failed": traceback.format_exc(limit=-3), "code": "crash"}
+            row = {"failed": traceback.format_exc(limit=-12), "code": "crash"}
         pipe.send(row)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..cases.drawn import number_of
 from ..cases.hostile import Trial
 from . import Columns, markdown
 
@@ -196,10 +197,8 @@ def broken(fits: Sequence[Judged]) -> str:
         row, off = fit.row, fit.sd if fit.outcome == "wrong sd" else fit.mean
         size = f"off {off.size:.2g} on {off.where}, own estimate {off.estimate:.2g}" if off else ""
         reason = ", ".join(each[0] for each in row.get("reasons", [])) or fit.first
-        number = row["case"].removeprefix("random-")
-        which = (
-            f"--random 1 --first {number}" if "random-" in row["case"] else f"--case {row['case']}"
-        )
+        number = number_of(row["case"])
+        which = f"--case {row['case']}" if number is None else f"--random 1 --first {number}"
         command = f"{which} --seed {row['seed']} --n-shards {row['shards']} --again"
         lines.append(f"- {OUTCOMES[fit.outcome]}: {size} [{reason}] `benchmarks.verdict {command}`")
     return "\n".join([*lines, ""])
@@ -232,7 +231,7 @@ def calibration(rows: Rows, references: Mapping[str, Mapping[str, Any]]) -> str:
     }
     groups = []
     for kind, wanted in (("hostile", False), ("drawn at random", True)):
-        some = [row for row in rows if ("random-" in row["case"]) is wanted]
+        some = [row for row in rows if (number_of(row["case"]) is not None) is wanted]
         for good in (True, False):
             pairs = errors_of(some, references, good=good)
             groups.append((f"{kind}, {'good' if good else 'refused'}", pairs))

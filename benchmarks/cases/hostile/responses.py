@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -11,7 +13,7 @@ from jax.scipy.special import gammaln
 from scipy.special import expit
 
 from ..case import Problem
-from .trial import EFFECTS, WEIGHTS, codes, trial
+from .trial import EFFECTS, WEIGHTS, Moments, codes, trial
 
 ALL = (*EFFECTS, *WEIGHTS)
 
@@ -107,10 +109,45 @@ def trial_rows(rng: np.random.Generator) -> pd.DataFrame:
     return pd.DataFrame({"x": x, "n": n, "y": rng.binomial(n, expit(-0.5 + 0.6 * x))})
 
 
+def _log_rising(base: np.ndarray, count: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Log of base (base + 1/size) ... with `count` factors, added over rows, for every size."""
+    total = np.zeros(len(size))
+    for k in range(count.max()):
+        total += np.log(base[count > k] + k / size[:, None]).sum(axis=1)
+    return total
+
+
+def _trial_moments(frame: pd.DataFrame) -> Moments:
+    """Sum over a grid; divided by the size, factors stay apart however large it is."""
+    x, n, y = (frame[name].to_numpy() for name in "xny")
+    design, at = np.stack([np.ones(len(x)), x], axis=1), np.zeros(2)
+    for _ in range(20):
+        p = expit(design @ at)
+        covariance = np.linalg.inv(design.T @ (design * (n * p * (1 - p))[:, None]))
+        at = at + covariance @ design.T @ (y - n * p)
+    steps = np.linspace(-6.5, 6.5, 27)
+    alpha, beta = at[:, None] + np.sqrt(np.diag(covariance))[:, None] * steps
+    log_size = np.linspace(2.0, 22.0, 101)
+    size = np.exp(log_size)
+    heights = np.empty((27, 27, 101))
+    whole = _log_rising(np.ones(len(x)), n, size)
+    for i, j in product(range(27), repeat=2):
+        p = expit(alpha[i] + beta[j] * x)
+        heights[i, j] = _log_rising(p, y, size) + _log_rising(1 - p, n - y, size) - whole
+    heights += log_size - np.log1p((size / 50.0) ** 2)
+    heights -= (alpha[:, None, None] ** 2 + beta[:, None] ** 2) / 8.0
+    weights = np.exp(heights - heights.max())
+    weights /= weights.sum()
+    moments = {}
+    for axis, (name, values) in enumerate({"alpha": alpha, "beta": beta, "size": log_size}.items()):
+        w = weights.sum(axis=tuple({0, 1, 2} - {axis}))
+        mean = w @ values
+        moments[name] = (mean, np.sqrt(w @ (values - mean) ** 2))
+    return moments
+
+
 # Binomial counts have no dispersion of their own: the prior's long tail of `size` is left as it is.
-@trial(
-    "beta-binomial", draw=trial_rows, start={"alpha": -0.5, "beta": 0.6, "size": 60.0}, truths=ALL
-)
+@trial("beta-binomial", draw=trial_rows, exact=_trial_moments, truths=ALL)
 def beta_binomial(x, n, y=None):
     alpha = numpyro.sample("alpha", dist.Normal(0.0, 2.0))
     beta = numpyro.sample("beta", dist.Normal(0.0, 2.0))

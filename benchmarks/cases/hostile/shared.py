@@ -222,8 +222,6 @@ def keyed_rows(rng: np.random.Generator) -> pd.DataFrame:
     draw=keyed_rows,
     by="group",
     start={"mu": 1.0, "beta": 0.5, "tau": 0.8, "sigma": 1.0},
-    truths=("error",),
-    notable=True,
 )
 def mixed_keys(group, x, y=None, *, n_group):
     mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
