@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pandas as pd
 import pytest
 
 from . import fit, from_pandas, plan
@@ -167,3 +168,18 @@ def test_the_surroundings_of_workers(cluster, monkeypatch):
             ValueError, match=r"density of obs .* another one on a worker than here"
         ):
             fit(from_pandas(frame()), surroundings, n_shards=2)
+
+
+def test_constants_of_double_precision_are_not_random():
+    """JAX may keep them in single precision in one trace and in double in the next."""
+
+    def kinds(g, y=None, *, n_g):
+        gap = numpyro.sample("gap", dist.HalfNormal(3))
+        with numpyro.plate("g", n_g):
+            halves = dist.Categorical(np.array([0.3, 0.7]))
+            locations = dist.Normal(jnp.stack([-gap, gap]), 1.0)
+            b = numpyro.sample("b", dist.MixtureSameFamily(halves, locations))
+        numpyro.sample("y", dist.Normal(b[g], 1.0), obs=y)
+
+    table = pd.DataFrame({"g": np.repeat(np.arange(10), 3), "y": np.linspace(-1, 1, 30)})
+    assert from_pandas(table).consensus.plan(kinds, by="g", n_shards=2).n_shards == 2

@@ -211,7 +211,12 @@ def test_each_trouble_of_sampling_is_named(changed, reason):
 
 
 def test_modes_and_coupling_are_named():
-    assert "2 separate modes" in verdict(combined(reports()), correction(), modes=2).text
+    assert "2 separate modes" in verdict(combined(reports()), modes=2).text
+    # The points of a correction reach both, or not where one would have weighed most.
+    assert verdict(combined(reports()), correction(), modes=2).good
+    missed = verdict(combined(reports()), correction(landmark_log_ratio=9.0))
+    assert [reason.code for reason in missed.reasons] == ["modes"]
+    assert "places as high as the posterior" in missed.text
     found = verdict(combined(reports()), coupled=("obs",))
     assert "groups depend on each other through obs" in found.text
     assert np.isinf(found.error).all()

@@ -33,8 +33,7 @@ class _Trace(NamedTuple):
         """Tell whether nothing was different in the two traces, constants included."""
         if self.terms != other.terms or _text(self) != _text(other):
             return False
-        ours, theirs = (list(_constants(trace.computation)) for trace in (self, other))
-        return len(ours) == len(theirs) and all(map(_equal, ours, theirs))
+        return _same_constants(self, other)
 
     def values(self, arguments: Any) -> dict[str, Any]:
         """Evaluate every term."""
@@ -94,12 +93,22 @@ def _changed(first: _Trace, others: list[_Trace], arguments: Any) -> set[str]:
         changed |= set(first.terms) ^ set(other.terms)
         ours, theirs = first.values(arguments), other.values(arguments)
         common = set(ours) & set(theirs)
-        changed |= {name for name in common if not _close(ours[name], theirs[name])}
+        alike = _close if _same_constants(first, other) else _equal
+        changed |= {name for name in common if not alike(ours[name], theirs[name])}
     return changed
 
 
+def _same_constants(first: _Trace, other: _Trace) -> bool:
+    """Tell whether two traces hold the same numbers, perhaps in another precision.
+
+    JAX keeps the constants of a function in the precision in which it was first traced.
+    """
+    ours, theirs = (list(_constants(trace.computation)) for trace in (first, other))
+    return len(ours) == len(theirs) and all(map(_equal, ours, theirs))
+
+
 def _close(a: Any, b: Any) -> bool:
-    """Tell whether values are the same but for the precision in which a constant was kept."""
+    """Tell whether values are the same but for single precision."""
     a, b = np.asarray(a), np.asarray(b)
     return a.shape == b.shape and np.allclose(a, b, rtol=_ROUNDING, atol=_ROUNDING, equal_nan=True)
 
