@@ -52,7 +52,7 @@ def exact(values, codes, u):
 POINTS = np.array([[-1.0, 0.3], [-1.0, -0.7], [-1.0, -1.5], [-0.5, -3.0], [-1.5, 0.8]])
 
 
-@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("padding", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_modes_that_are_not_at_the_center_are_found_where_they_are(populations, padding):
     values, codes = populations
     expected = [exact(values, codes, u) - exact(values, codes, POINTS[0]) for u in POINTS]

@@ -260,7 +260,14 @@ def test_an_edited_helper_is_compiled_anew(mine, tmp_path):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("way", ["attribute", "instance", "imported as it runs"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("attribute", marks=pytest.mark.slow),
+        pytest.param("instance", marks=pytest.mark.slow),
+        "imported as it runs",
+    ],
+)
 def test_workers_need_not_import_what_a_model_reaches(mine, tmp_path, cluster, way):
     path = list(sys.path)
     sys.path.remove(str(tmp_path))  # workers begin with the path of this process

@@ -45,7 +45,7 @@ class Full(NamedTuple):
             for level in range(len(layout.by))
         ]
         arguments = {}
-        for argument, column, kind, level, categories in layout.columns:
+        for argument, column, kind, level, categories, _ in layout.columns:
             if kind == "group":
                 arguments[argument] = codes[level]
             elif kind == "category":
