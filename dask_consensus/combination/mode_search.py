@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
 from typing import NamedTuple
 
@@ -109,68 +109,90 @@ def find_peaks(
     ridges : list of Peak
         Where searches ended that are as high, but no peaks: on a ridge, or at an edge.
     """
-    medians, draws = starts
-    rng = np.random.default_rng([seed, 3])
-    points = np.concatenate([medians, draws, beyond(draws, rng)])
-    scale, execution = spread(draws), shards.execution
+    execution, given = shards.execution, broadcast(model)
     median = shards.median()
     chosen = sorted({0, median, shards.n - 1})
     pieces = [on_worker(execution, few_rows, shards.data[k], model) for k in chosen]
-    given = broadcast(model)
+    points, scale = _starting_points(starts, seed)
+    parts, n_each = np.array_split(points, len(chosen)), -(-n_searches // len(chosen))
     searches = [
-        on_worker(execution, search_rows, piece, given, part, scale, -(-n_searches // len(chosen)))
-        for piece, part in zip(
-            pieces, np.array_split(rng.permutation(points), len(chosen)), strict=True
-        )
+        on_worker(execution, search_rows, piece, given, part, scale, n_each)
+        for piece, part in zip(pieces, parts, strict=True)
     ]
-    ended = list(
-        chain.from_iterable(compute_with_progress(searches, execution, "searching", "shard"))
-    )
+    answers = compute_with_progress(searches, execution, "searching", "shard")
+    ended = list(chain.from_iterable(answers))
     if not ended:
         return [], []
-    # Compared on the same rows, those that agree are one; and then the images of the best.
-    pool = np.array([end.u for end in ended])
-    piece = pieces[chosen.index(median)]
-    heights = compute([on_worker(execution, heights_of, piece, given, pool)])[0]
-    ended = [e._replace(height=float(h)) for e, h in zip(ended, heights, strict=True)]
-    best = max(ended, key=lambda end: end.height)
-    between = compute([on_worker(execution, heights_of, piece, given, (pool + best.u) / 2)])[0]
-    valleys = np.minimum(heights, best.height) - between > _VALLEY
-    candidates = [
-        *merged([end for end, valley in zip(ended, valleys, strict=True) if not valley]),
-        *merged([end for end, valley in zip(ended, valleys, strict=True) if valley]),
-    ]
-    mirrored = images(best.u, model.shared)
-    if len(mirrored):
-        lifted = compute([on_worker(execution, heights_of, piece, given, mirrored)])[0]
-        candidates += [
-            (Ended(u, float(height), best.sd), 0)
-            for u, height in zip(mirrored, lifted, strict=True)
-            if comparable(float(height), best.height, len(u))
-        ]
-    candidates = sorted(candidates, key=lambda pair: -pair[0].height)[:_POLISHED]
-    polished = [
+
+    def height(points: Array) -> Array:
+        piece = pieces[chosen.index(median)]
+        heights: Array = compute([on_worker(execution, heights_of, piece, given, points)])[0]
+        return heights
+
+    candidates = _candidates(ended, model, height)
+    polishing = [
         on_worker(execution, search, shards.data[median], given, end.u, end.sd)
         for end, _ in candidates
     ]
-    polished_peaks = compute_with_progress(polished, execution, "polishing", "peak")
-    arrived = [peak for peak, _ in polished_peaks]
-    settled = [peak for peak, settled in polished_peaks if settled]
-    peaks = distinct(settled)
-    counts = [0] * len(peaks)
-    for (_, count), peak in zip(candidates, arrived, strict=True):
-        for k, other in enumerate(peaks):
-            if not apart(peak, other):
-                counts[k] += count
-                break
-    found = [Found(peak, count) for peak, count in zip(peaks, counts, strict=True)]
-    highest = max(peak.height for peak in arrived)
+    polished = compute_with_progress(polishing, execution, "polishing", "peak")
+    return _told_apart(polished, [count for _, count in candidates])
+
+
+def _starting_points(starts: tuple[Array, Array], seed: int) -> tuple[Array, Array]:
+    """All points that searches may begin from, in random order, and the size of a step."""
+    medians, draws = starts
+    rng = np.random.default_rng([seed, 3])
+    points = np.concatenate([medians, draws, beyond(draws, rng)])
+    return rng.permutation(points), spread(draws)
+
+
+def _candidates(
+    ended: Sequence[Ended], model: ShardModel, height: Callable[[Array], Array]
+) -> list[tuple[Ended, int]]:
+    """Compare the ends of searches on the same rows: which are one, and which images are as high.
+
+    Returns
+    -------
+    list of tuple of Ended and int
+        The highest places, and how many searches ended there; none at an image.
+    """
+    pool = np.array([end.u for end in ended])
+    heights = height(pool)
+    ended = [end._replace(height=float(h)) for end, h in zip(ended, heights, strict=True)]
+    best = max(ended, key=lambda end: end.height)
+    # Ends with a valley between them and the best are not the best, however near they are.
+    falls = np.minimum(heights, best.height) - height((pool + best.u) / 2)
+    beside = [end for end, fall in zip(ended, falls, strict=True) if fall <= _VALLEY]
+    across = [end for end, fall in zip(ended, falls, strict=True) if not fall <= _VALLEY]
+    candidates = [*merged(beside), *merged(across)]
+    mirrored = images(best.u, model.shared)
+    if len(mirrored):
+        candidates += [
+            (Ended(u, float(h), best.sd), 0)
+            for u, h in zip(mirrored, height(mirrored), strict=True)
+            if comparable(float(h), best.height, len(u))
+        ]
+    return sorted(candidates, key=lambda pair: -pair[0].height)[:_POLISHED]
+
+
+def _told_apart(
+    polished: Sequence[tuple[Peak, bool]], counts: Sequence[int]
+) -> tuple[list[Found], list[Peak]]:
+    """Tell peaks from what is none, and count the searches that reached each."""
+    peaks = distinct([peak for peak, settled in polished if settled])
+    reached = [0] * len(peaks)
+    for (peak, _), count in zip(polished, counts, strict=True):
+        same = (k for k, other in enumerate(peaks) if not apart(peak, other))
+        k = next(same, None)
+        if k is not None:
+            reached[k] += count
+    highest = max(peak.height for peak, _ in polished)
     ridges = [
         peak
-        for peak, is_settled in polished_peaks
-        if not is_settled and comparable(peak.height, highest, len(peak.u))
+        for peak, settled in polished
+        if not settled and comparable(peak.height, highest, len(peak.u))
     ]
-    return found, ridges
+    return [Found(peak, count) for peak, count in zip(peaks, reached, strict=True)], ridges
 
 
 def united(found: Sequence[Found]) -> list[Found]:
