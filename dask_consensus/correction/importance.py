@@ -217,7 +217,8 @@ def init(
     """Choose the number of nodes on some points of the first proposal."""
     d = len(settings.mean)
     points = _first_proposal(settings).draw(_n_points(settings, 0), (settings.seed, 0))
-    axes = _axes(settings.covariance)
+    shape = settings.peaks[0].covariance if settings.peaks else settings.covariance
+    axes = _axes(shape)
     log_posterior, compile_seconds = log_posterior.with_enough_nodes(points, axes)
     nothing = np.empty(0)
     return log_posterior, CorrectionState(
@@ -407,8 +408,13 @@ def _finished(
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         # Weights without a moment say nothing of where to look.
         mean, covariance = settings.mean, settings.covariance
-    around = log_posterior._replace(center=mean)
-    integration_error, integration_sd_error = around.integration_error(_axes(covariance))
+    center, shape = mean, covariance
+    if settings.peaks:
+        # Between modes there may be no posterior to speak of: look around the highest.
+        peaks = refitted(settings.peaks, state.points, weighed.weights)
+        center, shape, _ = max(peaks, key=lambda peak: peak.height)
+    around = log_posterior._replace(center=center)
+    integration_error, integration_sd_error = around.integration_error(_axes(shape))
     if probes is None or not np.isfinite(emulator_error):
         probes = probe(log_posterior, mean, covariance)
     missed = -np.inf
