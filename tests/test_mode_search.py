@@ -120,6 +120,14 @@ def test_each_of_two_mirror_images_has_its_share(seed):
     assert (a < 0).mean() == pytest.approx(share, abs=0.02)
 
 
+def test_a_method_that_describes_one_of_two_images_is_not_good():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=600)
+    table = pd.DataFrame({"x": x, "y": 0.8 * x + rng.normal(size=600)})
+    with pytest.raises(UserWarning, match="separate modes"):
+        fit(table, even, method="anchored")
+
+
 def test_exchangeable_components_are_exchanged_in_the_posterior():
     rng = np.random.default_rng(5)
     y = np.concatenate([rng.normal(-2, 1, 150), rng.normal(2, 1, 150)])

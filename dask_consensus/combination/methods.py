@@ -42,7 +42,7 @@ def locate(plan: Plan, shards: Shards) -> Guess | None:
                 informed=True,
                 modes=approximation.modes,
                 approximation=approximation,
-                landmarks=[ridge.u for ridge in ridges],
+                landmarks=[place.u for place in (*approximation.others, *ridges)],
             )
         because = "no mode was found"
     if options.method == "laplace":

@@ -154,6 +154,9 @@ def _covered(evidence: Evidence) -> bool:
     correction, limit = evidence.correction, evidence.options.verdict.tail_log_ratio
     if correction is None or not usable(correction):
         return False
+    approximation = evidence.approximation
+    if approximation is not None and evidence.modes > 1 + len(approximation.others):
+        return False  # some were not looked at on all shards
     return bool(correction.landmark_log_ratio <= limit)
 
 
