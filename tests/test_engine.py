@@ -63,12 +63,12 @@ class Stub:
         height = -0.5 * np.einsum("gi,ij,gj->g", ended - MODE, PRECISION, ended - MODE)
         return Descents(ended, height, np.ones_like(ended))
 
-    def opinions(self, data, points, rule):
+    def opinions(self, data, points, rule, size):
         self.questions.append(("opinions", rule.n_nodes))
         first = self.values(data, points, points[0], rule).log_likelihood
         return Opinions(first, np.stack([first, first]), 1)
 
-    def most_modes(self, data, u):
+    def most_modes(self, data, points):
         self.questions.append(("most modes", 0))
         return 1
 

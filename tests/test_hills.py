@@ -73,8 +73,8 @@ def test_modes_are_counted_where_they_are(populations):
     with precision(True):
         model = read(two_populations, values, groups=["g"])
         data = data_of(values, codes, 3)
-        assert most_modes(model, data, np.array([-1.0, -1.5])) == 2
-        assert most_modes(model, data, np.array([-1.0, 3.0])) == 1
+        assert most_modes(model, data, np.array([[-1.0, -1.5]])) == 2
+        assert most_modes(model, data, np.array([[-1.0, 3.0]])) == 1
 
 
 def test_a_concave_density_has_one_mode():
@@ -82,7 +82,7 @@ def test_a_concave_density_has_one_mode():
     g = np.repeat(np.arange(40), 3)
     values, codes = {"y": rng.integers(0, 2, len(g))}, {"g": g}
     model = read(intercepts, values, groups=["g"])
-    assert most_modes(model, data_of(values, codes), np.array([0.1, 0.5])) == 1
+    assert most_modes(model, data_of(values, codes), np.array([[0.1, 0.5]])) == 1
 
 
 def test_a_second_opinion_sees_what_finer_nodes_do_not(populations):
@@ -91,7 +91,8 @@ def test_a_second_opinion_sees_what_finer_nodes_do_not(populations):
     expected = [exact(values, codes, u) - exact(values, codes, points[0]) for u in points]
     with precision(True):
         model = read(two_populations, values, groups=["g"])
-        opinions = second_opinion(model, data_of(values, codes), points, Rule(41, 1))
+        data = data_of(values, codes)
+        opinions = second_opinion(model, data, points, Rule(41, 1), data.size)
     # Halves of some 5,000 points a group say how well they know it: to 0.01 here, over 30 groups.
     halves = opinions.second
     np.testing.assert_allclose(halves[0], halves[1], atol=0.05)
@@ -109,7 +110,8 @@ def test_a_second_opinion_agrees_on_gaussian_units():
     points = np.array([[0.1, 0.2, 0.0, -0.3, 0.1], [0.3, 0.2, 0.4, -0.3, 0.1]])
     with precision(True):
         model = read(slopes, values, groups=["g"])
-        opinions = second_opinion(model, data_of(values, codes, 2), points, Rule(5))
+        data = data_of(values, codes, 2)
+        opinions = second_opinion(model, data, points, Rule(5), data.size)
     first, other = (gaussian_log_likelihood(u, values, codes) for u in points)
     np.testing.assert_allclose(opinions.first[1], other - first, atol=1e-8)
     np.testing.assert_allclose(opinions.second[:, 1], other - first, atol=0.02)

@@ -17,7 +17,7 @@ from ..model.model import ShardModel, precision
 from ..shard.compiling import on_device
 from ..shard.engine import engine_of
 from ..shard.quadrature import Rule
-from ..shard.subsets import some_units
+from ..shard.subsets import few_units, some_units
 from ..shard_data import ShardData, Size
 from .ascent import Array, Peak, ascend
 from .symmetry import images
@@ -330,7 +330,7 @@ def enough_nodes(data: ShardData, model: ShardModel, peak: Peak, n_shards: int) 
     n_shards : int
     """
     engine = engine_of(model)
-    n_modes = engine.most_modes(data, peak.u)
+    n_modes = engine.most_modes(few_units(data, model.codes), peak.u[None])
 
     def gradient(n_nodes: int) -> Array:
         rule = Rule(n_nodes, n_modes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,19 +18,18 @@ from ..shard.effects import unit_level
 from ..shard.engine import engine_of
 from ..shard.quadrature import Rule
 from ..shard.second_opinion import Opinions
-from ..shard.subsets import some_units
+from ..shard.subsets import few_units
 from ..shard.target import log_prior
-from ..shard_data import ROWS, ShardData, Size
+from ..shard_data import ROWS, ShardData
 from .proposals import Array
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
 
-_MOST_ROWS = 1024  # of a shard whose units are looked at more closely
 _SHARDS = 3  # that are
 _T, _W = scipy.special.roots_hermitenorm(5)
 _DISTANCES, _SHARES = np.delete(_T, 2), np.delete(_W / _W.sum(), 2)  # nodes but for the center
-_MODES_AT = 8  # points at which modes of local effects are counted, beside those on axes
+_MODES_AT = 16  # points at which modes of local effects are counted, beside the center
 _NOISE = 2.0  # times the Monte Carlo error that a second opinion may differ by
 _PROBE = 32  # points on which node counts are compared
 _INTEGRATION = 0.02  # sd, over points, of the log weight's integration error that is accepted
@@ -86,28 +87,38 @@ class LogPosterior(NamedTuple):
 
     def __call__(self, points: Array, title: str) -> Evaluated:
         """Evaluate it at ``(G, d)`` points, by one pass over the shards."""
+        return self.by_rules((self.rule,), points, title)[0]
+
+    def by_rules(self, rules: Sequence[Rule], points: Array, title: str) -> list[Evaluated]:
+        """Evaluate it by several rules for the local effects, by one pass over the shards."""
         points = self.rounded(points)
+        question = self.model, points, self.rounded(self.center), tuple(rules)
         mapped = map_reduce(
             each(_evaluate),
             self.shards,
             [()] * self.shards.n,
-            [broadcast((self.model, points, self.rounded(self.center), self.rule))],
+            [broadcast(question)],
             _add,
             title=title,
         )
-        log_likelihood, at_center, not_found, units = mapped.total
         # NaN passes through NumPy's maximum, not through Python's.
         coupling, compiling = np.max(mapped.reports, axis=0).tolist()
-        log_density = log_prior(self.model, self.example, points) + log_likelihood
-        return Evaluated(
-            points=points,
-            log_density=np.where(np.isfinite(log_density), log_density, -np.inf),
-            log_likelihood=log_likelihood,
-            at_center=at_center,
-            modes_not_found=not_found / max(units, 1),
-            coupling=coupling,
-            compile_seconds=compiling,
-        )
+        log_prior_there = log_prior(self.model, self.example, points)
+        evaluated = []
+        for log_likelihood, at_center, not_found, units in zip(*mapped.total, strict=True):
+            log_density = log_prior_there + log_likelihood
+            evaluated.append(
+                Evaluated(
+                    points=points,
+                    log_density=np.where(np.isfinite(log_density), log_density, -np.inf),
+                    log_likelihood=log_likelihood,
+                    at_center=float(at_center),
+                    modes_not_found=not_found / max(units, 1),
+                    coupling=coupling,
+                    compile_seconds=compiling,
+                )
+            )
+        return evaluated
 
     def rounded(self, points: Array) -> Array:
         """Round points to the precision in which shards evaluate them: all then mean the same."""
@@ -132,24 +143,20 @@ class LogPosterior(NamedTuple):
         ladder = engine_of(self.model).value_nodes
         if len(ladder) == 1:
             return self._replace(rule=Rule(ladder[0])), 0.0
-        n_modes = self._most_modes(
-            np.concatenate([along_axes(self.center, axes), points[:_MODES_AT]])
-        )
+        n_modes = self._most_modes(np.concatenate([self.center[None], points[:_MODES_AT]]))
         few = np.concatenate([along_axes(self.center, axes), points[:_PROBE]])
-        rule, before, compile_seconds = Rule(ladder[0], n_modes), None, 0.0
-        for n_nodes in ladder:
-            finer = Rule(n_nodes, n_modes)
-            evaluated = self._replace(rule=finer)(few, "nodes")
-            values = evaluated.log_likelihood
-            if before is None:
-                compile_seconds = evaluated.compile_seconds
-            else:
-                change = values - before
-                moved = first_order(change[: -len(points[:_PROBE])])
-                if np.std(change) < _INTEGRATION and np.max(np.abs(moved)) < _INTEGRATION:
-                    break
-            rule, before = finer, values
-        return self._replace(rule=rule), compile_seconds
+        rules = [Rule(n_nodes, n_modes) for n_nodes in ladder]
+        by_rule = self.by_rules(rules[:2], few, "nodes")
+        compile_seconds = by_rule[0].compile_seconds
+        for rule, finer in pairwise(rules):
+            if len(by_rule) == 1:
+                by_rule += self.by_rules([finer], few, "nodes")
+            change = by_rule[1].log_likelihood - by_rule[0].log_likelihood
+            moved = first_order(change[: -len(points[:_PROBE])])
+            if np.std(change) < _INTEGRATION and np.max(np.abs(moved)) < _INTEGRATION:
+                return self._replace(rule=rule), compile_seconds
+            by_rule = by_rule[1:]
+        return self._replace(rule=rules[-1]), compile_seconds
 
     def _most_modes(self, points: Array) -> int:
         """Count the modes of the local effects of those groups that have most, on some shards."""
@@ -189,8 +196,9 @@ class LogPosterior(NamedTuple):
         position = ladder.index(self.rule.n_nodes)
         other = ladder[position + 1 if position + 1 < len(ladder) else position - 1]
         # Beside the finest rule there is only a coarser one, whose error is the larger.
-        finer = self._replace(rule=self.rule._replace(n_nodes=other))
-        change = finer(points, "nodes").log_likelihood - self(points, "nodes").log_likelihood
+        rules = self.rule, self.rule._replace(n_nodes=other)
+        here, finer = self.by_rules(rules, points, "nodes")
+        change = finer.log_likelihood - here.log_likelihood
         nodes = np.abs(first_order(change))
         least, most = self._second_opinion(points)
         mean, log_sd = np.fmax(least, np.fmin(nodes, most))
@@ -234,33 +242,30 @@ def first_order(change: Array) -> Array:
     return np.array([mean, (_SHARES * (_DISTANCES**2 - 1)) @ away / 2])
 
 
-def _some_units(data: ShardData, model: ShardModel) -> ShardData:
-    room = Size(_MOST_ROWS, tuple(min(count, _MOST_ROWS) for count in data.size.groups))
-    return some_units(data, model.codes, room, 0)
-
-
 def _modes_of_some(data: ShardData, model: ShardModel, points: Array) -> int:
     """Most modes of a unit, of some of a shard's, at any point; runs on a worker."""
-    units, engine = _some_units(data, model), engine_of(model)
-    return max(engine.most_modes(units, u) for u in points)
+    return engine_of(model).most_modes(few_units(data, model.codes), points)
 
 
 def _opinions_of_some(data: ShardData, model: ShardModel, points: Array, rule: Rule) -> Opinions:
     """Two opinions on some of a shard's units; runs on a worker."""
-    return engine_of(model).opinions(_some_units(data, model), points, rule)
+    return engine_of(model).opinions(few_units(data, model.codes), points, rule, data.size)
 
 
-def _evaluate(data: ShardData, question: tuple[ShardModel, Array, Array, Rule]) -> Answer:
-    """One shard's log likelihoods; runs on a worker."""
-    model, points, center, rule = question
-    before = seconds_compiling()
-    values = engine_of(model).values(data, points, center, rule)
-    return Answer(
-        (values.log_likelihood, values.at_center, values.modes_not_found, values.units),
-        (values.coupling, seconds_compiling() - before),
+def _evaluate(data: ShardData, question: tuple[ShardModel, Array, Array, Sequence[Rule]]) -> Answer:
+    """One shard's log likelihoods by each rule; runs on a worker."""
+    model, points, center, rules = question
+    before, engine = seconds_compiling(), engine_of(model)
+    by_rule = [engine.values(data, points, center, rule) for rule in rules]
+    contribution = (
+        np.array([values.log_likelihood for values in by_rule]),
+        np.array([values.at_center for values in by_rule]),
+        np.array([values.modes_not_found for values in by_rule]),
+        np.array([values.units for values in by_rule]),
     )
+    coupling = np.max([values.coupling for values in by_rule])
+    return Answer(contribution, (coupling, seconds_compiling() - before))
 
 
-def _add(parts: list[Any]) -> tuple[Array, float, Array, int]:
-    values, at_center, not_found, units = zip(*parts, strict=True)
-    return np.sum(values, axis=0), float(sum(at_center)), np.sum(not_found, axis=0), sum(units)
+def _add(parts: list[Any]) -> tuple[Array, ...]:
+    return tuple(np.sum(each_part, axis=0) for each_part in zip(*parts, strict=True))

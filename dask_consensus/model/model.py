@@ -94,6 +94,9 @@ class ShardModel:
     cache: str = ""  # folder of compiled code; empty for none
     coupled: tuple[str, ...] = ()
 
+    def __hash__(self) -> int:
+        return hash(self.token)
+
     @property
     def function(self) -> Callable[..., Any]:
         """The model's function; one object a process."""

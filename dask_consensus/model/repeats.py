@@ -28,10 +28,11 @@ class _Trace(NamedTuple):
 
     terms: tuple[str, ...]
     computation: ClosedJaxpr
+    text: str
 
     def same_as(self, other: _Trace) -> bool:
         """Tell whether nothing was different in the two traces, constants included."""
-        if self.terms != other.terms or _text(self) != _text(other):
+        if self.terms != other.terms or self.text != other.text:
             return False
         return _same_constants(self, other)
 
@@ -83,7 +84,7 @@ def _traced(
         return log_terms(function, values, model.keywords(data, example.groups))[0]
 
     computation, shapes = jax.make_jaxpr(run, return_shape=True)(*arguments)
-    return _Trace(tuple(sorted(shapes)), computation)
+    return _Trace(tuple(sorted(shapes)), computation, _text(computation))
 
 
 def _changed(first: _Trace, others: list[_Trace], arguments: Any) -> set[str]:
@@ -122,9 +123,9 @@ def _is_key(value: Any) -> bool:
     return jax.dtypes.issubdtype(getattr(value, "dtype", bool), jax.dtypes.prng_key)
 
 
-def _text(trace: _Trace) -> str:
+def _text(computation: ClosedJaxpr) -> str:
     """Write a computation down, without the places in memory of the functions it names."""
-    return re.sub(r"0x[0-9a-f]+", "", str(trace.computation.jaxpr))
+    return re.sub(r"0x[0-9a-f]+", "", str(computation.jaxpr))
 
 
 def _constants(computation: ClosedJaxpr | Jaxpr) -> Iterator[Any]:

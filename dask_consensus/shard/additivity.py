@@ -16,7 +16,7 @@ import numpy as np
 from ..model.checks import rounds
 from ..model.model import TRACE_LOCK, ShardModel, precision
 from ..shard_data import Shard, ShardData, Size, pad
-from .compiling import compiled, on_device
+from .compiling import Effort, compiled, on_device
 from .subsets import Part, parts, together
 
 # Sums in another order differ by a few roundings of their largest term. Where values far from zero
@@ -91,7 +91,9 @@ def entries_at(
     with precision(model.double):
         arrays = on_device(data)
         given = [on_device(pair) for pair in zip(points, local, strict=True)]
-        run = compiled(model, "entries", lambda: _entries(model), arrays, *given[0])
+        run = compiled(
+            model, "entries", lambda: _entries(model), arrays, *given[0], effort=Effort.ONCE
+        )
         return [jax.device_get(run(arrays, *pair)) for pair in given]
 
 

@@ -8,6 +8,7 @@ been given already is left alone.
 from __future__ import annotations
 
 import contextlib
+import enum
 import hashlib
 import os
 import platform
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..model.model import TRACE_LOCK, ShardModel
+from .device import accelerated
 
 _COMPILED: dict[Hashable, Callable[..., Any]] = {}
 _LOCKS: dict[Hashable, threading.Lock] = {}
@@ -30,10 +32,28 @@ _SPENT = threading.local()
 _KEEP = 32  # compiled functions kept a process
 _BLOCK = 256  # points evaluated by one call
 _WORTH_KEEPING = 0.2  # seconds of compilation from which code is kept on disk
+_LITTLE = 2**15  # numbers in the largest array for which code runs sooner than it compiles
+
+
+class Effort(enum.Enum):
+    """How hard XLA tries to make code for a CPU run fast: what it gains, or what it costs."""
+
+    ONCE = "least: it runs once or twice"
+    BY_SIZE = "less where arrays are small"
+    MOST = "all: it runs thousands of times"
+
+
+# Fused loops of small arrays win nothing, and take half of the time of compilation.
+_LIGHTLY = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
+_LEAST = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 
 
 def compiled(
-    model: ShardModel, kind: Hashable, build: Callable[[], Callable[..., Any]], *arguments: Any
+    model: ShardModel,
+    kind: Hashable,
+    build: Callable[[], Callable[..., Any]],
+    *arguments: Any,
+    effort: Effort = Effort.BY_SIZE,
 ) -> Any:
     """Compile ``build()`` for arguments of these shapes, once a process for model and `kind`.
 
@@ -51,7 +71,7 @@ def compiled(
             _keep_on_disk(model.cache)
             with TRACE_LOCK:
                 lowered = jax.jit(build()).lower(*arguments)
-            fresh = lowered.compile()
+            fresh = _compile(lowered, max((leaf.size for leaf in leaves), default=0), effort)
             with _GUARD:
                 while len(_COMPILED) >= _KEEP:
                     oldest = next(iter(_COMPILED))
@@ -60,6 +80,16 @@ def compiled(
         code = _COMPILED[signature]
     _SPENT.seconds = seconds_compiling() + time.perf_counter() - began
     return code
+
+
+def _compile(lowered: Any, largest: int, effort: Effort) -> Callable[..., Any]:
+    little = effort is Effort.BY_SIZE and largest <= _LITTLE
+    if not accelerated() and (little or effort is Effort.ONCE):
+        options = _LIGHTLY if little else _LEAST
+        # Another XLA may not know these options; code that cannot be compiled fails again below.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            return lowered.compile(compiler_options=options)
+    return lowered.compile()
 
 
 def seconds_compiling() -> float:
@@ -97,6 +127,7 @@ def in_blocks(
     build: Callable[[], Callable[[Any, jax.Array], Any]],
     fixed: Any,
     points: np.ndarray,
+    effort: Effort = Effort.BY_SIZE,
 ) -> Any:
     """Apply ``build()(fixed, points)`` to points ``(G, d)``, however many, by code compiled once.
 
@@ -106,19 +137,19 @@ def in_blocks(
     padded = np.resize(points, (-(-len(points) // _BLOCK) * _BLOCK, points.shape[1]))
     given = on_device(fixed)
     blocks = [on_device(padded[i : i + _BLOCK]) for i in range(0, len(padded), _BLOCK)]
-    run = compiled(model, kind, build, given, blocks[0])
+    run = compiled(model, kind, build, given, blocks[0], effort=effort)
     values = jax.device_get([run(given, block) for block in blocks])
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(points)], *values)
 
 
 def on_device(tree: Any) -> Any:
-    """Put NumPy arrays on the device, floats in the working precision."""
+    """Put NumPy arrays on the device at once, floats in the working precision."""
     working = jnp.result_type(float)
 
-    def put(leaf: Any) -> jax.Array:
+    def ready(leaf: Any) -> jax.Array | np.ndarray:
         if isinstance(leaf, jax.Array) and leaf.dtype in (working, bool, np.int32, np.int64):
             return leaf
         array = np.asarray(leaf)
-        return jnp.asarray(array, working if array.dtype.kind == "f" else None)
+        return array.astype(working, copy=False) if array.dtype.kind == "f" else array
 
-    return jax.tree.map(put, tree)
+    return jax.device_put(jax.tree.map(ready, tree))

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..model.model import Arrays, ShardModel, precision
 from ..shard_data import ShardData
-from .compiling import in_blocks
+from .compiling import Effort, in_blocks
 
 
 def constrain(model: ShardModel, u: np.ndarray, example: ShardData) -> dict[str, np.ndarray]:
@@ -34,5 +34,6 @@ def constrain(model: ShardModel, u: np.ndarray, example: ShardData) -> dict[str,
 
     flat = u.reshape(-1, u.shape[-1])
     with precision(model.x64):
-        values = in_blocks(model, ("constrain", groups), build, dict(example.arguments), flat)
+        kind = ("constrain", groups)
+        values = in_blocks(model, kind, build, dict(example.arguments), flat, Effort.ONCE)
     return {name: value.reshape(*u.shape[:-1], *value.shape[1:]) for name, value in values.items()}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..model.model import ShardModel
-from ..shard_data import ShardData
+from ..shard_data import ShardData, Size
 from .descent import Descents, descend
 from .effects import effects_per_unit, obstacle
 from .marginal import Modes, Values, log_likelihoods, modes_at, most_modes
@@ -62,13 +62,13 @@ class AdaptiveQuadrature:
         """Log density to second order about `u`, and a trace of the third."""
         return expansion(self.model, data, u, axes, weight, rule)
 
-    def opinions(self, data: ShardData, points: np.ndarray, rule: Rule) -> Opinions:
-        """Log likelihood by two unlike rules, less that at the first point."""
-        return second_opinion(self.model, data, points, rule)
+    def opinions(self, data: ShardData, points: np.ndarray, rule: Rule, size: Size) -> Opinions:
+        """Log likelihood of some units of a shard by two unlike rules, less the first point's."""
+        return second_opinion(self.model, data, points, rule, size)
 
-    def most_modes(self, data: ShardData, u: np.ndarray) -> int:
-        """Count the modes that the local effects of a group have at `u`, where it has most."""
-        return most_modes(self.model, data, u)
+    def most_modes(self, data: ShardData, points: np.ndarray) -> int:
+        """Count the modes that a group has at ``(G, d)`` points, where it has most."""
+        return most_modes(self.model, data, points)
 
     def modes(self, data: ShardData, u: np.ndarray) -> Modes:
         """Modes of the local effects given `u`."""

@@ -76,27 +76,37 @@ def local_draws(
     return jax.vmap(draw)(jax.random.split(key, n))
 
 
-def starts(model: ShardModel, data: ShardData, u: jax.Array) -> jax.Array:
+class Surroundings(NamedTuple):
+    """Where the local prior has the effects of every unit, and some way around it."""
+
+    middle: Any  # (U, q)
+    sd: Any  # (U, q)
+
+
+def starts(model: ShardModel, data: ShardData, u: jax.Array) -> tuple[jax.Array, Surroundings]:
     """Points to ascend from, ``(S, U, q)``: draws of the local prior, in and beyond its bulk."""
     draws = local_draws(model, data, u, jax.random.key(0), _STARTS + _STRETCHED)
     near, far = draws[:_STARTS], draws[_STARTS:]
     middle = jnp.mean(draws, axis=0)
-    return jnp.concatenate([near, middle + _STRETCH * (far - middle)])
+    points = jnp.concatenate([near, middle + _STRETCH * (far - middle)])
+    return points, Surroundings(jnp.mean(points, axis=0), jnp.std(points, axis=0))
+
+
+def ascents(density: newton.Density, begin: jax.Array, most: int) -> Hills:
+    """Ascend from each of ``(M, U, q)`` points."""
+
+    def ascended(start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        there = newton.ascend(density, start, most, _NEAR)
+        log_mass = there.value - log_determinant(there.factor)
+        found = (there.decrement < _LOST) & jnp.isfinite(log_mass)
+        return there.effects, there.factor, jnp.where(found, log_mass, -jnp.inf)
+
+    return Hills(*lax.map(ascended, begin))
 
 
 def climb(density: newton.Density, begin: jax.Array, most: int, n_modes: int) -> Hills:
     """Ascend from each of ``(S, U, q)`` points, and keep the modes of most mass of each unit."""
-
-    def ascended(start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        there = newton.ascend(density, start, most, _NEAR)
-        values, _ = density(there.effects)
-        log_mass = values - log_determinant(there.factor)
-        found = (there.decrement < _LOST) & jnp.isfinite(log_mass)
-        return there.effects, there.factor, jnp.where(found, log_mass, -jnp.inf)
-
-    reached = Hills(*lax.map(ascended, begin))
-    if len(begin) == 1:
-        return reached
+    reached = ascents(density, begin, most)
     units = jnp.arange(begin.shape[1])
 
     def take(left: jax.Array, _: Any) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -108,12 +118,14 @@ def climb(density: newton.Density, begin: jax.Array, most: int, n_modes: int) ->
     return Hills(*lax.scan(take, reached.log_mass, None, length=n_modes)[1])
 
 
-def shares(density: newton.Density, summits: Hills) -> Callable[[Any, jax.Array], Any]:
+def shares(summits: Hills) -> Callable[[Any, jax.Array], Any]:
     """Give the log share of a mode at effects ``(U, q)``, ``(U,)``; shares of modes add up to 1."""
     if len(summits.effects) == 1:
         return lambda m, effects: 0.0
-    heights = lax.map(lambda effects: density(effects)[0], summits.effects)
-    heights = jnp.where(summits.present & jnp.isfinite(heights), heights, _NO_HEIGHT)
+    heights = summits.log_mass + log_determinant(summits.factor)
+    # Where a unit has no mode at all, everything is integrated around the first place.
+    heights = jnp.where(jnp.isfinite(heights), heights, _NO_HEIGHT)
+    heights = heights.at[0].max(_NO_HEIGHT / 2)
 
     def share(m: jax.Array, effects: jax.Array) -> jax.Array:
         away = _whitened(summits.factor, effects - summits.effects)
@@ -128,9 +140,9 @@ def log_determinant(factor: jax.Array) -> jax.Array:
     return jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1)
 
 
-def other_modes(hills: Hills, mask: np.ndarray) -> int:
-    """Count the most modes of any unit that hold a share of its mass worth counting."""
-    mass = np.asarray(hills.log_mass, np.float64)[:, mask]
+def most_modes(log_mass: np.ndarray, mask: np.ndarray) -> int:
+    """Count the modes that hold a share of a unit's mass worth counting, where it has most."""
+    mass = np.asarray(log_mass, np.float64)[:, mask]
     if not mass.size:
         return 1
     shares = np.exp(mass - np.where(np.isfinite(mass[0]), mass[0], 0.0))

@@ -16,7 +16,6 @@ points by 0.002 on a shard of 50,000 rows, add up over shards, and are 2 over 1,
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -42,8 +41,8 @@ from .quadrature import Nodes, Rule, padded_rule
 from .target import Terms, terms_of
 
 ALMOST_ZERO = 0.0137  # to begin from: at 0 itself densities written with |x| have no gradient
-_FEW_STEPS = 6  # at a point, from modes moved along with it
-_STEPS_AGAIN = 15  # and where there are several, from anywhere
+_FEW_LOOKS = 8  # at a point, from modes moved along with it
+_LOOKS_AGAIN = 20  # and where there are several, from anywhere
 _NEAR = 0.03  # squared decrement from which one more step arrives
 _CHUNK = 64  # units summed in working precision before double precision takes over
 _BLOCK = 32  # points evaluated by one call; one size, so that one compilation serves all
@@ -130,47 +129,79 @@ def modes_at(model: ShardModel, data: ShardData, u: np.ndarray) -> Modes:
         return jax.device_get(modes)
 
 
-def most_modes(model: ShardModel, data: ShardData, u: np.ndarray) -> int:
-    """Count the modes of the unit that has most at `u`, up to a few; 1 without local effects."""
+def most_modes(model: ShardModel, data: ShardData, points: np.ndarray) -> int:
+    """Count the modes of the unit that has most at ``(G, d)`` points; 1 without local effects."""
     if not effects_per_unit(model):
         return 1
+    mask = np.asarray(data.mask(unit_level(model)))
     with precision(model.double):
-        given = on_device((data, u))
-        most = hills.MOST_MODES
-        kind = ("hills", most)
-        find = compiled(model, kind, lambda: partial(hills_at, model, n_modes=most), *given)
-        found = jax.device_get(find(*given))
-    return hills.other_modes(found, np.asarray(data.mask(unit_level(model))))
+        arrays = on_device(data)
+        found = [scouted(model, arrays, on_device(u))[0].log_mass for u in points]
+        return max(hills.most_modes(log_mass, mask) for log_mass in jax.device_get(found))
+
+
+def scouted(
+    model: ShardModel, data: ShardData, u: jax.Array
+) -> tuple[hills.Hills, hills.Surroundings]:
+    """Find all modes of all units at `u`, up to a few, from anywhere in their local prior."""
+
+    def scout(data: ShardData, u: jax.Array) -> tuple[hills.Hills, hills.Surroundings]:
+        def density(effects: jax.Array) -> tuple[jax.Array, Terms]:
+            return unit_density(model, u, effects, data, nothing_subtracted(data, u))
+
+        draws, around = hills.starts(model, data, u)
+        begin = jnp.concatenate([_near_zero(model, data, u.dtype), draws])
+        return hills.climb(density, begin, newton.MOST_LOOKS, hills.MOST_MODES), around
+
+    found: tuple[hills.Hills, hills.Surroundings] = compiled(
+        model, "scout", lambda: scout, data, u
+    )(data, u)
+    return found
+
+
+def begin_at(
+    model: ShardModel, data: ShardData, u: jax.Array, n_modes: int
+) -> tuple[jax.Array, jax.Array]:
+    """Give places to ascend from, ``(M, U, q)``, and which of them the units have, ``(M, U)``."""
+    if n_modes > 1:
+        found, _ = scouted(model, data, u)
+        return found.effects[:n_modes], found.present[:n_modes]
+    begin = _near_zero(model, data, u.dtype)
+    return begin, jnp.ones(begin.shape[:2], bool)
+
+
+def _near_zero(model: ShardModel, data: ShardData, dtype: Any) -> jax.Array:
+    q = effects_per_unit(model)
+    units = len(data.mask(unit_level(model))) if q else 0
+    return jnp.full((1, units, q), ALMOST_ZERO, dtype)
 
 
 def _center(model: ShardModel, arrays: ShardData, point: jax.Array, n_modes: int) -> _Center:
-    find_center = compiled(
-        model, ("center", n_modes), lambda: _find_center(model, n_modes), arrays, point
-    )
-    center: _Center = find_center(arrays, point)
+    begin = begin_at(model, arrays, point, n_modes)
+    find = compiled(model, "center", lambda: _find_center(model), arrays, point, *begin)
+    center: _Center = find(arrays, point, *begin)
     return center
 
 
 # The center and the points
 
 
-def _find_center(model: ShardModel, n_modes: int) -> Callable[..., _Center]:
+def _find_center(model: ShardModel) -> Callable[..., _Center]:
     """Modes of all units at the center, and how they move with u."""
     q = effects_per_unit(model)
 
-    def find_center(data: ShardData, u: jax.Array) -> _Center:
+    def find_center(data: ShardData, u: jax.Array, begin: jax.Array, present: jax.Array) -> _Center:
         if not q:
             terms = terms_of(model, u, {}, data)
             none = jnp.zeros((1, 0, 0), u.dtype)
             reference = Reference(terms.rows, terms.groups)
-            present = jnp.ones((1, 0), bool)
             return _Center(u, none, none, present, reference, jnp.zeros(()), none[0])
         nothing = nothing_subtracted(data, u)
 
         def density(effects: jax.Array, u: jax.Array = u) -> tuple[jax.Array, Terms]:
             return unit_density(model, u, effects, data, nothing)
 
-        found = hills_at(model, data, u, n_modes)
+        found = hills.ascents(density, begin, newton.MOST_LOOKS)
         modes, factor = found.effects[0], found.factor[0]
         _, terms = density(modes)
         between = newton.coupling(lambda effects: jnp.sum(density(effects)[0]), modes)
@@ -190,24 +221,9 @@ def _find_center(model: ShardModel, n_modes: int) -> Callable[..., _Center]:
 
         moves = lax.map(movement, (found.effects, found.factor))
         reference = Reference(terms.rows, terms.groups)
-        present = found.present
         return _Center(u, found.effects, moves, present, reference, between, variances)
 
     return find_center
-
-
-def hills_at(model: ShardModel, data: ShardData, u: jax.Array, n_modes: int) -> hills.Hills:
-    """Find the modes of all units at `u`, from anywhere: one of each, or several."""
-    units = len(data.mask(unit_level(model)))
-    begin = jnp.full((1, units, effects_per_unit(model)), ALMOST_ZERO, u.dtype)
-    nothing = nothing_subtracted(data, u)
-
-    def density(effects: jax.Array) -> tuple[jax.Array, Terms]:
-        return unit_density(model, u, effects, data, nothing)
-
-    if n_modes > 1:
-        begin = jnp.concatenate([begin, hills.starts(model, data, u)])
-    return hills.climb(density, begin, newton.MOST_STEPS, n_modes)
 
 
 def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
@@ -228,10 +244,8 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
 
             def follow(mode: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
                 effects, slope = mode
-                start = effects + slope @ (u - center.u)
-                better = density(start)[0] >= density(effects)[0]
-                start = jnp.where(better[:, None], start, effects)
-                near = newton.ascend(density, start, _FEW_STEPS, _NEAR)
+                moved = slope @ (u - center.u)
+                near = newton.ascend(density, effects, _FEW_LOOKS, _NEAR, moved)
                 # The last step needs no new curvature: exact for Gaussian units.
                 arrived = near.decrement < _DECREMENT
                 modes = near.effects + jnp.where(arrived[:, None], near.step, 0.0)
@@ -240,8 +254,8 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
             modes, factor, arrived = lax.map(follow, (center.effects, center.slope))
             if len(modes) > 1:
                 # Modes come and go with u: some are not at the center.
-                begin = jnp.concatenate([modes, hills.starts(model, data, u)])
-                summits = hills.climb(density, begin, _STEPS_AGAIN, len(modes))
+                begin = jnp.concatenate([modes, hills.starts(model, data, u)[0]])
+                summits = hills.climb(density, begin, _LOOKS_AGAIN, len(modes))
                 arrived = jnp.isfinite(summits.log_mass)
             else:
                 summits = hills.Hills(modes, factor, jnp.zeros(arrived.shape, u.dtype))
@@ -269,7 +283,7 @@ def integral(
     density: newton.Density, summits: hills.Hills, nodes: Nodes, count: jax.Array
 ) -> jax.Array:
     """Log integral of every unit, by the first `count` nodes around each of its modes; ``(U,)``."""
-    share_at = hills.shares(density, summits)
+    share_at = hills.shares(summits)
     log_volume = -hills.log_determinant(summits.factor)
 
     def around(m: jax.Array) -> jax.Array:

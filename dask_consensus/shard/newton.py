@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 
 Density = Callable[[jax.Array], tuple[jax.Array, Any]]
-MOST_STEPS = 40  # from far away
-_HALVINGS = 6  # of a step that does not climb
+MOST_LOOKS = 60  # from far away
+_SHORTEST = 2.0**-6  # share of a step that is tried last, where more of it does not climb
 
 
 def curvature(density: Density, effects: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -95,49 +95,61 @@ class Summit(NamedTuple):
     factor: jax.Array  # (U, q, q) Cholesky factor of minus the Hessian
     step: jax.Array  # (U, q) the Newton step that has not been taken
     decrement: jax.Array  # (U,) its squared length; small near a mode
+    value: jax.Array  # (U,) log density; minus infinity where nobody has looked
 
 
-def ascend(density: Density, effects: jax.Array, most: int, near: float) -> Summit:
-    """Climb until the largest squared decrement is below `near`, or `most` steps are done."""
+class _Climb(NamedTuple):
+    """Where all units are, and what each tries next."""
 
-    def look(effects: jax.Array) -> tuple[jax.Array, Summit]:
-        values, slope, minus_hessian = curvature(density, effects)
+    looks: jax.Array
+    here: Summit
+    share: jax.Array  # (U,) of the step to try
+
+
+def ascend(
+    density: Density, effects: jax.Array, most: int, near: float, first: jax.Array | None = None
+) -> Summit:
+    """Climb until the largest squared decrement is below `near`, or after `most` looks.
+
+    A step that does not climb is halved, each unit by itself. A `first` step ``(U, q)`` is
+    somebody's guess: where it does not climb, none of it is taken.
+    """
+    infinite = jnp.full(len(effects), jnp.inf, effects.dtype)
+    blank = jnp.zeros((*effects.shape, effects.shape[1]), effects.dtype)
+    guessed = first is not None
+    step = first if first is not None else jnp.zeros_like(effects)
+    value = density(effects)[0] if guessed else -infinite
+    start = _Climb(
+        jnp.zeros((), int), Summit(effects, blank, step, infinite, value), jnp.ones_like(value)
+    )
+
+    def again(state: _Climb) -> _Climb:
+        # The model's code is traced here alone: a step is tried by looking where it leads.
+        here = state.here
+        share = state.share[:, None]
+        to = here.effects + jnp.where(share > 0, share * here.step, 0.0)
+        value, slope, minus_hessian = curvature(density, to)
         factor = cholesky(minus_hessian)
         step = solve(factor, slope)
-        return values, Summit(effects, factor, step, jnp.sum(slope * step, axis=1))
+        there = Summit(to, factor, step, jnp.sum(slope * step, axis=1), value)
+        slack = 1e-4 + 1e-6 * jnp.abs(here.value)
+        climbed = jnp.isneginf(here.value) | (value >= here.value - slack)  # not where it is NaN
+        left = jnp.where(climbed, 1.0, _shorter(state.share, guessed & (state.looks == 0)))
 
-    def again(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        count, values, here = state
-        return count + 1, *look(here.effects + _guarded(density, values, here))
+        def taken(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(climbed.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-    def far(state: tuple[Any, ...]) -> jax.Array:
-        count, _, here = state
-        return (count < most) & ~(jnp.max(here.decrement) < near)
+        return _Climb(state.looks + 1, jax.tree.map(taken, there, here), left)
 
-    # The model's code is traced where it is looked at: once in the loop, which begins unmoved.
-    blank = jnp.zeros((*effects.shape, effects.shape[1]), effects.dtype)
-    infinite = jnp.full(len(effects), jnp.inf, effects.dtype)
-    nowhere = Summit(effects, blank, jnp.zeros_like(effects), infinite)
-    return lax.while_loop(far, again, (-1, -infinite, nowhere))[2]
+    def far(state: _Climb) -> jax.Array:
+        return (state.looks < most) & ~(jnp.max(state.here.decrement) < near)
+
+    return lax.while_loop(far, again, start).here
 
 
-def _guarded(density: Density, values: jax.Array, here: Summit) -> jax.Array:
-    """Halve the Newton step of each unit until it climbs; take none where it never does."""
-    slack = 1e-4 + 1e-6 * jnp.abs(values)
-
-    def climbs(scale: jax.Array) -> jax.Array:
-        trial, _ = density(here.effects + scale[:, None] * here.step)
-        return trial >= values - slack  # False where it is NaN
-
-    def shorten(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        count, scale, _ = state
-        good = climbs(scale)
-        return count + 1, jnp.where(good, scale, scale / 2), good
-
-    whole = jnp.ones_like(values)
-    start = (0, whole, jnp.isneginf(values))
-    _, scale, good = lax.while_loop(lambda s: (s[0] <= _HALVINGS) & ~jnp.all(s[2]), shorten, start)
-    return jnp.where(good, scale, 0.0)[:, None] * here.step
+def _shorter(share: jax.Array, was_guess: bool | jax.Array) -> jax.Array:
+    """Halve what is tried of a step; try none of it where that was in vain too often."""
+    return jnp.where(was_guess | (share < _SHORTEST), 0.0, share / 2)
 
 
 def coupling(total: Callable[[jax.Array], jax.Array], effects: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from numpyro.infer.hmc import hmc
 
 from ..model.model import ShardModel, precision
 from ..shard_data import ShardData
-from .compiling import compiled, on_device
+from .compiling import Effort, compiled, on_device
 from .coordinates import SHARED, Coordinates, unwhitened, whiten
 from .starts import Start, key_of, prior_medians, starting_point, why_not_finite
 from .target import PriorFactor, log_density
@@ -141,7 +141,11 @@ def sample_shards(
                 begin = on_device(together([start[chain] for start in starts if start is not None]))
             arguments = (arrays, factor, space, begin, key)
             run = compiled(
-                model, ("nuts", settings), lambda: _chain_of(model, settings, several), *arguments
+                model,
+                ("nuts", settings),
+                lambda: _chain_of(model, settings, several),
+                *arguments,
+                effort=Effort.MOST,
             )
             if not chain:
                 began = time.perf_counter()

@@ -21,7 +21,7 @@ from . import newton
 from .compiling import compiled, on_device
 from .effects import effects_per_unit, nothing_subtracted, others, unit_density, unit_level
 from .hills import Hills, log_determinant, shares
-from .marginal import ALMOST_ZERO, hills_at, integral
+from .marginal import ALMOST_ZERO, begin_at, integral
 from .quadrature import Nodes, Rule, padded_rule
 from .target import terms_of
 
@@ -75,13 +75,10 @@ def score(
     are of the :func:`.quadrature.gradient_ladder`.
     """
     q = effects_per_unit(model)
-    units = len(data.mask(unit_level(model))) if q else 0
     with precision(model.double):
         fixed = on_device((data, np.float64(weight), *padded_rule(q, rule.n_nodes)))
         where = [on_device(point) for point in points]
-        modes = on_device((np.full((1, units, q), ALMOST_ZERO), np.ones((1, units), bool)))
-        if rule.n_modes > 1:
-            modes = _several_modes(model, fixed[0], where[0], rule.n_modes)
+        modes = begin_at(model, fixed[0], where[0], rule.n_modes)
         run = compiled(model, "score", lambda: score_at(model), *fixed, modes, where[0])
         answers = []
         for point in where:
@@ -90,24 +87,6 @@ def score(
         answers = jax.device_get(answers)
     value, gradient = (np.array(part, np.float64) for part in zip(*answers, strict=True))
     return Score(value, gradient)
-
-
-def _several_modes(
-    model: ShardModel, data: ShardData, u: jax.Array, n_modes: int
-) -> tuple[jax.Array, jax.Array]:
-    """Find modes at a point, and which of them are there."""
-
-    def build() -> Callable[..., tuple[jax.Array, jax.Array]]:
-        def find(data: ShardData, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-            found = hills_at(model, data, u, n_modes)
-            return found.effects, found.present
-
-        return find
-
-    modes: tuple[jax.Array, jax.Array] = compiled(model, ("modes", n_modes), build, data, u)(
-        data, u
-    )
-    return modes
 
 
 def score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, Any]]:
@@ -135,16 +114,17 @@ def score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, Any
             return unit_density(model, u, effects, data, reference)
 
         def climb(effects: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-            there = newton.ascend(density, effects, newton.MOST_STEPS, _NEAR)
-            return there.effects, there.factor, there.decrement < _LOST
+            there = newton.ascend(density, effects, newton.MOST_LOOKS, _NEAR)
+            log_mass = there.value - log_determinant(there.factor)
+            arrived = there.decrement < _LOST
+            return there.effects, there.factor, jnp.where(arrived, log_mass, -jnp.inf)
 
         begin, present = modes
-        effects, factor, arrived = lax.map(climb, begin)
-        there = jnp.where(present & arrived, 0.0, -jnp.inf)
-        summits = Hills(effects, factor, there)
+        effects, factor, log_mass = lax.map(climb, begin)
+        summits = Hills(effects, factor, jnp.where(present, log_mass, -jnp.inf))
         log_integral = integral(density, summits, nodes, count)
         log_volume = -log_determinant(factor)
-        share_at = shares(density, summits)
+        share_at = shares(summits)
 
         def around(m: jax.Array, gradient: jax.Array) -> jax.Array:
             def at_node(i: jax.Array, gradient: jax.Array) -> jax.Array:

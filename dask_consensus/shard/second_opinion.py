@@ -19,12 +19,13 @@ import scipy.stats
 from jax import lax
 
 from ..model.model import ShardModel, precision
-from ..shard_data import ShardData
+from ..shard_data import ShardData, Size
 from . import hills, newton
 from .compiling import compiled, on_device
 from .effects import effects_per_unit, nothing_subtracted, others, unit_density, unit_level
-from .marginal import hills_at, log_likelihoods
+from .marginal import log_likelihoods, scouted
 from .quadrature import Rule
+from .subsets import in_shape
 
 _WORK = 2**25  # rows times points of u times points of a unit
 _POINTS = (32, 512)  # of each density and half, at least and at most
@@ -42,19 +43,23 @@ class Opinions(NamedTuple):
     units: int
 
 
-def second_opinion(model: ShardModel, data: ShardData, points: np.ndarray, rule: Rule) -> Opinions:
+def second_opinion(
+    model: ShardModel, data: ShardData, points: np.ndarray, rule: Rule, size: Size
+) -> Opinions:
     """Integrate the local effects twice at points ``(G, d)``, near each other, by unlike rules.
 
     The model has local effects, and no :func:`.effects.obstacle`. The first point is the center.
+    The `size` is that of a shard, for which the code of the first rule is compiled already.
     """
     q = effects_per_unit(model)
-    first = log_likelihoods(model, data, points, points[0], rule)
+    first = log_likelihoods(model, in_shape(data, model.codes, size), points, points[0], rule)
     at_once = _HALVES * (len(_NARROW) * hills.MOST_MODES + len(_WIDE))
     afforded = _WORK / (len(data.rows) * len(points) * at_once)
     n_points = 2 ** int(np.clip(np.log2(afforded), *np.log2(_POINTS)))
     sobol = scipy.stats.qmc.Sobol(q, rng=0).random(n_points)
     with precision(model.double):
-        given = on_device((data, points, sobol))
+        arrays, where, numbers = on_device((data, points, sobol))
+        given = arrays, where, numbers, *scouted(model, arrays, where[0])
         run = compiled(model, "second opinion", lambda: _importance(model), *given)
         second = np.asarray(jax.device_get(run(*given)), np.float64)
     return Opinions(first.log_likelihood, second - second[:, :1], first.units)
@@ -77,19 +82,16 @@ class _Proposals(NamedTuple):
         return jax.scipy.special.logsumexp(logs, axis=0)
 
 
-def _proposals(model: ShardModel, data: ShardData, u: jax.Array) -> _Proposals:
-    """Put densities around all modes of each unit at `u`, and about its local prior."""
-    found = hills_at(model, data, u, hills.MOST_MODES)
+def _proposals(found: hills.Hills, around: hills.Surroundings) -> _Proposals:
+    """Put densities around all modes of each unit, and about its local prior."""
     # A mode that is not there leaves its points to the main one.
     there = found.present[:, :, None]
     modes = jnp.where(there, found.effects, found.effects[0])
     factor = jnp.where(there[..., None], found.factor, found.factor[0])
-    draws = hills.starts(model, data, u)
-    sd = jnp.maximum(jnp.std(draws, axis=0), _LEAST_SD)
-    prior = (jnp.eye(draws.shape[-1], dtype=u.dtype) / sd[:, :, None])[None]
-    middle = jnp.mean(draws, axis=0)[None]
+    sd = jnp.maximum(around.sd, _LEAST_SD)
+    prior = (jnp.eye(sd.shape[-1], dtype=sd.dtype) / sd[:, :, None])[None]
     return _Proposals(
-        jnp.concatenate([modes] * len(_NARROW) + [middle] * len(_WIDE)),
+        jnp.concatenate([modes] * len(_NARROW) + [around.middle[None]] * len(_WIDE)),
         jnp.concatenate([factor / s for s in _NARROW] + [prior / s for s in _WIDE]),
     )
 
@@ -97,10 +99,16 @@ def _proposals(model: ShardModel, data: ShardData, u: jax.Array) -> _Proposals:
 def _importance(model: ShardModel) -> Callable[..., jax.Array]:
     """Log likelihoods at all points, ``(2, G)``, by the two halves."""
 
-    def run(data: ShardData, points: jax.Array, sobol: jax.Array) -> jax.Array:
+    def run(
+        data: ShardData,
+        points: jax.Array,
+        sobol: jax.Array,
+        found: hills.Hills,
+        around: hills.Surroundings,
+    ) -> jax.Array:
         mask = data.mask(unit_level(model))
         nothing = nothing_subtracted(data, points[0])
-        proposals = _proposals(model, data, points[0])
+        proposals = _proposals(found, around)
         # Every half, density and unit shifts the points by itself: their errors are independent.
         shape = (_HALVES, *proposals.center.shape)
         shift = jax.random.uniform(jax.random.key(1), shape, points.dtype)

@@ -16,7 +16,7 @@ from numpyro.infer import init_to_median, init_to_sample
 from ..model.checks import INITIAL_POINTS
 from ..model.model import TRACE_LOCK, ShardModel, precision
 from ..shard_data import ShardData
-from .compiling import compiled, on_device
+from .compiling import Effort, compiled, on_device
 from .coordinates import SHARED, Coordinates, whiten
 from .target import terms_of
 
@@ -83,7 +83,7 @@ def prior_points(
 
     with precision(model.x64):
         given = on_device(data), random.split(key_of(seed, _PRIOR), n)
-        drawn = compiled(model, "prior points", lambda: points, *given)(*given)
+        drawn = compiled(model, "prior points", lambda: points, *given, effort=Effort.ONCE)(*given)
     medians, draws = (np.asarray(part, np.float64) for part in drawn)
     return medians, draws
 

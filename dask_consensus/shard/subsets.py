@@ -14,6 +14,7 @@ import numpy as np
 
 from ..shard_data import ROWS, Shard, ShardData, Size, pad
 
+_CLOSELY = 1024  # rows of a shard whose units are looked at more closely
 _FEW_ROWS = 12  # of a small part, at most
 _SHORT = 3  # rows that are taken of some units, so that there are small parts of large groups too
 _MOST_SHORT = 4  # such units of a piece
@@ -70,6 +71,20 @@ def some_units(data: ShardData, codes: Mapping[str, int], room: Size, seed: int)
     rows = max(room.rows, chosen.rows)
     groups = np.maximum(room.groups, np.array(chosen.groups, int) + 1)
     return pad(chosen, Size(rows, tuple(groups.tolist())))
+
+
+def few_units(data: ShardData, codes: Mapping[str, int]) -> ShardData:
+    """Take those units of a shard whose effects are looked at more closely."""
+    room = Size(_CLOSELY, tuple(min(count, _CLOSELY) for count in data.size.groups))
+    return some_units(data, codes, room, 0)
+
+
+def in_shape(part: ShardData, codes: Mapping[str, int], size: Size) -> ShardData:
+    """Pad some units to the shape of a shard, whose code then serves them, where they fit."""
+    if part.size == size:
+        return part
+    shard = _unpadded(part, codes)
+    return pad(shard, size) if _fits(shard, size) else part
 
 
 def together(pieces: Sequence[Shard], room: Size) -> tuple[Shard, np.ndarray]:

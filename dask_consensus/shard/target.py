@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -50,8 +51,21 @@ def terms_of(
 ) -> Terms:
     """Evaluate a shard's log density term by term, at unconstrained `u` and padded `local` sites.
 
-    Runs the model's Python code: trace it under :data:`~dask_consensus.model.model.TRACE_LOCK`.
+    Runs the model's Python code once for each shape of data, however often compiled code asks for
+    it: trace it under :data:`~dask_consensus.model.model.TRACE_LOCK`.
     """
+    terms: Terms = _traced_once(model)(u, local, data)
+    return terms
+
+
+@lru_cache(maxsize=8)
+def _traced_once(model: ShardModel) -> Callable[..., Terms]:
+    return jax.jit(partial(_terms_of, model))
+
+
+def _terms_of(
+    model: ShardModel, u: jax.Array, local: dict[str, jax.Array], data: ShardData
+) -> Terms:
     n_rows, n_groups = data.size
     values = {**model.unravel(u), **local}
     log_terms, _ = model.log_terms(values, data.arguments, n_groups)
