@@ -16,9 +16,11 @@ from .cluster.tasks import compute
 from .combination.methods import combine, combine_longer, locate
 from .combination.reports import Combined, Guess
 from .config import Options
-from .correction.importance import Correction, CorrectionSettings, correct, nearest, usable
+from .correction.assessment import nearest, usable
+from .correction.importance import correct
 from .correction.likelihood import LogPosterior
 from .correction.peaks import moments_of
+from .correction.state import Correction, CorrectionSettings
 from .frame.assign import shards as rows_to_shards
 from .frame.unchanged import unchanged
 from .plan.coupling import around, near_zero, with_coupling

@@ -11,8 +11,9 @@ import pytest
 from dask_consensus.combination import laplace, mode_search, pilot, subposterior
 from dask_consensus.combination.reports import Anchor, FitSettings
 from dask_consensus.correction import likelihood
-from dask_consensus.correction.importance import CorrectionSettings, correct
+from dask_consensus.correction.importance import correct
 from dask_consensus.correction.likelihood import LogPosterior
+from dask_consensus.correction.state import CorrectionSettings
 from dask_consensus.fit import shard_rows
 from dask_consensus.plan import plan as plan_module
 from dask_consensus.shard import engine as engine_module

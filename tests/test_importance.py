@@ -15,19 +15,12 @@ import scipy.special
 import scipy.stats
 
 from dask_consensus.config import CorrectionOptions, Options
-from dask_consensus.correction import importance
+from dask_consensus.correction.assessment import finished
 from dask_consensus.correction.draws import equal_weight_draws
-from dask_consensus.correction.importance import (
-    Assessment,
-    CorrectionSettings,
-    CorrectionState,
-    correct,
-    done,
-    init,
-    step,
-)
+from dask_consensus.correction.importance import correct, done, init, step
 from dask_consensus.correction.likelihood import LogPosterior
 from dask_consensus.correction.proposals import MixtureProposal
+from dask_consensus.correction.state import Assessment, CorrectionSettings, CorrectionState
 from dask_consensus.correction.weights import Estimate, Weighed, Weighted, estimate_of
 from dask_consensus.fit import shard_rows
 
@@ -360,7 +353,7 @@ def test_a_correction_goes_on_from_a_stored_state(loop):
         assert_equal(step(settings, prepared, state), step(settings, prepared, state))
         while not done(settings, state):
             state = step(settings, prepared, state)
-    assert_equal(importance._finished(settings, prepared, state, 0.0), whole)
+    assert_equal(finished(settings, prepared, state, 0.0), whole)
     # Later iterations and their bookkeeping: 64 points and then 128 each.
     assert state.iterations == 3
     assert np.bincount(whole.iteration).tolist() == list(state.mixture.counts) == [64, 128, 128]

@@ -13,7 +13,7 @@ from dask_consensus.combination.reports import (
     Round,
 )
 from dask_consensus.config import Options
-from dask_consensus.correction.importance import Correction
+from dask_consensus.correction.state import Correction
 from dask_consensus.correction.weights import Estimate, Weighted
 from dask_consensus.result.estimates import strange_shard
 from dask_consensus.result.reasons import Evidence

@@ -1,6 +1,6 @@
 """Importance weights of points drawn from several proposals, and what they estimate.
 
-They are judged elsewhere: `importance.done` says when there are enough, `importance.usable` whether
+They are judged elsewhere: `importance.done` says when there are enough, `assessment.usable` whether
 they describe the posterior at all, `result/reasons.py` whether the answer may be believed.
 """
 

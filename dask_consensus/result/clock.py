@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from ..combination.reports import Combined
-from ..correction.importance import Correction
+from ..correction.state import Correction
 
 
 class Clock:

@@ -13,8 +13,9 @@ import numpy as np
 import xarray as xr
 
 from ..combination.reports import Combined, Guess, NutsDiagnostics, Round
+from ..correction.assessment import usable
 from ..correction.draws import equal_weight_draws
-from ..correction.importance import Correction, usable
+from ..correction.state import Correction
 from ..model.model import ShardModel
 from ..plan.plan import Plan
 from ..shard.constrain import constrain

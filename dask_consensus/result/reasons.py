@@ -13,7 +13,8 @@ import numpy as np
 
 from ..combination.reports import Combined, LaplaceApproximation, NutsDiagnostics
 from ..config import Options
-from ..correction.importance import USABLE_DRAWS_A_DIMENSION, Correction, usable
+from ..correction.assessment import USABLE_DRAWS_A_DIMENSION, usable
+from ..correction.state import Correction
 from .estimates import strange_shard
 
 SIZE_UNKNOWN = frozenset(
@@ -178,7 +179,7 @@ def _correction_weights(evidence: Evidence) -> Iterator[Reason]:
             "points miss part of the posterior"
         )
         yield Reason("k-hat", correction.k_hat, limit, "", problem, f"{more}, or use n_shards=1")
-    # Fewer draws than importance.usable asks are not used, whatever the threshold.
+    # Fewer draws than assessment.usable asks are not used, whatever the threshold.
     least = max(limits.ess, USABLE_DRAWS_A_DIMENSION * len(evidence.names))
     if not estimate.ess >= least:
         problem = (

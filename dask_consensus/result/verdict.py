@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..combination.reports import Combined, Guess
-from ..correction.importance import Correction, usable
+from ..correction.assessment import usable
+from ..correction.state import Correction
 from ..plan.plan import Plan
 from .estimates import approximate_error
 from .reasons import SIZE_UNKNOWN, Evidence, Reason, reasons_against

@@ -1,0 +1,135 @@
+"""What all points so far say of the posterior, what is looked at in the end, and which is best."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from .emulator import fit as emulate
+from .likelihood import LogPosterior
+from .peaks import refitted
+from .proposals import Array
+from .state import Assessment, Correction, CorrectionSettings, CorrectionState
+from .tails import missed_by, probe, tail_log_ratio
+from .weights import shrunk_moments, tempered_weights, weigh
+
+TEMPERED_DRAWS_A_DIMENSION = 10.0  # that the next proposal is made from, at least
+USABLE_DRAWS_A_DIMENSION = 5.0  # fewer do not even describe the posterior
+USABLE_K_HAT = 1.0  # above it not even the mean of the weights exists
+_MISSED = 0.1  # weight, in largest weights seen, that an emulator may miss in the tails
+
+
+def usable(correction: Correction) -> bool:
+    """Tell whether the weighted points describe the posterior at all, if not precisely."""
+    estimate = correction.estimate
+    return correction.k_hat < USABLE_K_HAT and estimate.ess > USABLE_DRAWS_A_DIMENSION * len(
+        estimate.mean
+    )
+
+
+def nearest(corrections: Sequence[Correction]) -> int:
+    """Choose among corrections of several combinations: the number of the best.
+
+    One that is usable comes first; where none is, the combination whose own points have the most
+    even weights, since the posterior is most like it.
+    """
+    return min(
+        range(len(corrections)),
+        key=lambda i: (not usable(corrections[i]), corrections[i].discrepancy),
+    )
+
+
+def assess(
+    settings: CorrectionSettings, log_posterior: LogPosterior, state: CorrectionState
+) -> Assessment:
+    """Weight all points, and see whether an emulator does better."""
+    points, log_density, mixture = state.points, state.log_density, state.mixture
+    weighed = weigh(log_density, points, mixture)
+    estimate, emulator_error, probes = weighed.estimate(points), np.nan, None
+    emulator = emulate(points, log_density, weighed.weights, settings.mean, settings.covariance)
+    if emulator is not None and emulator.error < settings.options.emulator_error:
+        seed = (settings.seed, state.iterations - 1, 1)
+        emulated = emulator.estimate(points, log_density, mixture, seed)
+        if np.isfinite(emulated.ess):
+            probes = probe(log_posterior, emulated.mean, emulated.covariance)
+        # What holds at the points has to hold in the tails as well.
+        if probes and missed_by(emulator, probes, mixture, weighed.raw) < _MISSED:
+            estimate, emulator_error = emulated, emulator.error
+    d = len(settings.mean)
+    tempered = tempered_weights(weighed.raw, TEMPERED_DRAWS_A_DIMENSION * d)
+    moments = shrunk_moments(points, tempered, settings.mean, settings.covariance)
+    return Assessment(weighed, estimate, emulator_error, probes, tempered, *moments)
+
+
+def probed(log_posterior: LogPosterior, assessment: Assessment) -> Assessment:
+    """Look at the tails, unless that was done."""
+    if assessment.probes is not None:
+        return assessment
+    probes = probe(log_posterior, assessment.mean, assessment.covariance)
+    return assessment._replace(probes=probes)
+
+
+def finished(
+    settings: CorrectionSettings,
+    log_posterior: LogPosterior,
+    state: CorrectionState,
+    began: float,
+) -> Correction:
+    """Look at the tails and at the integrals once more, around the final answer."""
+    assert state.assessment is not None
+    assert state.last is not None
+    weighed, estimate, emulator_error, probes, *_ = state.assessment
+    mean, covariance = estimate.mean, estimate.covariance
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        # Weights without a moment say nothing of where to look.
+        mean, covariance = settings.mean, settings.covariance
+    center, shape = mean, covariance
+    if settings.peaks:
+        # Between modes there may be no posterior to speak of: look around the highest.
+        peaks = refitted(settings.peaks, state.points, weighed.weights)
+        center, shape, _ = max(peaks, key=lambda peak: peak.height)
+    around = log_posterior._replace(center=center)
+    integration_error, integration_sd_error = around.integration_error(axes_of(shape))
+    if probes is None or not np.isfinite(emulator_error):
+        probes = probe(log_posterior, mean, covariance)
+    missed = -np.inf
+    if len(settings.landmarks):
+        marks = log_posterior(np.array(settings.landmarks), "probing landmarks")
+        above = marks.log_density - state.mixture.log_density(marks.points)
+        missed = float(above.max() - weighed.raw.max())
+    counts = state.mixture.counts
+    return Correction(
+        points=state.points,
+        weights=weighed.weights,
+        iteration=np.repeat(np.arange(len(counts)), np.array(counts, int)),
+        k_hat=weighed.k_hat,
+        estimate=estimate,
+        emulator_error=emulator_error,
+        integration_error=integration_error,
+        integration_sd_error=integration_sd_error,
+        nodes=log_posterior.rule.n_nodes,
+        modes=log_posterior.rule.n_modes,
+        log_evidence=estimate.log_total + state.last.at_center,
+        log_evidence_error=estimate.log_total_error,
+        modes_not_found=float(weighed.weights @ state.modes_not_found),
+        coupling=state.coupling,
+        tail_log_ratio=tail_log_ratio(probes, state.mixture, weighed.raw),
+        landmark_log_ratio=missed,
+        discrepancy=_discrepancy(state),
+        seconds=time.perf_counter() - began,
+        compile_seconds=state.compile_seconds,
+    )
+
+
+def axes_of(covariance: Array) -> Array:
+    """Columns of a covariance, each over its sd: along one, its coordinate by one sd."""
+    return covariance / np.sqrt(np.diag(covariance))
+
+
+def _discrepancy(state: CorrectionState) -> float:
+    """Sd of the log weights of the first iteration; infinite where a point has no density."""
+    first = slice(state.mixture.counts[0])
+    weights = state.log_density[first] - state.mixture.proposals[0].log_density(state.points[first])
+    return float(weights.std()) if np.isfinite(weights).all() else np.inf

@@ -1,0 +1,167 @@
+"""What the loop of the correction hands on, and what it gives in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..combination.ascent import Peak
+from ..config import CorrectionOptions, VerdictOptions
+from .likelihood import Evaluated
+from .proposals import Array, MixtureProposal
+from .tails import Probes
+from .weights import Estimate, Weighed
+
+
+class CorrectionSettings(NamedTuple):
+    """What all iterations share.
+
+    Attributes
+    ----------
+    mean : (d,) array
+    covariance : (d, d) array
+        Of the combination, the first proposal.
+    peaks : tuple of Peak
+        Other modes of the posterior, with that of the combination; empty where there is one.
+    landmarks : sequence of (d,) arrays
+        Places that may have a comparable density, and must not be missed.
+    seed : int
+    options : CorrectionOptions
+    limits : VerdictOptions
+        What the verdict will ask of the estimate.
+    """
+
+    mean: Array
+    covariance: Array
+    peaks: tuple[Peak, ...]
+    landmarks: Sequence[Array]
+    seed: int
+    options: CorrectionOptions
+    limits: VerdictOptions
+
+
+class Assessment(NamedTuple):
+    """What all points so far say.
+
+    Attributes
+    ----------
+    weighed : Weighed
+    estimate : Estimate
+    emulator_error : float
+        NaN where no emulator is trusted.
+    probes : Probes or None
+        The tails, where they were looked at.
+    tempered : (G,) array
+        Weights to the power at which enough of them count to make a proposal from.
+    mean : (d,) array
+    covariance : (d, d) array
+        Of the points so weighted.
+    """
+
+    weighed: Weighed
+    estimate: Estimate
+    emulator_error: float
+    probes: Probes | None
+    tempered: Array
+    mean: Array
+    covariance: Array
+
+
+class CorrectionState(NamedTuple):
+    """All that one iteration hands to the next.
+
+    Attributes
+    ----------
+    mixture : MixtureProposal
+        What the points were drawn from.
+    points : (G, d) array
+    log_density : (G,) array
+        Of the posterior there, up to one constant.
+    modes_not_found : (G,) array
+    last : Evaluated or None
+        The newest points.
+    assessment : Assessment or None
+        None before the first iteration.
+    long_tailed : bool
+        Whether the first look at the tails found one longer than a Gaussian's.
+    coupling, compile_seconds : float
+    """
+
+    mixture: MixtureProposal
+    points: Array
+    log_density: Array
+    modes_not_found: Array
+    last: Evaluated | None
+    assessment: Assessment | None
+    long_tailed: bool
+    coupling: float
+    compile_seconds: float
+
+    @property
+    def iterations(self) -> int:
+        """Iterations done."""
+        return len(self.mixture.counts)
+
+
+class Correction(NamedTuple):
+    """Expectations under the full posterior, and the points they rest on.
+
+    Attributes
+    ----------
+    points : (G, d) array
+        Where the posterior was evaluated, in unconstrained space.
+    weights : (G,) array
+        Pareto-smoothed importance weights, adding up to 1.
+    iteration : (G,) int array
+        The iteration each point was drawn in.
+    k_hat : float
+        Shape of the weights' tail (Vehtari et al. 2024); below 0.7 they may be used.
+    estimate : Estimate
+        By the weights alone, or by an emulator and what it misses at the points.
+    emulator_error : float
+        Sd, over the posterior, of the emulated log density's error; NaN without an emulator.
+    integration_error, integration_sd_error : (d,) arrays
+        Change of the mean, in posterior sds, and of the log sd, with the next number of nodes or
+        by another rule.
+    nodes : int
+        Nodes an axis (of a grid) or in all; 0 without local effects.
+    modes : int
+        Modes of a group's effects, around each of which nodes are placed.
+    log_evidence, log_evidence_error : float
+        Log of the marginal likelihood, and its Monte Carlo error.
+    modes_not_found : float
+        Share of the groups whose mode was not found, averaged over the weighted points.
+    coupling : float
+        Largest deviation of a shard's Hessian from block-diagonal.
+    tail_log_ratio : (d,) array
+        Log of how much larger a weight would be far out along each coordinate than any seen.
+    landmark_log_ratio : float
+        The same of the landmarks; minus infinity without any.
+    discrepancy : float
+        Sd of the log weights of the first iteration: how unlike the posterior the combination is.
+    seconds, compile_seconds : float
+        Wall time, and what of it the slowest shards spent compiling.
+    """
+
+    points: Array
+    weights: Array
+    iteration: npt.NDArray[np.int64]
+    k_hat: float
+    estimate: Estimate
+    emulator_error: float
+    integration_error: Array
+    integration_sd_error: Array
+    nodes: int
+    modes: int
+    log_evidence: float
+    log_evidence_error: float
+    modes_not_found: float
+    coupling: float
+    tail_log_ratio: Array
+    landmark_log_ratio: float
+    discrepancy: float
+    seconds: float
+    compile_seconds: float
