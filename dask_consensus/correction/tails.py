@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .emulator import Emulator
 from .likelihood import LogPosterior
@@ -16,6 +17,8 @@ from .proposals import Array, MixtureProposal
 
 _DISTANCES = (2.0, 4.0, 8.0, 16.0, 32.0)  # sds
 _STEPS = np.concatenate([-np.array(_DISTANCES), [0.0], _DISTANCES])
+_ASIDE = 0.01  # sds beside a probe at which its neighbours are asked
+_NOISE = 1.0  # by which the log density may bend between them before it is noise
 _WORTH_SPLITTING = 1.3  # a reach below this is noise, or what a t distribution covers anyway
 _LONGEST = 6.0
 
@@ -40,12 +43,40 @@ class Probes(NamedTuple):
 
 
 def probe(log_posterior: LogPosterior, mean: Array, covariance: Array) -> Probes:
-    """Ask for the posterior where no point may ever be drawn."""
+    """Ask for the posterior where no point may ever be drawn.
+
+    Far out a density may be nothing but rounding errors, of log-gamma functions say whose huge
+    values cancel. Where it does not fall as it should, it is minus infinity if it is such noise.
+    """
     d = len(mean)
     directions = covariance / np.sqrt(np.diag(covariance))  # column j: coordinate j by one sd
     points = mean + (_STEPS[:, None, None] * directions.T).reshape(-1, d)
     evaluated = log_posterior(points, "probing tails")
-    return Probes(evaluated.points.reshape(-1, d, d), evaluated.log_density.reshape(-1, d))
+    probes = Probes(evaluated.points.reshape(-1, d, d), evaluated.log_density.reshape(-1, d))
+    step, leader = np.nonzero(_heavy(probes.height))
+    if not len(step):
+        return probes
+    there, aside = probes.points[step, leader], _ASIDE * directions.T[leader]
+    beside = log_posterior(np.concatenate([there - aside, there + aside]), "probing tails")
+    below, above = np.split(beside.log_density, 2)
+    height = probes.height.copy()
+    with np.errstate(invalid="ignore"):
+        smooth = np.abs(below - 2 * height[step, leader] + above) < _NOISE
+    height[step, leader] = np.where(smooth, height[step, leader], -np.inf)
+    return probes._replace(height=height)
+
+
+def _heavy(height: Array) -> npt.NDArray[np.bool_]:
+    """Tell where the log density falls by less than it fell before, over half of the way."""
+    n = len(_DISTANCES)
+    heavy = np.zeros(height.shape, bool)
+    for rows in (np.r_[n, :n], np.r_[n : 2 * n + 1]):  # from the middle outwards
+        along = height[rows]
+        with np.errstate(invalid="ignore"):
+            falls = np.minimum.accumulate(along)[:-1] - along[1:]
+            light = (falls[1:] >= falls[:-1]) & (falls[1:] > 0)
+        heavy[rows[2:]] = np.isfinite(along[2:]) & ~light
+    return heavy
 
 
 def reach(probes: Probes) -> tuple[Array, Array]:
