@@ -27,10 +27,12 @@ from . import gaussian
 from .ascent import STEP, Array, Peak, all_finite, approach, ascend, inverse_curvature
 from .mode_search import Found, distinct, enough_nodes, find_peaks, united
 from .reports import Anchor, Combined, FitSettings, LaplaceApproximation, Report, Round
+from .ridges import bends, follow
 
 _ATTEMPTS = 3  # at a mode that more than one search reaches
 _AS_HIGH = 1.0  # log density by which images of a mode differ at most
 _RIDGES = 4  # points on ridges that are looked at on all shards
+_FOLLOWED = 4  # modes whose ridges are followed
 _RIVALS = 7  # other peaks of one shard from which all shards are searched
 
 
@@ -104,11 +106,30 @@ def laplace(
     if not tops:
         return None, landmarks
     summits = distinct([top for top, _ in tops])
+    along: list[Peak] = []
+    for summit in summits[:_FOLLOWED]:
+        places, sheet = _ridge_of(fit_settings, shards, rule, summit)
+        if sheet:
+            landmarks += places
+        else:
+            along += places
     highest = max(tops, key=lambda pair: pair[0].height)[1]
     # Peaks that were not looked at on all shards may be modes as well.
     modes = len(summits) + max(len(found) - 1 - _RIVALS, 0)
-    others = tuple(summits[1:])
+    others = (*summits[1:], *along)
     return highest._replace(modes=modes, others=others, height=summits[0].height), landmarks
+
+
+def _ridge_of(
+    fit_settings: FitSettings, shards: Shards, rule: Rule, peak: Peak
+) -> tuple[list[Peak], bool]:
+    """Follow the ridge that a peak may be a piece of; and tell whether it is more than a line."""
+    data, model = shards.data[shards.median()], broadcast(fit_settings.model)
+    asked = on_worker(shards.execution, bends, data, model, peak, shards.n, rule)
+    directions = compute([asked])[0]
+    expand = _Posterior(fit_settings, shards, rule).expand
+    places = [place for along in directions for place in follow(expand, peak, along)]
+    return places, len(directions) > 1
 
 
 def _reached(found: list[Found]) -> int:

@@ -12,6 +12,7 @@ from ..combination.ascent import Peak
 from .proposals import Array, MixtureProposal, single
 from .weights import shrunk_moments
 
+_FEWEST = 2.0  # points, as good as equally weighted, that have moments
 _LEAST_SHARE = 0.1  # of the points, around any mode, times the number of modes
 
 
@@ -42,7 +43,7 @@ def log_masses(peaks: Sequence[Peak]) -> Array:
 
 
 def refitted(peaks: Sequence[Peak], points: Array, weights: Array) -> list[Peak]:
-    """Fit each mode to the weighted points that are nearest to it; one without any stays."""
+    """Fit each mode to the weighted points that are nearest to it; one with next to none stays."""
     distances = []
     for peak in peaks:
         factor = np.linalg.cholesky(peak.covariance)
@@ -55,9 +56,10 @@ def refitted(peaks: Sequence[Peak], points: Array, weights: Array) -> list[Peak]
         if mass <= 0:
             found.append(peak._replace(height=-np.inf))
             continue
-        mean, covariance = shrunk_moments(
-            points[nearest == k], weights[nearest == k] / mass, peak.u, peak.covariance
-        )
+        mean, covariance = peak.u, peak.covariance
+        share = weights[nearest == k] / mass
+        if 1 / (share @ share) > _FEWEST:
+            mean, covariance = shrunk_moments(points[nearest == k], share, mean, covariance)
         # Of this height the mode has this mass.
         height = np.log(mass) - np.linalg.slogdet(covariance)[1] / 2
         found.append(Peak(mean, covariance, float(height)))
