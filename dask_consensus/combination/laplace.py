@@ -27,7 +27,7 @@ from . import gaussian
 from .ascent import STEP, Array, Peak, all_finite, approach, ascend, inverse_curvature
 from .mode_search import Found, distinct, enough_nodes, find_peaks, united
 from .reports import Anchor, Combined, FitSettings, LaplaceApproximation, Report, Round
-from .ridges import bends, follow
+from .ridges import Ridge, bends, close_to, follow, widest
 
 _ATTEMPTS = 3  # at a mode that more than one search reaches
 _AS_HIGH = 1.0  # log density by which images of a mode differ at most
@@ -103,16 +103,16 @@ def laplace(
         for ridge in sorted(ridges, key=lambda ridge: -ridge.height)[:_RIDGES]
     ]
     landmarks = [ridge for ridge in near if ridge is not None]
-    if not tops:
-        return None, landmarks
     summits = distinct([top for top, _ in tops])
+    if not tops:
+        # Where the ridge is level there is no mode: any place on it will do to begin from.
+        return _level_ridge(fit_settings, shards, rule, landmarks, (len(ridges), searched))
     along: list[Peak] = []
     for summit in summits[:_FOLLOWED]:
-        places, sheet = _ridge_of(fit_settings, shards, rule, summit)
-        if sheet:
-            landmarks += places
-        else:
-            along += places
+        if not any(close_to(summit, place) for place in along):
+            ridge = _ridge_of(fit_settings, shards, rule, summit)
+            along += ridge.places
+            landmarks += ridge.beyond
     highest = max(tops, key=lambda pair: pair[0].height)[1]
     # Peaks that were not looked at on all shards may be modes as well.
     modes = len(summits) + max(len(found) - 1 - _RIVALS, 0)
@@ -120,16 +120,51 @@ def laplace(
     return highest._replace(modes=modes, others=others, height=summits[0].height), landmarks
 
 
-def _ridge_of(
-    fit_settings: FitSettings, shards: Shards, rule: Rule, peak: Peak
-) -> tuple[list[Peak], bool]:
-    """Follow the ridge that a peak may be a piece of; and tell whether it is more than a line."""
+def _ridge_of(fit_settings: FitSettings, shards: Shards, rule: Rule, peak: Peak) -> Ridge:
+    """Follow the ridge that a peak may be a piece of."""
     data, model = shards.data[shards.median()], broadcast(fit_settings.model)
     asked = on_worker(shards.execution, bends, data, model, peak, shards.n, rule)
     directions = compute([asked])[0]
     expand = _Posterior(fit_settings, shards, rule).expand
-    places = [place for along in directions for place in follow(expand, peak, along)]
-    return places, len(directions) > 1
+    ridges = [follow(expand, peak, along) for along in directions]
+    if len(ridges) == 1:
+        return ridges[0]
+    # A sheet: lines on it are not all of it.
+    return Ridge([], [place for ridge in ridges for place in (*ridge.places, *ridge.beyond)])
+
+
+def _level_ridge(
+    fit_settings: FitSettings,
+    shards: Shards,
+    rule: Rule,
+    landmarks: list[Peak],
+    searches: tuple[int, int],
+) -> tuple[LaplaceApproximation | None, list[Peak]]:
+    """Follow a ridge from the highest of the places that searches ended on, if it is one.
+
+    How many ended so, and how many there were, goes into the result.
+    """
+    if not landmarks:
+        return None, landmarks
+    start = max(landmarks, key=lambda place: place.height)
+    posterior = _Posterior(fit_settings, shards, rule)
+    ridge = follow(posterior.expand, start, widest(start))
+    if not ridge.places or ridge.beyond:
+        return None, landmarks
+    first, *others = sorted(ridge.places, key=lambda place: -place.height)
+    ended, searched = searches
+    approximation = LaplaceApproximation(
+        mean=first.u,
+        covariance=first.covariance,
+        shift=np.zeros_like(first.u),
+        modes=1,
+        rounds=posterior.rounds,
+        reached=ended,
+        searched=searched,
+        others=tuple(others),
+        height=first.height,
+    )
+    return approximation, landmarks
 
 
 def _reached(found: list[Found]) -> int:

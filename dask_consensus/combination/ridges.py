@@ -10,6 +10,7 @@ across it (a predictor and a corrector: Allgower and Georg 1990, chapter 2), bot
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -24,10 +25,16 @@ from .ascent import STEP, Array, Peak, all_finite
 _AWAY = 3.0  # sds from a peak at which it is looked at
 _STEEP = 12.0  # fall of the log density there that a peak does not have; a Gaussian falls by 4.5
 _ONE_WAY = 0.5  # cosine, in sds, from which two directions are one
-_STEPS = 40  # along a ridge, either way
+_STEPS = 150  # along a ridge, either way
+_FURTHER = 8  # to tell where it leads after that
 _ASIDE = 1.0  # fall of the log density by a step along the tangent that is aimed at
 _TOO_FAR = 6.0  # and at which the step is shortened
-_SHORTEST = 1 / 16  # of a step, in sds of the peak
+_CORRECTIONS = 5  # Newton steps across the ridge, at most
+_NEAR = 0.1  # climb of the last of them
+_SHORTEST = 1 / 64  # of a step, in sds of the peak
+_FLATTEST = 1e-3  # curvature across it, in those of the peak
+_SHORT = 0.5  # of a step, for differences along the ridge
+_ROUND = 3.0  # times its distance from where it began that a closed ridge is long
 _LOW = 12.0  # log density, and one a dimension, by which a ridge has ended
 
 
@@ -59,7 +66,22 @@ def bends(data: ShardData, model: ShardModel, peak: Peak, n_shards: int, rule: R
     return chosen
 
 
-def follow(expand: Callable[[Array, Array], Expansion], peak: Peak, along: Array) -> list[Peak]:
+class Ridge(NamedTuple):
+    """Places along a ridge.
+
+    Attributes
+    ----------
+    places : list of Peak
+        As wide along the ridge as the steps between them.
+    beyond : list of Peak
+        Where it was left, if it went on.
+    """
+
+    places: list[Peak]
+    beyond: list[Peak]
+
+
+def follow(expand: Callable[[Array, Array], Expansion], peak: Peak, along: Array) -> Ridge:
     """Follow a ridge from a peak both ways, by expansions about points on it.
 
     Parameters
@@ -69,63 +91,111 @@ def follow(expand: Callable[[Array, Array], Expansion], peak: Peak, along: Array
     peak : Peak
     along : (d,) array
         A step of one sd along the ridge.
-
-    Returns
-    -------
-    list of Peak
-        Places on the ridge, as wide along it as the steps between them.
     """
     places: list[Peak] = []
+    beyond: list[Peak] = []
     for direction in (along, -along):
-        way = _one_way(expand, peak, direction)
-        places += way
-        if way and _met(way[-1], peak, len(way)):
+        walk = _Walk(expand, peak, direction)
+        while walk.goes_on and len(walk.places) < _STEPS:
+            walk.go_on()
+        places += walk.places
+        while walk.goes_on and len(walk.places) < _STEPS + _FURTHER:
+            walk.go_on()
+        beyond += walk.places[_STEPS:]
+        if walk.lost:
+            beyond.append(walk.ahead)
+        if walk.closed:
             break
-    return places
+    return Ridge(places, beyond)
 
 
-def _one_way(
-    expand: Callable[[Array, Array], Expansion], peak: Peak, direction: Array
-) -> list[Peak]:
-    scale = np.sqrt(np.diag(peak.covariance))
-    z, tangent = peak.u / scale, direction / scale
-    unit = float(np.linalg.norm(tangent))
-    tangent, step = tangent / unit, unit
-    covariance = peak.covariance / np.outer(scale, scale)
-    height, places = peak.height, list[Peak]()
-    for _ in range(_STEPS):
-        ahead = z + step * tangent
-        axes = scale[:, None] * np.asarray(STEP * np.linalg.cholesky(covariance), np.float64)
-        expansion = expand(ahead * scale, axes)
-        if not all_finite(expansion):
-            step /= 2
-            if step < _SHORTEST * unit:
-                break
-            continue
-        across = scipy.linalg.null_space(tangent[None])
-        precision = across.T @ (expansion.precision * np.outer(scale, scale)) @ across
-        values, vectors = np.linalg.eigh(precision)
-        half = across @ vectors / np.sqrt(np.maximum(np.abs(values), 1e-3))
-        slope = half.T @ (expansion.gradient * scale)
-        back, climb = half @ slope, float(slope @ slope / 2)
-        if (climb > _TOO_FAR or np.linalg.norm(back) > step / 2) and step > _SHORTEST * unit:
-            step /= 2
-            continue
-        reached = ahead + back
-        height = expansion.value + climb
-        covariance = half @ half.T + step**2 * np.outer(tangent, tangent)
-        secant = (reached - z) / np.linalg.norm(reached - z)
+def widest(peak: Peak) -> Array:
+    """Give a step of one sd along the longest principal axis, of the correlation matrix."""
+    sd = np.sqrt(np.diag(peak.covariance))
+    values, vectors = np.linalg.eigh(peak.covariance / np.outer(sd, sd))
+    return np.asarray(sd * vectors[:, -1] * np.sqrt(values[-1]), np.float64)
+
+
+def close_to(peak: Peak, place: Peak) -> bool:
+    """Tell whether a peak lies where a place on a ridge is followed by the next."""
+    away = np.linalg.solve(np.linalg.cholesky(place.covariance), peak.u - place.u)
+    return bool(away @ away < len(away) + _AWAY**2)
+
+
+class _Walk:
+    """One way along a ridge, in coordinates in which the peak's sds are 1."""
+
+    def __init__(
+        self, expand: Callable[[Array, Array], Expansion], peak: Peak, along: Array
+    ) -> None:
+        self.places: list[Peak] = []
+        self.goes_on = True
+        self.lost = False  # the way, before the density was low
+        self.closed = False  # back where it began
+        self._expand, self._peak = expand, peak
+        self._scale = np.sqrt(np.diag(peak.covariance))
+        self._z = self._origin = peak.u / self._scale
+        self._unit = self._step = float(np.linalg.norm(along / self._scale))
+        self._tangent = along / self._scale / self._unit
+        self._half = _square_root(peak.covariance / np.outer(self._scale, self._scale))
+        self._length = 0.0
+
+    @property
+    def ahead(self) -> Peak:
+        """A step further along the tangent than the last place."""
+        u = (self._z + self._unit * self._tangent) * self._scale
+        return Peak(u, self._peak.covariance, self._peak.height)
+
+    def go_on(self) -> None:
+        """Step along the tangent, and back to the ridge across it; by a shorter step if need be."""
+        step, tangent = self._step, self._tangent
+        found = self._across(self._z + step * tangent)
+        if found is None:
+            self._step /= 2
+            self.lost = self._step < _SHORTEST * self._unit
+            self.goes_on = not self.lost
+            return
+        arrived, half, height, aside = found
+        secant = (arrived - self._z) / np.linalg.norm(arrived - self._z)
         # On a circle the secant halves the angle between the tangents at its ends.
         turned = 2 * (secant @ tangent) * secant - tangent
-        z, tangent = reached, turned / np.linalg.norm(turned)
-        step *= float(np.clip((_ASIDE / max(climb, 1e-9)) ** 0.25, 0.5, 2.0))
-        places.append(Peak(z * scale, covariance * np.outer(scale, scale), height))
-        if height < peak.height - _LOW - len(z) or _met(places[-1], peak, len(places)):
-            break
-    return places
+        self._length += float(np.linalg.norm(arrived - self._z))
+        self._z, self._tangent = arrived, turned / np.linalg.norm(turned)
+        scales = np.outer(self._scale, self._scale)
+        covariance = half @ half.T + step**2 * np.outer(tangent, tangent)
+        self.places.append(Peak(arrived * self._scale, covariance * scales, height))
+        # Short along the ridge, where it bends; so are the steps of differences.
+        self._half = np.column_stack([half, _SHORT * step * tangent])
+        self._step *= float(np.clip((_ASIDE / max(aside, 1e-9)) ** 0.25, 0.5, 2.0))
+        low = height < self._peak.height - _LOW - len(arrived)
+        home = float(np.linalg.norm(arrived - self._origin))
+        self.closed = self._length > _ROUND * home and home < 2 * step
+        self.goes_on = not (low or self.closed)
+
+    def _across(self, ahead: Array) -> tuple[Array, Array, float, float] | None:
+        """Climb across the tangent: place, square root of the covariance, height, and the climb.
+
+        None where the ridge is too far away.
+        """
+        scale, across = self._scale, scipy.linalg.null_space(self._tangent[None])
+        z, below = ahead, 0.0
+        for _ in range(_CORRECTIONS):
+            expansion = self._expand(z * scale, STEP * scale[:, None] * self._half)
+            if not all_finite(expansion):
+                return None
+            precision = across.T @ (expansion.precision * np.outer(scale, scale)) @ across
+            values, vectors = np.linalg.eigh(precision)
+            half = across @ vectors / np.sqrt(np.maximum(np.abs(values), _FLATTEST))
+            slope = half.T @ (expansion.gradient * scale)
+            climb = float(slope @ slope / 2)
+            z, below = z + half @ slope, below + climb
+            if below > _TOO_FAR or np.linalg.norm(z - ahead) > self._step / 2:
+                return None
+            if climb < _NEAR:
+                return z, half, expansion.value + climb, below
+        return None
 
 
-def _met(place: Peak, peak: Peak, steps: int) -> bool:
-    """Tell whether a ridge has come round to where it began."""
-    away = np.linalg.solve(np.linalg.cholesky(place.covariance), place.u - peak.u)
-    return steps > 2 and bool(away @ away < len(away) + 2)
+def _square_root(covariance: Array) -> Array:
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)), np.float64)

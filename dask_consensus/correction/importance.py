@@ -146,7 +146,9 @@ def _precise(estimate: Estimate, ess: float, sd_error: float) -> bool:
 
 def _n_points(settings: CorrectionSettings, index: int) -> int:
     options, d = settings.options, len(settings.mean)
-    return options.later_points if index else max(options.first_points, _POINTS_A_DIMENSION * d)
+    if index:
+        return options.later_points
+    return max(options.first_points, _POINTS_A_DIMENSION * max(d, len(settings.peaks)))
 
 
 def _first_proposal(settings: CorrectionSettings) -> Proposal | MixtureProposal:
