@@ -12,6 +12,7 @@ import enum
 import hashlib
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -28,6 +29,10 @@ from .device import accelerated
 _COMPILED: dict[Hashable, Callable[..., Any]] = {}
 _LOCKS: dict[Hashable, threading.Lock] = {}
 _GUARD = threading.Lock()
+_ONE_AT_A_TIME = threading.Lock()
+# On a CPU jaxlib (0.10) divides a batch of triangular systems among the threads of its pool, and
+# two calls at once may wait for each other's threads for ever.
+_BATCHED_SOLVE = re.compile(r"lapack_\w*trsm\w*\(.*\).*: \(tensor<(\d+x){3,}")
 _SPENT = threading.local()
 _KEEP = 32  # compiled functions kept a process
 _BLOCK = 256  # points evaluated by one call
@@ -72,6 +77,8 @@ def compiled(
             with TRACE_LOCK:
                 lowered = jax.jit(build()).lower(*arguments)
             fresh = _compile(lowered, max((leaf.size for leaf in leaves), default=0), effort)
+            if not accelerated() and _BATCHED_SOLVE.search(lowered.as_text()):
+                fresh = _alone(fresh)
             with _GUARD:
                 while len(_COMPILED) >= _KEEP:
                     oldest = next(iter(_COMPILED))
@@ -80,6 +87,16 @@ def compiled(
         code = _COMPILED[signature]
     _SPENT.seconds = seconds_compiling() + time.perf_counter() - began
     return code
+
+
+def _alone(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Let code run while none of its kind does."""
+
+    def run_alone(*arguments: Any) -> Any:
+        with _ONE_AT_A_TIME:
+            return jax.block_until_ready(run(*arguments))
+
+    return run_alone
 
 
 def _compile(lowered: Any, largest: int, effort: Effort) -> Callable[..., Any]:
