@@ -379,6 +379,18 @@ def compiled_helper(x, y):
     normal_rows(jnp.sum(with_a_constant(mu)) + x, 1.0, y)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_constants_have_the_precision_that_is_worked_in(first):
+    """Whichever of the two was met before: searches work in double precision, chains may not."""
+    read = plan(from_pandas(frame()), compiled_helper, n_shards=2).model
+    arguments = {name: np.linspace(-1.0, 1.0, 7) for name in "xy"}
+    for x64 in (first, not first):
+        with precision(x64):
+            terms = jax.jit(lambda mu: read.log_terms({"mu": mu}, arguments, ())[0])
+            there = terms(jnp.full(2, 0.1))
+            assert there["obs"].dtype == there["mu"].dtype == jnp.result_type(float)
+
+
 @pytest.mark.parametrize("model", [single_precision, compiled_helper])
 def test_a_model_may_insist_on_single_precision(model):
     assert plan(from_pandas(frame()), model, n_shards=2).model.coupled == ()

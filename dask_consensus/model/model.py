@@ -99,8 +99,8 @@ class ShardModel:
 
     @property
     def function(self) -> Callable[..., Any]:
-        """The model's function; one object a process."""
-        return _load(self.pickled)
+        """The model's function; one object a process and precision."""
+        return _load(self.pickled, double_precision())
 
     @property
     def shared(self) -> tuple[Latent, ...]:
@@ -199,7 +199,10 @@ def named(model: ShardModel) -> ShardModel:
 
 
 @lru_cache(maxsize=32)
-def _load(pickled: bytes) -> Callable[..., Any]:
+def _load(pickled: bytes, x64: bool) -> Callable[..., Any]:
+    # JAX (0.10) keeps NumPy constants that compiled functions receive in the precision in which it
+    # met them first, so that each precision has constants of its own.
+    del x64
     # Random keys that a model holds would become part of the trace in which it is first called.
     with jax.ensure_compile_time_eval():
         return pickle.loads(pickled)

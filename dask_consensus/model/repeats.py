@@ -50,13 +50,14 @@ def check_repeats(function: Callable[..., Any], probe: Probe, example: Example) 
     """
     model = probe.model
     values = draw_values(model, example, seed=1)
-    received = (pickle.loads(model.pickled) for _ in range(2))
-    functions = [function, function, next(received), next(received), model.function]
+    received = [pickle.loads(model.pickled) for _ in range(3)]
     arguments = (values, example.arguments)
+    # The function as it was given may have been traced in the user's precision, and then bears no
+    # other; counters and clocks move by less than single precision shows.
+    changed = _changed(model, [function, function, received[0]], example, arguments)
     with precision(probe.double):
-        first, *others = (_traced(model, one, example, arguments) for one in functions)
-        differing = [other for other in others if not first.same_as(other)]
-        changed = _changed(first, differing, arguments)
+        copies = [received[1], received[1], received[2], model.function]
+        changed |= _changed(model, copies, example, arguments)
     ours, theirs = (probe.exact_terms(values, example, key=key) for key in (0, _OTHER_KEY))
     changed |= {name for name in ours if not _equal(ours[name], theirs[name])}
     if changed:
@@ -87,10 +88,15 @@ def _traced(
     return _Trace(tuple(sorted(shapes)), computation, _text(computation))
 
 
-def _changed(first: _Trace, others: list[_Trace], arguments: Any) -> set[str]:
+def _changed(
+    model: ShardModel, functions: list[Callable[..., Any]], example: Example, arguments: Any
+) -> set[str]:
     """Name the terms that have other values; a trace may differ in what has no effect."""
+    first, *others = (_traced(model, one, example, arguments) for one in functions)
     changed: set[str] = set()
     for other in others:
+        if first.same_as(other):
+            continue
         changed |= set(first.terms) ^ set(other.terms)
         ours, theirs = first.values(arguments), other.values(arguments)
         common = set(ours) & set(theirs)
