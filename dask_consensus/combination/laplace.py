@@ -25,7 +25,7 @@ from ..shard.score import Expansion
 from ..shard_data import ShardData, Size
 from . import gaussian
 from .ascent import STEP, Array, Peak, all_finite, approach, ascend, inverse_curvature
-from .mode_search import Found, distinct, enough_nodes, find_peaks, united
+from .mode_search import Found, distinct, enough_nodes, find_peaks, spread, united
 from .reports import Anchor, Combined, FitSettings, LaplaceApproximation, Report, Round
 from .ridges import Ridge, bends, close_to, follow, widest
 
@@ -60,7 +60,7 @@ def laplace(
     landmarks : list of Peak
         Points on ridges and at edges, which searches have ended on.
     """
-    n, model = shards.n, fit_settings.model
+    n, model, scale = shards.n, fit_settings.model, spread(starts[1])
     searched = 0
     found: list[Found] = []
     ridges: list[Peak] = []
@@ -106,11 +106,12 @@ def laplace(
     summits = distinct([top for top, _ in tops])
     if not tops:
         # Where the ridge is level there is no mode: any place on it will do to begin from.
-        return _level_ridge(fit_settings, shards, rule, landmarks, (len(ridges), searched))
+        searches = len(ridges), searched
+        return _level_ridge(fit_settings, shards, rule, landmarks, searches, scale)
     along: list[Peak] = []
     for summit in summits[:_FOLLOWED]:
         if not any(close_to(summit, place) for place in along):
-            ridge = _ridge_of(fit_settings, shards, rule, summit)
+            ridge = _ridge_of(fit_settings, shards, rule, summit, scale)
             along += ridge.places
             landmarks += ridge.beyond
     highest = max(tops, key=lambda pair: pair[0].height)[1]
@@ -120,13 +121,15 @@ def laplace(
     return highest._replace(modes=modes, others=others, height=summits[0].height), landmarks
 
 
-def _ridge_of(fit_settings: FitSettings, shards: Shards, rule: Rule, peak: Peak) -> Ridge:
+def _ridge_of(
+    fit_settings: FitSettings, shards: Shards, rule: Rule, peak: Peak, scale: Array
+) -> Ridge:
     """Follow the ridge that a peak may be a piece of."""
     data, model = shards.data[shards.median()], broadcast(fit_settings.model)
     asked = on_worker(shards.execution, bends, data, model, peak, shards.n, rule)
     directions = compute([asked])[0]
     expand = _Posterior(fit_settings, shards, rule).expand
-    ridges = [follow(expand, peak, along) for along in directions]
+    ridges = [follow(expand, peak, along, scale) for along in directions]
     if len(ridges) == 1:
         return ridges[0]
     # A sheet: lines on it are not all of it.
@@ -139,6 +142,7 @@ def _level_ridge(
     rule: Rule,
     landmarks: list[Peak],
     searches: tuple[int, int],
+    scale: Array,
 ) -> tuple[LaplaceApproximation | None, list[Peak]]:
     """Follow a ridge from the highest of the places that searches ended on, if it is one.
 
@@ -148,7 +152,7 @@ def _level_ridge(
         return None, landmarks
     start = max(landmarks, key=lambda place: place.height)
     posterior = _Posterior(fit_settings, shards, rule)
-    ridge = follow(posterior.expand, start, widest(start))
+    ridge = follow(posterior.expand, start, widest(start), scale)
     if not ridge.places or ridge.beyond:
         return None, landmarks
     first, *others = sorted(ridge.places, key=lambda place: -place.height)

@@ -24,7 +24,9 @@ from .ascent import STEP, Array, Peak, all_finite
 
 _AWAY = 3.0  # sds from a peak at which it is looked at
 _STEEP = 12.0  # fall of the log density there that a peak does not have; a Gaussian falls by 4.5
-_ONE_WAY = 0.5  # cosine, in sds, from which two directions are one
+_ONE_WAY = 0.5  # cosine from which two directions are one
+_STRAIGHT = 0.94  # cosine between a step and the tangent it began along, at least
+_DROP = 2.0  # of the log density by a step, at most
 _STEPS = 150  # along a ridge, either way
 _FURTHER = 8  # to tell where it leads after that
 _ASIDE = 1.0  # fall of the log density by a step along the tangent that is aimed at
@@ -81,7 +83,9 @@ class Ridge(NamedTuple):
     beyond: list[Peak]
 
 
-def follow(expand: Callable[[Array, Array], Expansion], peak: Peak, along: Array) -> Ridge:
+def follow(
+    expand: Callable[[Array, Array], Expansion], peak: Peak, along: Array, scale: Array
+) -> Ridge:
     """Follow a ridge from a peak both ways, by expansions about points on it.
 
     Parameters
@@ -91,11 +95,13 @@ def follow(expand: Callable[[Array, Array], Expansion], peak: Peak, along: Array
     peak : Peak
     along : (d,) array
         A step of one sd along the ridge.
+    scale : (d,) array
+        In which coordinates may be compared: along a ridge their sds are exchanged.
     """
     places: list[Peak] = []
     beyond: list[Peak] = []
     for direction in (along, -along):
-        walk = _Walk(expand, peak, direction)
+        walk = _Walk(expand, peak, direction, scale)
         while walk.goes_on and len(walk.places) < _STEPS:
             walk.go_on()
         places += walk.places
@@ -123,22 +129,26 @@ def close_to(peak: Peak, place: Peak) -> bool:
 
 
 class _Walk:
-    """One way along a ridge, in coordinates in which the peak's sds are 1."""
+    """One way along a ridge."""
 
     def __init__(
-        self, expand: Callable[[Array, Array], Expansion], peak: Peak, along: Array
+        self,
+        expand: Callable[[Array, Array], Expansion],
+        peak: Peak,
+        along: Array,
+        scale: Array,
     ) -> None:
         self.places: list[Peak] = []
         self.goes_on = True
         self.lost = False  # the way, before the density was low
         self.closed = False  # back where it began
         self._expand, self._peak = expand, peak
-        self._scale = np.sqrt(np.diag(peak.covariance))
+        self._scale = scale
         self._z = self._origin = peak.u / self._scale
         self._unit = self._step = float(np.linalg.norm(along / self._scale))
-        self._tangent = along / self._scale / self._unit
+        self._tangent = self._first = along / self._scale / self._unit
         self._half = _square_root(peak.covariance / np.outer(self._scale, self._scale))
-        self._length = 0.0
+        self._length, self._height = 0.0, peak.height
 
     @property
     def ahead(self) -> Peak:
@@ -150,17 +160,22 @@ class _Walk:
         """Step along the tangent, and back to the ridge across it; by a shorter step if need be."""
         step, tangent = self._step, self._tangent
         found = self._across(self._z + step * tangent)
+        if found is not None:
+            secant = (found[0] - self._z) / np.linalg.norm(found[0] - self._z)
+            # Where a ridge turns back, the line across its tangent may miss it.
+            if secant @ tangent < _STRAIGHT or found[2] < self._height - _DROP:
+                found = None
         if found is None:
             self._step /= 2
             self.lost = self._step < _SHORTEST * self._unit
             self.goes_on = not self.lost
             return
         arrived, half, height, aside = found
-        secant = (arrived - self._z) / np.linalg.norm(arrived - self._z)
         # On a circle the secant halves the angle between the tangents at its ends.
         turned = 2 * (secant @ tangent) * secant - tangent
         self._length += float(np.linalg.norm(arrived - self._z))
         self._z, self._tangent = arrived, turned / np.linalg.norm(turned)
+        self._height = height
         scales = np.outer(self._scale, self._scale)
         covariance = half @ half.T + step**2 * np.outer(tangent, tangent)
         self.places.append(Peak(arrived * self._scale, covariance * scales, height))
@@ -168,8 +183,10 @@ class _Walk:
         self._half = np.column_stack([half, _SHORT * step * tangent])
         self._step *= float(np.clip((_ASIDE / max(aside, 1e-9)) ** 0.25, 0.5, 2.0))
         low = height < self._peak.height - _LOW - len(arrived)
+        # Where it began, and on the same way.
         home = float(np.linalg.norm(arrived - self._origin))
-        self.closed = self._length > _ROUND * home and home < 2 * step
+        again = close_to(self._peak, self.places[-1]) and self._tangent @ self._first > _ONE_WAY
+        self.closed = bool(self._length > _ROUND * home and again)
         self.goes_on = not (low or self.closed)
 
     def _across(self, ahead: Array) -> tuple[Array, Array, float, float] | None:
