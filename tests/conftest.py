@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import hypothesis
 import pytest
 
-# Tests count compilations, and leave nothing behind on the machine.
-os.environ["DASK_CONSENSUS__CACHE"] = ""
+# Processes of a session share what they compile, and leave nothing behind on the machine.
+_CACHE = tempfile.TemporaryDirectory(prefix="dask-consensus-tests-")
+os.environ["DASK_CONSENSUS__CACHE"] = _CACHE.name
 
 # Examples are few and the same in every run; how long they take depends on the machine.
 hypothesis.settings.register_profile(
