@@ -62,6 +62,20 @@ def ring(y=None):
         numpyro.sample("obs", dist.Normal(a**2 + b**2, 1.0), obs=y)
 
 
+@trial(
+    "parabola",
+    draw=ring_rows,
+    grid={"a": (-14.0, 3.0, 1_701), "b": (-4.2, 4.2, 1_201)},
+    truths=SEVERAL,
+    notable=True,
+)
+def parabola(y=None):
+    a = numpyro.sample("a", dist.Normal(0.0, 2.0))
+    b = numpyro.sample("b", dist.Normal(1.0, 1.0))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("obs", dist.Normal(a + b**2, 1.0), obs=y)
+
+
 def wave_rows(rng: np.random.Generator) -> pd.DataFrame:
     t = rng.uniform(0.0, 30.0, 20_000)
     return normal_rows(rng, 2.0 * np.sin(2.3 * t), t=t)
