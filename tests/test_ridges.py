@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 
 from dask_consensus.combination.ascent import Peak
-from dask_consensus.combination.ridges import close_to, follow, widest
+from dask_consensus.combination.ridges import bends, close_to, follow, widest
+from dask_consensus.shard.quadrature import Rule
 from dask_consensus.shard.score import Expansion
 
 from . import from_pandas
+from .test_marginal import data_of, read
 
 WIDTH, PRIOR = 0.02, 1.5
 
@@ -105,10 +107,36 @@ def test_a_peak_on_a_ridge_is_known_again():
 # Fits
 
 
-def curved(g, y=None, *, n_g):
+def bent(y=None):
     a = numpyro.sample("a", dist.Normal(0.0, 2.0))
     b = numpyro.sample("b", dist.Normal(1.0, 1.0))
     numpyro.sample("y", dist.Normal(a + b**2, 1.0), obs=y)
+
+
+def straight(y=None):
+    a = numpyro.sample("a", dist.Normal(0.0, 2.0))
+    b = numpyro.sample("b", dist.Normal(1.0, 1.0))
+    numpyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "along", "expected"), [(bent, [-2.5, 1.0], 1), (straight, [-1.0, 1.0], 0)]
+)
+def test_a_ridge_is_told_from_a_peak(model, along, expected):
+    """By a fall of the log density along the tangent that no Gaussian has, on one shard."""
+    y = np.random.default_rng(0).normal(2.0, 1.0, 400)
+    y += 2.0 - y.mean()
+    read_model = read(model, {"y": y})
+    tangent = np.array(along) / np.linalg.norm(along)
+    across = np.array([tangent[1], -tangent[0]])
+    sds = (0.53, 0.02) if expected else (np.sqrt(0.8), 0.036)
+    covariance = sds[0] ** 2 * np.outer(tangent, tangent) + sds[1] ** 2 * np.outer(across, across)
+    mode = [0.4375, 1.25] if expected else [0.8, 1.2]
+    data, peak = data_of({"y": y}), Peak(np.array(mode), covariance, 0.0)
+    found = bends(data, read_model, peak, 1, Rule(0))
+    assert len(found) == expected
+    for line in found:
+        assert abs(line @ tangent) > 0.99 * np.linalg.norm(line)
 
 
 @pytest.mark.slow
@@ -117,7 +145,7 @@ def test_a_parabola_is_answered_right(rows):
     """Of which Newton's method sees a piece; against a grid."""
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"g": np.repeat(np.arange(rows // 10), 10), "y": rng.normal(2, 1, rows)})
-    tree = from_pandas(table).consensus.fit(curved, by="g", n_shards=4, progress=False)
+    tree = from_pandas(table).consensus.fit(bent, by="g", n_shards=4, progress=False)
     a, b = np.meshgrid(np.linspace(-16, 4, 3001), np.linspace(-5, 5, 3001), indexing="ij")
     log = -rows * (a + b**2 - table["y"].mean()) ** 2 / 2 - a**2 / 8 - (b - 1) ** 2 / 2
     weights = np.exp(log - log.max())
