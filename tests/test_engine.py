@@ -8,7 +8,7 @@ import dask
 import numpy as np
 import pytest
 
-from dask_consensus.combination import laplace, mode_search, pilot, subposterior
+from dask_consensus.combination import laplace, mode_search, pilot, ridges, subposterior
 from dask_consensus.combination.reports import Anchor, FitSettings
 from dask_consensus.correction import likelihood
 from dask_consensus.correction.importance import correct
@@ -81,7 +81,7 @@ class Stub:
 @pytest.fixture
 def stub(monkeypatch):
     stub = Stub([])
-    for module in (laplace, mode_search, pilot, subposterior, likelihood, plan_module):
+    for module in (laplace, mode_search, pilot, ridges, subposterior, likelihood, plan_module):
         monkeypatch.setattr(module, "engine_of", lambda model: stub)
     with dask.config.set(scheduler="synchronous"):
         yield stub
@@ -109,6 +109,7 @@ def test_nobody_else_makes_an_engine():
         "dask_consensus.combination.laplace",
         "dask_consensus.combination.methods",
         "dask_consensus.combination.mode_search",
+        "dask_consensus.combination.ridges",
         "dask_consensus.combination.pilot",
         "dask_consensus.combination.subposterior",
         "dask_consensus.correction.likelihood",

@@ -131,7 +131,7 @@ ALL_PATHS = PATHS | {
 ONLY_TASKS = {"shards_per_task"}
 
 
-QUICK_PATHS = {"one shard", "consensus, uncorrected", "laplace, uncorrected"}
+QUICK_PATHS = {"laplace, uncorrected"}
 
 
 @pytest.mark.parametrize(
@@ -147,6 +147,9 @@ def test_an_option_is_noted_if_and_only_if_it_changes_nothing(rows, path):
     wrong = {}
     for name, value in OTHER.items():
         if options.get(name) == value or (name == "n_shards" and options[name] == 1):
+            continue
+        # The mode is that of all rows, however they are divided.
+        if name == "n_shards" and path.startswith("laplace"):
             continue
         changed = options | {name: value}
         notes = planned(rows, **changed).notes()

@@ -39,6 +39,7 @@ def test_batches_give_the_same_draws(monkeypatch):
     np.testing.assert_array_equal(several["shards"]["divergences"], one["shards"]["divergences"])
 
 
+@pytest.mark.slow
 def test_batches_that_start_at_an_anchor_do_too():
     rng = np.random.default_rng(0)
     code = np.repeat(np.arange(20), 5)
