@@ -82,6 +82,17 @@ def test_a_gaussian_ends_soon():
     assert not ridge.beyond
 
 
+def test_one_dimension_has_nothing_across():
+    def quartic(u, axes):
+        value = float(-(u[0] ** 4))
+        return Expansion(value, -4 * u**3, np.array([[12 * u[0] ** 2]]), np.zeros(1))
+
+    start = Peak(np.zeros(1), np.eye(1), 0.0)
+    ridge = follow(quartic, start, np.ones(1), np.ones(1))
+    assert min(place.height for place in ridge.places) < -13
+    assert not ridge.beyond
+
+
 def test_a_ridge_without_an_end_says_where_it_was_left():
     level = expand(lambda u: u[0], lambda u: np.array([1.0, 0.0]), lambda u: np.zeros((2, 2)))
 

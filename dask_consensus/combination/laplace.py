@@ -10,6 +10,7 @@ alone, from points of the prior, say where to begin, and whether there is more t
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,36 +79,20 @@ def laplace(
     data = shards.data[shards.median()]
     enough = on_worker(shards.execution, enough_nodes, data, broadcast(model), first, n)
     rule = compute([enough])[0]
-    tops: list[tuple[Peak, LaplaceApproximation]] = []
-    for peak, _ in found[: 1 + _RIVALS]:
-        posterior = _Posterior(fit_settings, shards, rule)
-        arrived = ascend(posterior.expand, peak.u, peak.covariance / n, options.steps)
-        if arrived is None:
-            ridges.append(peak)
-            continue
-        top, shift = arrived
-        sd = np.sqrt(np.diag(top.covariance))
-        approximation = LaplaceApproximation(
-            mean=top.u + shift,
-            covariance=top.covariance,
-            shift=shift / sd,
-            modes=1,
-            rounds=posterior.rounds,
-            reached=_reached(found),
-            searched=searched,
-        )
-        tops.append((top, approximation))
-    ridges += [other.peak for other in found[1 + _RIVALS :]]
+    tops, lost = _climbed(fit_settings, shards, rule, found[: 1 + _RIVALS], options.steps)
+    ridges += [*lost, *(other.peak for other in found[1 + _RIVALS :])]
     near = [
         approach(_Posterior(fit_settings, shards, rule).expand, ridge.u, ridge.covariance / n, 3)
         for ridge in sorted(ridges, key=lambda ridge: -ridge.height)[:_RIDGES]
     ]
     landmarks = [ridge for ridge in near if ridge is not None]
-    summits = distinct([top for top, _ in tops])
     if not tops:
         # Where the ridge is level there is no mode: any place on it will do to begin from.
-        searches = len(ridges), searched
-        return _level_ridge(fit_settings, shards, rule, landmarks, searches, scale)
+        approximation = _level_ridge(fit_settings, shards, rule, landmarks, scale)
+        if approximation is None:
+            return None, landmarks
+        return approximation._replace(reached=len(ridges), searched=searched), landmarks
+    summits = distinct([top for top, _ in tops])
     along: list[Peak] = []
     for summit in summits[:_FOLLOWED]:
         if not any(close_to(summit, place) for place in along):
@@ -117,8 +102,37 @@ def laplace(
     highest = max(tops, key=lambda pair: pair[0].height)[1]
     # Peaks that were not looked at on all shards may be modes as well.
     modes = len(summits) + max(len(found) - 1 - _RIVALS, 0)
-    others = (*summits[1:], *along)
-    return highest._replace(modes=modes, others=others, height=summits[0].height), landmarks
+    approximation = highest._replace(
+        modes=modes,
+        reached=_reached(found),
+        searched=searched,
+        height=summits[0].height,
+        others=(*summits[1:], *along),
+    )
+    return approximation, landmarks
+
+
+def _climbed(
+    fit_settings: FitSettings, shards: Shards, rule: Rule, found: Sequence[Found], most: int
+) -> tuple[list[tuple[Peak, LaplaceApproximation]], list[Peak]]:
+    """Climb on all shards from the peaks of one: the modes, and the peaks that led to none."""
+    tops, lost = [], []
+    for peak, _ in found:
+        posterior = _Posterior(fit_settings, shards, rule)
+        arrived = ascend(posterior.expand, peak.u, peak.covariance / shards.n, most)
+        if arrived is None:
+            lost.append(peak)
+            continue
+        top, shift = arrived
+        approximation = LaplaceApproximation(
+            mean=top.u + shift,
+            covariance=top.covariance,
+            shift=shift / np.sqrt(np.diag(top.covariance)),
+            modes=1,
+            rounds=posterior.rounds,
+        )
+        tops.append((top, approximation))
+    return tops, lost
 
 
 def _ridge_of(
@@ -137,38 +151,26 @@ def _ridge_of(
 
 
 def _level_ridge(
-    fit_settings: FitSettings,
-    shards: Shards,
-    rule: Rule,
-    landmarks: list[Peak],
-    searches: tuple[int, int],
-    scale: Array,
-) -> tuple[LaplaceApproximation | None, list[Peak]]:
-    """Follow a ridge from the highest of the places that searches ended on, if it is one.
-
-    How many ended so, and how many there were, goes into the result.
-    """
-    if not landmarks:
-        return None, landmarks
-    start = max(landmarks, key=lambda place: place.height)
+    fit_settings: FitSettings, shards: Shards, rule: Rule, places: Sequence[Peak], scale: Array
+) -> LaplaceApproximation | None:
+    """Follow a ridge from the highest of the places that searches ended on, if it is one."""
+    if not places:
+        return None
+    start = max(places, key=lambda place: place.height)
     posterior = _Posterior(fit_settings, shards, rule)
     ridge = follow(posterior.expand, start, widest(start), scale)
     if not ridge.places or ridge.beyond:
-        return None, landmarks
+        return None
     first, *others = sorted(ridge.places, key=lambda place: -place.height)
-    ended, searched = searches
-    approximation = LaplaceApproximation(
+    return LaplaceApproximation(
         mean=first.u,
         covariance=first.covariance,
         shift=np.zeros_like(first.u),
         modes=1,
         rounds=posterior.rounds,
-        reached=ended,
-        searched=searched,
-        others=tuple(others),
         height=first.height,
+        others=tuple(others),
     )
-    return approximation, landmarks
 
 
 def _reached(found: list[Found]) -> int:

@@ -161,7 +161,7 @@ class LaplaceApproximation(NamedTuple):
     height : float
         Log density at the mode.
     others : tuple of Peak
-        The other modes that were found.
+        The other modes that were found, and places along the ridges that modes are pieces of.
     """
 
     mean: np.ndarray
