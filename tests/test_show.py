@@ -113,7 +113,7 @@ OTHER = {
     "num_warmup": 45,
     "num_samples": 90,
     "num_chains": 2,
-    "target_accept_prob": 0.6,
+    "target_accept_prob": 0.9,
     "rounds": 1,
     "weights": "diagonal",
     "correct": False,
