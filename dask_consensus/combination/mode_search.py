@@ -141,6 +141,10 @@ def find_peaks(
 def _starting_points(starts: tuple[Array, Array], seed: int) -> tuple[Array, Array]:
     """All points that searches may begin from, in random order, and the size of a step."""
     medians, draws = starts
+    # A draw may lie where its unconstrained value overflows.
+    finite = np.isfinite(draws).all(axis=1)
+    kept = np.resize(np.flatnonzero(finite), len(draws))
+    draws = draws[kept] if finite.any() else np.zeros_like(draws)
     rng = np.random.default_rng([seed, 3])
     points = np.concatenate([medians, draws, beyond(draws, rng)])
     return rng.permutation(points), spread(draws)
