@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import scipy.special
 
+from dask_consensus.combination import mode_search
 from dask_consensus.combination.mode_search import Ended, beyond, merged
 from dask_consensus.combination.symmetry import images
 from dask_consensus.model.model import precision
@@ -147,3 +148,14 @@ def test_of_many_modes_the_highest_is_found(seed):
     frequency = fit(table, wave, seed=seed)["posterior"]["frequency"].to_numpy()
     # Other modes are 1 apart; its sd is near sqrt(2 / 2000) / (1.5 sqrt(mean x^2)) = 0.006.
     assert frequency.mean() == pytest.approx(7.3, abs=0.04)
+
+
+def test_searches_begin_at_finite_points():
+    """Unconstrained values of a draw may overflow, of ordered sites say."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(64, 3))
+    draws[5:9, 1] = [np.inf, -np.inf, np.nan, np.inf]
+    points, scale = mode_search._starting_points((rng.normal(size=(64, 3)), draws), seed=0)
+    assert np.isfinite(points).all()
+    assert points.shape == (192, 3)
+    assert (scale > 0).all()

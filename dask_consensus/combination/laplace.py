@@ -107,7 +107,8 @@ def laplace(
         reached=_reached(found),
         searched=searched,
         height=summits[0].height,
-        others=(*summits[1:], *along),
+        others=tuple(summits[1:]),
+        along=tuple(along),
     )
     return approximation, landmarks
 
@@ -144,10 +145,12 @@ def _ridge_of(
     directions = compute([asked])[0]
     expand = _Posterior(fit_settings, shards, rule).expand
     ridges = [follow(expand, peak, along, scale) for along in directions]
-    if len(ridges) == 1:
-        return ridges[0]
-    # A sheet: lines on it are not all of it.
-    return Ridge([], [place for ridge in ridges for place in (*ridge.places, *ridge.beyond)])
+    places = [place for ridge in ridges for place in ridge.places]
+    beyond = [place for ridge in ridges for place in ridge.beyond]
+    if sum(bool(ridge.places) for ridge in ridges) > 1:
+        # A sheet: lines on it are not all of it.
+        return Ridge([], [*places, *beyond])
+    return Ridge(places, beyond)
 
 
 def _level_ridge(
@@ -169,7 +172,7 @@ def _level_ridge(
         modes=1,
         rounds=posterior.rounds,
         height=first.height,
-        others=tuple(others),
+        along=tuple(others),
     )
 
 
@@ -189,8 +192,9 @@ def draws_of(
     if shape[0] * shape[1] > len(mean):
         draws = gaussian.matched(draws, mean, covariance)
     peaks: tuple[Peak, ...] = ()
-    if approximation.others:
-        peaks = (Peak(mean, covariance, approximation.height), *approximation.others)
+    if approximation.others or approximation.along:
+        first = Peak(mean, covariance, approximation.height)
+        peaks = (first, *approximation.others, *approximation.along)
     return Combined(draws, mean, covariance, approximation.rounds, "laplace", peaks)
 
 

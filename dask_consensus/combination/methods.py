@@ -35,6 +35,7 @@ def locate(plan: Plan, shards: Shards) -> Guess | None:
         starts = prior_points(model, plan.example, options.seed, _POINTS)
         approximation, ridges = laplace(_fit_settings(plan), shards, starts, options.laplace)
         if approximation is not None:
+            others = (*approximation.others, *approximation.along)
             shard_precision = inverse(approximation.covariance) / plan.n_shards
             return Guess(
                 approximation.mean,
@@ -42,7 +43,7 @@ def locate(plan: Plan, shards: Shards) -> Guess | None:
                 informed=True,
                 modes=approximation.modes,
                 approximation=approximation,
-                landmarks=[place.u for place in (*approximation.others, *ridges)],
+                landmarks=[place.u for place in (*others, *ridges)],
             )
         because = "no mode was found"
     if options.method == "laplace":

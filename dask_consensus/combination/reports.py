@@ -161,7 +161,9 @@ class LaplaceApproximation(NamedTuple):
     height : float
         Log density at the mode.
     others : tuple of Peak
-        The other modes that were found, and places along the ridges that modes are pieces of.
+        The other modes that were found.
+    along : tuple of Peak
+        Places along the curved ridges that modes are pieces of.
     """
 
     mean: np.ndarray
@@ -173,6 +175,7 @@ class LaplaceApproximation(NamedTuple):
     searched: int = 1
     height: float = 0.0
     others: tuple[Peak, ...] = ()
+    along: tuple[Peak, ...] = ()
 
 
 class Guess(NamedTuple):

@@ -112,7 +112,19 @@ def follow(
             beyond.append(walk.ahead)
         if walk.closed:
             break
-    return Ridge(places, beyond)
+    # A skewed or flat-topped peak falls as a ridge does, but along its own tangent: no ridge, and
+    # its tails are to be looked for as those of any peak. Where the way was left is still asked.
+    bent = any(_leaves(place, peak, along) for place in places)
+    return Ridge(places if bent else [], beyond)
+
+
+def _leaves(place: Peak, peak: Peak, along: Array) -> bool:
+    """Tell whether a place lies off the line along a peak, by more than the ridge is wide."""
+    precision = np.linalg.inv(place.covariance)
+    away = place.u - peak.u
+    # Nearest to the place is the point of the line where it is least in the place's own sds.
+    aside = away - along * (along @ precision @ away) / (along @ precision @ along)
+    return bool(aside @ precision @ aside > len(aside) + _AWAY**2)
 
 
 def widest(peak: Peak) -> Array:

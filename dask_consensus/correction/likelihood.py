@@ -26,10 +26,10 @@ from .proposals import Array
 if TYPE_CHECKING:
     from dask.delayed import Delayed
 
-_SHARDS = 3  # that are
+_SHARDS = 3  # of which some units are looked at more closely
 _T, _W = scipy.special.roots_hermitenorm(5)
 _DISTANCES, _SHARES = np.delete(_T, 2), np.delete(_W / _W.sum(), 2)  # nodes but for the center
-_MODES_AT = 16  # points at which modes of local effects are counted, beside the center
+_MODES_AT = 8  # points at which modes of local effects are counted, beside those on axes
 _NOISE = 2.0  # times the Monte Carlo error that a second opinion may differ by
 _PROBE = 32  # points on which node counts are compared
 _INTEGRATION = 0.02  # sd, over points, of the log weight's integration error that is accepted
@@ -143,8 +143,9 @@ class LogPosterior(NamedTuple):
         ladder = engine_of(self.model).value_nodes
         if len(ladder) == 1:
             return self._replace(rule=Rule(ladder[0])), 0.0
-        n_modes = self._most_modes(np.concatenate([self.center[None], points[:_MODES_AT]]))
-        few = np.concatenate([along_axes(self.center, axes), points[:_PROBE]])
+        along = along_axes(self.center, axes)
+        n_modes = self._most_modes(np.concatenate([along, points[:_MODES_AT]]))
+        few = np.concatenate([along, points[:_PROBE]])
         rules = [Rule(n_nodes, n_modes) for n_nodes in ladder]
         by_rule = self.by_rules(rules[:2], few, "nodes")
         compile_seconds = by_rule[0].compile_seconds

@@ -131,16 +131,19 @@ def _several_modes(evidence: Evidence) -> Iterator[Reason]:
     # Weights that cannot be used say so themselves, and nothing of what they missed.
     correction = evidence.correction
     missed = correction is not None and usable(correction) and not _covered(evidence)
-    if missed or (evidence.modes > 1 and not _covered(evidence)):
+    approximation = evidence.approximation
+    ridge = approximation is not None and bool(approximation.along)
+    if missed or ((evidence.modes > 1 or ridge) and not _covered(evidence)):
         problem = (
             f"searches from several points found {evidence.modes} separate modes of comparable "
             "density, of which one is described"
         )
         if evidence.modes == 1:
             problem = "searches ended at places as high as the posterior that no point is near"
+        if ridge:
+            problem = "the posterior is a curved ridge, of which a piece is described"
         remedy = "identify the model (order the components, say)"
         yield Reason("modes", evidence.modes, 1, "", problem, remedy)
-    approximation = evidence.approximation
     if approximation is not None and approximation.reached == 1 < approximation.searched:
         problem = (
             f"only 1 of {approximation.searched} searches reached the highest mode that was found, "
