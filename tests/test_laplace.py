@@ -6,7 +6,13 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from dask_consensus.combination.ascent import Peak, ascend
+from dask_consensus.combination.ascent import (
+    Peak,
+    ascend,
+    inverse_curvature,
+    positive_curvature,
+)
+from dask_consensus.combination.gaussian import square_root
 from dask_consensus.combination.laplace import draws_of
 from dask_consensus.combination.mode_search import distinct
 from dask_consensus.combination.reports import FitSettings, LaplaceApproximation
@@ -38,6 +44,31 @@ def test_a_gaussian_takes_two_expansions():
     np.testing.assert_allclose(peak.covariance, covariance)
     np.testing.assert_allclose(shift, 0)
     assert len(expansions) == 2
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e10])
+def test_curvature_made_right_is_the_inverse_of_its_inverse(condition):
+    expected = np.diag([1.0, condition]) / 4
+    expected[0, 1] = expected[1, 0] = 0.1 * np.sqrt(condition) / 4
+    precision = np.diag([2.0, -1.0 / condition])
+    covariance, _ = inverse_curvature(precision, expected, 1e-3)
+    curvature = positive_curvature(precision, expected, 1e-3)
+    scale = np.sqrt(np.diag(covariance))
+    product = (curvature * scale[:, None]) @ (covariance / scale[None, :])
+    np.testing.assert_allclose(product * scale[None, :] / scale[:, None], np.eye(2), atol=1e-9)
+
+
+def test_a_covariance_that_rounding_made_singular_has_a_root():
+    direction = np.array([1.0, 3e5, -1e-5])
+    singular = np.outer(direction, direction)
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.cholesky(singular)
+    root = square_root(singular)
+    sd = np.abs(direction)
+    # A correlation matrix, good to rounding; its least eigenvalues are no more than that.
+    correlations = root @ root.T / np.outer(sd, sd)
+    np.testing.assert_allclose(correlations, singular / np.outer(sd, sd), atol=1e-14)
+    assert np.linalg.matrix_rank(root / sd[:, None], tol=1e-12) == 3
 
 
 def gamma(shape):

@@ -98,6 +98,18 @@ def test_expansion_of_a_quadratic_is_exact():
     np.testing.assert_allclose(around.gradient, expected, rtol=1e-8)
 
 
+def test_steps_that_span_nothing_tell_no_precision():
+    def location(y=None):
+        mu = numpyro.sample("mu", dist.Normal(0, 2).expand([2]).to_event(1))
+        numpyro.sample("y", dist.Normal(mu[0] + mu[1], 1.5), obs=y)
+
+    values = {"y": np.arange(20.0)}
+    axes = np.array([[0.3, 0.0], [-0.2, 0.0]])
+    around = expansion(read(location, values), data_of(values), np.ones(2), axes, 1.0, Rule(1))
+    assert np.isnan(around.precision).all()
+    assert np.isfinite(around.gradient).all()
+
+
 @pytest.mark.parametrize("q", [1, 2, 3, 4, 7])
 def test_fewest_nodes_hold_mean_and_variance(q):
     nodes = rule(q, gradient_ladder(q)[0])

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..shard.score import Expansion
+from .gaussian import square_root
 
 Array = npt.NDArray[np.float64]
 STEP = 0.5  # of the differences, in sds: wide enough to see the shape that a posterior has
@@ -49,8 +50,7 @@ def ascend(
     """
     best: tuple[Array, Array, float] | None = None
     for _ in range(most):
-        axes = np.asarray(STEP * np.linalg.cholesky(covariance), np.float64)
-        expansion = expand(u, axes)
+        expansion = expand(u, STEP * square_root(covariance))
         if best is not None and not expansion.value >= best[2] - 1e-3 - 1e-7 * abs(best[2]):
             u, covariance = best[0] + (u - best[0]) / 4, best[1]
             continue
@@ -79,7 +79,7 @@ def approach(
     """
     best: Peak | None = None
     for _ in range(most):
-        expansion = expand(u, np.asarray(STEP * np.linalg.cholesky(covariance), np.float64))
+        expansion = expand(u, STEP * square_root(covariance))
         if not all_finite(expansion) or (best is not None and expansion.value < best.height):
             break
         covariance, _ = inverse_curvature(expansion.precision, covariance)
@@ -96,10 +96,18 @@ def inverse_curvature(
     A direction flatter than `least`, in units of what was expected, would lead too far for what
     is known of it.
     """
-    factor = np.linalg.cholesky(expected)
+    factor = square_root(expected)
     values, vectors = np.linalg.eigh(factor.T @ precision @ factor)
     half = factor @ vectors / np.sqrt(np.maximum(np.abs(values), least))
     return half @ half.T, bool(values.min() > 1 / _ALIKE and values.max() < _ALIKE)
+
+
+def positive_curvature(precision: Array, expected: Array, least: float) -> Array:
+    """Make flat or wrong curvature right, as :func:`inverse_curvature` does, and invert nothing."""
+    factor = square_root(expected)
+    values, vectors = np.linalg.eigh(factor.T @ precision @ factor)
+    half = np.linalg.solve(factor.T, vectors * np.sqrt(np.maximum(np.abs(values), least)))
+    return half @ half.T
 
 
 def all_finite(expansion: Expansion) -> bool:

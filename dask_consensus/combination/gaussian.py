@@ -60,6 +60,17 @@ def inverse(matrix: Array) -> Array:
     return scipy.linalg.cho_solve(scipy.linalg.cho_factor(matrix, lower=True), identity)
 
 
+def square_root(covariance: Array) -> Array:
+    """Give a matrix ``R`` with ``R R' = covariance``; rounding may have left that indefinite."""
+    try:
+        return np.asarray(np.linalg.cholesky(covariance), np.float64)
+    except np.linalg.LinAlgError:
+        sd = np.sqrt(np.diag(covariance))
+        values, vectors = np.linalg.eigh(covariance / np.outer(sd, sd))
+        least = len(sd) * np.finfo(float).eps
+        return np.asarray(sd[:, None] * vectors * np.sqrt(np.maximum(values, least)), np.float64)
+
+
 def moments(draws: Array, diagonal: bool = False) -> tuple[Array, Array]:
     """Mean ``(d,)`` and covariance ``(d, d)`` (or variances ``(d,)``) of ``(..., d)`` draws."""
     flat = np.asarray(draws, dtype=np.float64).reshape(-1, draws.shape[-1])

@@ -25,7 +25,16 @@ from ..shard.quadrature import Rule
 from ..shard.score import Expansion
 from ..shard_data import ShardData, Size
 from . import gaussian
-from .ascent import STEP, Array, Peak, all_finite, approach, ascend, inverse_curvature
+from .ascent import (
+    STEP,
+    Array,
+    Peak,
+    all_finite,
+    approach,
+    ascend,
+    inverse_curvature,
+    positive_curvature,
+)
 from .mode_search import Found, distinct, enough_nodes, find_peaks, spread, united
 from .reports import Anchor, Combined, FitSettings, LaplaceApproximation, Report, Round
 from .ridges import Ridge, bends, close_to, follow, widest
@@ -34,6 +43,7 @@ _ATTEMPTS = 3  # at a mode that more than one search reaches
 _AS_HIGH = 1.0  # log density by which images of a mode differ at most
 _RIDGES = 4  # points on ridges that are looked at on all shards
 _FOLLOWED = 4  # modes whose ridges are followed
+_FLATTEST = 1e-3  # curvature of a shard, in its share of all
 _RIVALS = 7  # other peaks of one shard from which all shards are searched
 
 
@@ -276,9 +286,9 @@ def _report(expanded: _Expanded, size: Size, weight: float, u: Array, covariance
     precision = np.full_like(covariance, np.nan)
     expansion = expanded.expansion
     if all_finite(expansion):
-        shard_covariance, _ = inverse_curvature(expansion.precision, covariance / weight, 1e-3)
-        mean = u + shard_covariance @ expansion.gradient
-        precision = gaussian.inverse(shard_covariance)
+        seen = expansion.precision, covariance / weight, _FLATTEST
+        mean = u + inverse_curvature(*seen)[0] @ expansion.gradient
+        precision = positive_curvature(*seen)
     return Report(
         *size, weight, mean, precision, expanded.seconds, expanded.compile_seconds, nuts=None
     )

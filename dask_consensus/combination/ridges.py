@@ -21,6 +21,7 @@ from ..shard.quadrature import Rule
 from ..shard.score import Expansion
 from ..shard_data import ShardData
 from .ascent import STEP, Array, Peak, all_finite
+from .gaussian import square_root
 
 _AWAY = 3.0  # sds from a peak at which it is looked at
 _STEEP = 12.0  # fall of the log density there that a peak does not have; a Gaussian falls by 4.5
@@ -159,7 +160,7 @@ class _Walk:
         self._z = self._origin = peak.u / self._scale
         self._unit = self._step = float(np.linalg.norm(along / self._scale))
         self._tangent = self._first = along / self._scale / self._unit
-        self._half = _square_root(peak.covariance / np.outer(self._scale, self._scale))
+        self._half = square_root(peak.covariance / np.outer(self._scale, self._scale))
         self._length, self._height = 0.0, peak.height
 
     @property
@@ -223,8 +224,3 @@ class _Walk:
             if climb < _NEAR:
                 return z, half, expansion.value + climb, below
         return None
-
-
-def _square_root(covariance: Array) -> Array:
-    values, vectors = np.linalg.eigh(covariance)
-    return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)), np.float64)

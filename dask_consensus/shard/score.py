@@ -53,14 +53,18 @@ def expansion(
 ) -> Expansion:
     """Expand a shard's log density by differences of gradients.
 
-    The columns of `axes` are the steps of the differences, of about a posterior sd; `weight` and
-    `rule` are those of :func:`score`.
+    The columns of `axes` are the steps of the differences, of about a posterior sd; where they do
+    not span the space no precision is known, which is NaN. `weight` and `rule` are those of
+    :func:`score`.
     """
     points = np.concatenate([u[None], u + axes.T, u - axes.T])
     value, gradient = score(model, data, points, weight, rule)
     here, ahead, behind = gradient[0], *np.split(gradient[1:], 2)
-    # Row j: the Hessian times step j.
-    precision = -np.linalg.solve(axes.T, (ahead - behind) / 2)
+    try:
+        # Row j: the Hessian times step j.
+        precision = -np.linalg.solve(axes.T, (ahead - behind) / 2)
+    except np.linalg.LinAlgError:
+        precision = np.full_like(axes, np.nan)
     third_derivative = (ahead - 2 * here + behind).sum(axis=0)
     return Expansion(float(value[0]), here, (precision + precision.T) / 2, third_derivative)
 
