@@ -105,6 +105,9 @@ class CorrectionOptions(_Section):
     k_hat: float
     sd_error: float
     emulator_error: float
+    sampled_shards: int
+    sampled_rows: int
+    sampling_error: float
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,7 @@ def correct_combination(
         seed=options.seed,
         options=options.correction,
         limits=options.verdict,
+        expansions=None if guess is None else guess.expansions,
     )
     return correct(settings, LogPosterior(plan.model, shards, plan.example, combined.mean))
 

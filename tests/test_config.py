@@ -53,10 +53,11 @@ WHOLE = [
     "laplace.searches", "laplace.steps", "pilot.num-chains", "pilot.num-warmup",
     "pilot.num-samples", "anchored.num-warmup", "anchored.num-samples", "anchored.rounds",
     "anchored.rounds-corrected", "correction.first-points", "correction.later-points",
-    "correction.iterations",
+    "correction.iterations", "correction.sampled-shards", "correction.sampled-rows",
 ]  # fmt: skip
 REAL = [
     "correction.ess", "correction.k-hat", "correction.sd-error", "correction.emulator-error",
+    "correction.sampling-error",
     "verdict.k-hat", "verdict.ess", "verdict.r-hat", "verdict.shard-ess", "verdict.divergences",
     "verdict.integration-error", "verdict.sd-error", "verdict.tail-log-ratio", "verdict.coupling",
     "verdict.modes-not-found", "verdict.approximate-error", "verdict.strange-shard",

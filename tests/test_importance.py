@@ -20,7 +20,12 @@ from dask_consensus.correction.draws import equal_weight_draws
 from dask_consensus.correction.importance import correct, done, init, step
 from dask_consensus.correction.likelihood import LogPosterior
 from dask_consensus.correction.proposals import MixtureProposal
-from dask_consensus.correction.state import Assessment, CorrectionSettings, CorrectionState
+from dask_consensus.correction.state import (
+    Assessment,
+    CorrectionSettings,
+    CorrectionState,
+    SamplingError,
+)
 from dask_consensus.correction.weights import Estimate, Weighed, Weighted, estimate_of
 from dask_consensus.fit import shard_rows
 
@@ -314,7 +319,7 @@ def loop():
         shards = shard_rows(rows, plan, progress=False)
         center = np.array([-1.0])
         log_posterior = LogPosterior(plan.model, shards, plan.example, center)
-        options = CorrectionOptions(64, 128, 3, 1e9, 0.5, 0.03, 0.0)
+        options = CorrectionOptions(64, 128, 3, 1e9, 0.5, 0.03, 0.0, 8, 100_000, 0.01)
         limits = Options.frozen().verdict
         yield CorrectionSettings(center, np.eye(1), (), (), 5, options, limits), log_posterior
 
@@ -373,8 +378,9 @@ def state_after(iterations, k_hat, ess, sd_error, long_tailed=False, emulator_er
         weighed, known, emulator_error, None, np.ones(2), np.zeros(2), np.eye(2)
     )
     nothing = np.empty(0)
-    return CorrectionState(mixture, np.empty((0, 2)), nothing, nothing, None, assessment,
-                           long_tailed, 0.0, 0.0)  # fmt: skip
+    none = np.empty((0, 0))
+    return CorrectionState(mixture, np.empty((0, 2)), nothing, nothing, none, None, assessment,
+                           SamplingError.none(2), long_tailed, 0.0, 0.0)  # fmt: skip
 
 
 def settings_in(d):

@@ -33,7 +33,7 @@ def normal(mean, covariance, height=0.0):
     return expand
 
 
-def test_a_gaussian_takes_two_expansions():
+def test_a_gaussian_takes_one_expansion_if_its_width_was_known():
     covariance = np.array([[2.0, 0.9], [0.9, 1.0]])
     expansions = []
     expand = normal(np.array([3.0, -40.0]), covariance)
@@ -43,7 +43,11 @@ def test_a_gaussian_takes_two_expansions():
     np.testing.assert_allclose(peak.u, [3.0, -40.0])
     np.testing.assert_allclose(peak.covariance, covariance)
     np.testing.assert_allclose(shift, 0)
-    assert len(expansions) == 2
+    assert len(expansions) == 1
+    arrived = ascend(lambda *a: expansions.append(a) or expand(*a), np.zeros(2), 9 * np.eye(2), 5)
+    np.testing.assert_allclose(arrived[0].u, [3.0, -40.0])
+    assert arrived[0].height == pytest.approx(0.0)
+    assert len(expansions) == 3
 
 
 @pytest.mark.parametrize("condition", [1e2, 1e10])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 import jax
@@ -16,9 +17,16 @@ from dask_consensus.cluster.placement import Execution
 from dask_consensus.cluster.shards import Shards, persist
 from dask_consensus.combination import gaussian
 from dask_consensus.combination.gaussian import GaussianFactor
+from dask_consensus.combination.methods import combine, locate
+from dask_consensus.correction.assessment import moved_by
+from dask_consensus.correction.likelihood import LogPosterior
+from dask_consensus.correction.sample import Sample, first_sample, larger_sample
+from dask_consensus.fit import correct_combination, shard_rows
 from dask_consensus.frame import assign
 from dask_consensus.model.roles import ModelInputs, read_model
+from dask_consensus.result.verdict import evidence_of, judge
 from dask_consensus.shard.constrain import constrain
+from dask_consensus.shard.quadrature import Rule
 from dask_consensus.shard.target import log_density, tempered
 from dask_consensus.shard_data import ShardData, Size
 
@@ -90,6 +98,57 @@ def tree_of_sums(
     shards = Shards(range(sites), [], [], execution)  # numbers in place of data
     given, shared = [()] * sites, [dim, draws]
     return map_reduce(each(_map_factor), shards, given, shared, gaussian.add, title="sites").total
+
+
+# Samples of shards
+
+
+class Drawn(NamedTuple):
+    """What one sample would have said, less what all shards say."""
+
+    certain: int
+    asked: int
+    away: np.ndarray  # (2 d,) of means, in posterior sds, and log sds
+    error: np.ndarray  # (2 d,) as the sample says it may be
+
+
+class Sampled:
+    """A fit on all shards, and what samples of them would have said at its points."""
+
+    def __init__(self, lazy: Any) -> None:
+        plan = lazy.plan()
+        self._options = replace(plan.options.correction, sampled_shards=10**9)
+        plan = replace(plan, options=replace(plan.options, correction=self._options))
+        self._wanted = lazy.options.correction
+        shards = shard_rows(lazy.frame, plan, False)
+        guess = locate(plan, shards)
+        combined = combine(plan, shards, guess)
+        correction = correct_combination(plan, shards, guess, combined)
+        verdict = judge(evidence_of(plan, guess, combined, correction))
+        self.n_shards, self.good, self.verdict = shards.n, verdict.good, verdict.text
+        self._expansions, self._sizes = guess.expansions, shards.sizes
+        weights = np.array(shards.weights)
+        everyone = Sample(
+            self._expansions, weights, np.empty(0, int), np.arange(shards.n), shards.n
+        )
+        rule = Rule(correction.nodes, correction.modes)
+        log_posterior = LogPosterior(
+            plan.model, shards, plan.example, combined.mean, rule, everyone
+        )
+        remainders = log_posterior(correction.points, "all shards").remainders
+        self._moved = moved_by(remainders, correction.points, correction.weights)[:, :-1]
+
+    def sample(self, seed: int) -> Drawn | None:
+        """Draw a sample and let it grow, as a fit does; None where all shards would be asked."""
+        sample = first_sample(self._expansions, self._sizes, self._wanted, seed)
+        while sample is not None:
+            values = self._moved[sample.chosen]
+            error = sample.error(values)
+            if error.max() <= self._wanted.sampling_error:
+                away = sample.factors @ values - self._moved.sum(axis=0)
+                return Drawn(len(sample.certain), len(sample.chosen), away, error)
+            sample = larger_sample(sample, float(error.max()), self._wanted.sampling_error)
+        return None
 
 
 # The density a shard samples

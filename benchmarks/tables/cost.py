@@ -35,6 +35,33 @@ def growth(rows: Sequence[Row]) -> Iterator[str]:
         yield _large_fit(rows)
 
 
+def sampling(rows: Sequence[Row]) -> Iterator[str]:
+    """How far samples of shards are from all of them, and what they say of it."""
+
+    def of_some(name: str, form: str) -> Any:
+        return lambda row: "-" if row[name] is None else format(row[name], form)
+
+    columns: Columns = {
+        "case": lambda row: row["case"],
+        "rows": number("rows", ","),
+        "shards": number("shards", "d"),
+        "verdict of all": lambda row: "good" if row["good"] else "bad",
+        "samples that ask all": number("all", "d"),
+        "shards asked": lambda row: _between(row["asked"]),
+        "of them for certain": lambda row: _between(row["certain"]),
+        "largest difference": of_some("worst", ".1g"),
+        "largest error stated": of_some("largest_error", ".1g"),
+        "within twice the error": of_some("covered", ".1%"),
+    }
+    yield markdown(columns, rows)
+
+
+def _between(counts: Sequence[int]) -> str:
+    if not counts:
+        return "-"
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+
 def _largest_z(row: Row) -> str:
     worst = max(row["z"], key=lambda name: abs(row["z"][name]))
     return f"{abs(row['z'][worst]):.1f} ({worst})"

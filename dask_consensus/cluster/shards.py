@@ -34,6 +34,15 @@ class Shards(NamedTuple):
         total = sum(size.rows for size in self.sizes)
         return [size.rows / total for size in self.sizes]
 
+    def some(self, chosen: Sequence[int]) -> Shards:
+        """Take these shards alone, in this order."""
+        return Shards(
+            [self.data[k] for k in chosen],
+            [self.sizes[k] for k in chosen],
+            [self.padded[k] for k in chosen],
+            self.execution,
+        )
+
     def median(self) -> int:
         """Return the number of a shard of median size."""
         order = np.argsort([size.rows for size in self.sizes], kind="stable")

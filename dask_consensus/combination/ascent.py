@@ -13,7 +13,8 @@ from .gaussian import square_root
 
 Array = npt.NDArray[np.float64]
 STEP = 0.5  # of the differences, in sds: wide enough to see the shape that a posterior has
-_NEAR = 0.3  # sds from the mode at which the last step arrives
+_NEAR = 0.3  # sds from the mode at which the last step arrives,
+_WRONG = 0.1  # or by which a longer one will be wrong
 _FLAT = 0.1  # least curvature taken at face value, relative to what was expected
 _ALIKE = 3.0  # factor by which curvature may differ from the one that differences were spaced by
 
@@ -58,10 +59,14 @@ def ascend(
             return None
         covariance, settled = inverse_curvature(expansion.precision, covariance)
         step = covariance @ expansion.gradient
-        if settled and np.sqrt(expansion.gradient @ step) < _NEAR:
+        length = np.sqrt(expansion.gradient @ step)
+        # Along the step the curvature changes by a third derivative, half of that on average.
+        error = length * abs(step @ expansion.third_derivative) / (2 * STEP**2)
+        if settled and (length < _NEAR or error < _WRONG):
             shift = covariance @ expansion.third_derivative / (2 * STEP**2)
             limit: Array = np.sqrt(np.diag(covariance))
-            return Peak(u + step, covariance, expansion.value), np.clip(shift, -limit, limit)
+            top = Peak(u + step, covariance, expansion.value + length**2 / 2)
+            return top, np.clip(shift, -limit, limit)
         best = (u, covariance, expansion.value)
         u = u + step
     return None

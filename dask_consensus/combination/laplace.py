@@ -36,7 +36,7 @@ from .ascent import (
     positive_curvature,
 )
 from .mode_search import Found, distinct, enough_nodes, find_peaks, spread, united
-from .reports import Anchor, Combined, FitSettings, LaplaceApproximation, Report, Round
+from .reports import Anchor, Combined, Expansions, FitSettings, LaplaceApproximation, Report, Round
 from .ridges import Ridge, bends, close_to, follow, widest
 
 _ATTEMPTS = 3  # at a mode that more than one search reaches
@@ -44,6 +44,8 @@ _AS_HIGH = 1.0  # log density by which images of a mode differ at most
 _RIDGES = 4  # points on ridges that are looked at on all shards
 _FOLLOWED = 4  # modes whose ridges are followed
 _FLATTEST = 1e-3  # curvature of a shard, in its share of all
+_RUNG = 8  # times as many shards as on the rung of a climb below
+_FEWEST = 4  # shards of a rung
 _RIVALS = 7  # other peaks of one shard from which all shards are searched
 
 
@@ -129,21 +131,40 @@ def _climbed(
     """Climb on all shards from the peaks of one: the modes, and the peaks that led to none."""
     tops, lost = [], []
     for peak, _ in found:
+        start = _nearer(fit_settings, shards, rule, peak, most)
         posterior = _Posterior(fit_settings, shards, rule)
-        arrived = ascend(posterior.expand, peak.u, peak.covariance / shards.n, most)
+        arrived = ascend(posterior.expand, *start, most)
         if arrived is None:
             lost.append(peak)
             continue
         top, shift = arrived
+        assert posterior.last is not None
         approximation = LaplaceApproximation(
             mean=top.u + shift,
             covariance=top.covariance,
             shift=shift / np.sqrt(np.diag(top.covariance)),
             modes=1,
             rounds=posterior.rounds,
+            expansions=posterior.last._replace(step=top.u - posterior.last.u),
         )
         tops.append((top, approximation))
     return tops, lost
+
+
+def _nearer(
+    fit_settings: FitSettings, shards: Shards, rule: Rule, peak: Peak, most: int
+) -> tuple[Array, Array]:
+    """Climb from the peak of one shard on a few, then on more: a mode, and its covariance."""
+    u, covariance = peak.u, peak.covariance / shards.n
+    order = np.random.default_rng([fit_settings.seed, 5]).permutation(shards.n)
+    few = [shards.n // _RUNG**k for k in range(1, 8)]
+    for n in sorted(n for n in few if n >= _FEWEST):
+        posterior = _Posterior(fit_settings, shards, rule, order[:n].tolist())
+        arrived = ascend(posterior.expand, u, covariance, most)
+        if arrived is None:
+            break
+        u, covariance = arrived[0].u, arrived[0].covariance
+    return u, covariance
 
 
 def _ridge_of(
@@ -212,26 +233,44 @@ def draws_of(
 
 
 class _Posterior:
-    """Expands the posterior by a pass over all shards, and keeps a record of every pass."""
+    """Expands the posterior by a pass over all shards, and keeps a record of every pass.
 
-    def __init__(self, fit_settings: FitSettings, shards: Shards, rule: Rule) -> None:
+    Of some shards it expands what all would be, were they like these; of that there is no record.
+    """
+
+    def __init__(
+        self,
+        fit_settings: FitSettings,
+        shards: Shards,
+        rule: Rule,
+        chosen: Sequence[int] | None = None,
+    ) -> None:
         self.rounds: list[Round] = []
+        self.last: Expansions | None = None
         self._settings = broadcast(fit_settings)
-        self._shards, self._rule = shards, rule
+        self._shards, self._rule, self._chosen = shards, rule, chosen
 
     def expand(self, u: Array, axes: Array) -> Expansion:
         """Sum the expansions of all shards about `u`, by steps along the columns of `axes`."""
         began = time.perf_counter()
-        weights = self._shards.weights
+        shards, weights = self._shards, self._shards.weights
+        if self._chosen is not None:
+            shards, weights = shards.some(self._chosen), [weights[k] for k in self._chosen]
         mapped = map_reduce(
             each(_expand),
-            self._shards,
+            shards,
             [(weight,) for weight in weights],
             [self._settings, broadcast((u, axes, self._rule))],
             _add,
-            title=f"Newton step {len(self.rounds) + 1}",
+            title=f"Newton step {len(self.rounds) + 1}"
+            + ("" if self._chosen is None else f", {shards.n} shards"),
         )
         total: Expansion = mapped.total
+        if self._chosen is not None:
+            share = sum(weights)
+            return Expansion._make(part / share for part in total)
+        apart = zip(*(expanded.expansion for expanded in mapped.reports), strict=True)
+        self.last = Expansions(u, axes, np.zeros_like(u), *map(np.array, apart))
         covariance = axes @ axes.T / STEP**2
         step = np.full_like(u, np.nan)
         if all_finite(total):
@@ -239,9 +278,7 @@ class _Posterior:
             step = covariance @ total.gradient
         reports = [
             _report(expanded, size, weight, u, covariance)
-            for expanded, size, weight in zip(
-                mapped.reports, self._shards.sizes, weights, strict=True
-            )
+            for expanded, size, weight in zip(mapped.reports, shards.sizes, weights, strict=True)
         ]
         self.rounds.append(
             Round(

@@ -142,6 +142,35 @@ class Combined(NamedTuple):
     peaks: tuple[Peak, ...] = ()
 
 
+class Expansions(NamedTuple):
+    """Log densities of all shards to second order about one point, and a trace of the third.
+
+    Attributes
+    ----------
+    u : (d,) array
+        The point.
+    axes : (d, d) array
+        Columns are the steps of the differences.
+    step : (d,) array
+        From the point to the mode.
+    value : (K,) array
+        Of each shard ``w log p(u) + log l(u)``.
+    gradient : (K, d) array
+    precision : (K, d, d) array
+        Minus the Hessian.
+    third_derivative : (K, d) array
+        Summed over the axes it is taken in twice.
+    """
+
+    u: np.ndarray
+    axes: np.ndarray
+    step: np.ndarray
+    value: np.ndarray
+    gradient: np.ndarray
+    precision: np.ndarray
+    third_derivative: np.ndarray
+
+
 class LaplaceApproximation(NamedTuple):
     """The posterior about its highest mode.
 
@@ -164,6 +193,8 @@ class LaplaceApproximation(NamedTuple):
         The other modes that were found.
     along : tuple of Peak
         Places along the curved ridges that modes are pieces of.
+    expansions : Expansions or None
+        What each shard said of a point at the mode, or near it.
     """
 
     mean: np.ndarray
@@ -176,6 +207,7 @@ class LaplaceApproximation(NamedTuple):
     height: float = 0.0
     others: tuple[Peak, ...] = ()
     along: tuple[Peak, ...] = ()
+    expansions: Expansions | None = None
 
 
 class Guess(NamedTuple):
@@ -205,3 +237,10 @@ class Guess(NamedTuple):
     rounds: Sequence[Round] = ()
     approximation: LaplaceApproximation | None = None
     landmarks: Sequence[np.ndarray] = ()
+
+    @property
+    def expansions(self) -> Expansions | None:
+        """What each shard said of a point near the only mode, if it is that."""
+        found = self.approximation
+        several = found is not None and (found.others or found.along)
+        return None if found is None or several else found.expansions

@@ -11,7 +11,13 @@ from .emulator import fit as emulate
 from .likelihood import LogPosterior
 from .peaks import refitted
 from .proposals import Array
-from .state import Assessment, Correction, CorrectionSettings, CorrectionState
+from .state import (
+    Assessment,
+    Correction,
+    CorrectionSettings,
+    CorrectionState,
+    SamplingError,
+)
 from .tails import missed_by, probe, tail_log_ratio
 from .weights import shrunk_moments, tempered_weights, weigh
 
@@ -71,6 +77,43 @@ def probed(log_posterior: LogPosterior, assessment: Assessment) -> Assessment:
     return assessment._replace(probes=probes)
 
 
+def sampling_error(log_posterior: LogPosterior, state: CorrectionState) -> SamplingError:
+    """Say how far means and sds may be from those that all shards would give."""
+    sample, assessment = log_posterior.sample, state.assessment
+    d = state.points.shape[1]
+    if sample is None or assessment is None or state.last is None:
+        return SamplingError.none(d)
+    moved = moved_by(state.remainders, state.points, assessment.weighed.weights)
+    there = state.last.remainders_at_center[:, None]
+    error = sample.error(np.concatenate([moved[:, :-1], moved[:, -1:] + there], axis=1))
+    return SamplingError(error[:d], error[d:-1], float(error[-1]))
+
+
+def moved_by(changes: Array, points: Array, weights: Array) -> Array:
+    """Say by how much changes of the log density move means, log sds and the log of the integral.
+
+    To first order a change h moves a mean by E[t h], in sds, and a log sd by E[(t^2 - 1) h] / 2, t
+    being the coordinate in sds.
+
+    Parameters
+    ----------
+    changes : (m, G) array
+    points : (G, d) array
+    weights : (G,) array
+        Adding up to 1.
+
+    Returns
+    -------
+    (m, 2 d + 1) array
+    """
+    away = points - weights @ points
+    t = away / np.sqrt(weights @ away**2)
+    moving = np.concatenate([t, (t**2 - 1) / 2], axis=1)
+    centred = moving - weights @ moving
+    every = np.concatenate([centred, np.ones((len(points), 1))], axis=1)
+    return np.asarray(changes @ (weights[:, None] * every), np.float64)
+
+
 def finished(
     settings: CorrectionSettings,
     log_posterior: LogPosterior,
@@ -94,12 +137,18 @@ def finished(
     integration_error, integration_sd_error = around.integration_error(axes_of(shape))
     if probes is None or not np.isfinite(emulator_error):
         probes = probe(log_posterior, mean, covariance)
+    tails = tail_log_ratio(probes, state.mixture, weighed.raw)
+    everyone = log_posterior._replace(sample=None)
+    if log_posterior.sample is not None and not (tails <= settings.limits.tail_log_ratio).all():
+        # Far out expansions say little, and all that a sample tells is multiplied.
+        probes = probe(everyone, mean, covariance)
+        tails = tail_log_ratio(probes, state.mixture, weighed.raw)
     missed = -np.inf
     if len(settings.landmarks):
-        marks = log_posterior(np.array(settings.landmarks), "probing landmarks")
+        marks = everyone(np.array(settings.landmarks), "probing landmarks")
         above = marks.log_density - state.mixture.log_density(marks.points)
         missed = float(above.max() - weighed.raw.max())
-    counts = state.mixture.counts
+    counts, sample, sampling = state.mixture.counts, log_posterior.sample, state.sampling_error
     return Correction(
         points=state.points,
         weights=weighed.weights,
@@ -109,13 +158,16 @@ def finished(
         emulator_error=emulator_error,
         integration_error=integration_error,
         integration_sd_error=integration_sd_error,
+        sampling_error=sampling.mean,
+        sampling_sd_error=sampling.sd,
+        sampled_shards=0 if sample is None else len(sample.chosen),
         nodes=log_posterior.rule.n_nodes,
         modes=log_posterior.rule.n_modes,
         log_evidence=estimate.log_total + state.last.at_center,
-        log_evidence_error=estimate.log_total_error,
+        log_evidence_error=float(np.hypot(estimate.log_total_error, sampling.log_evidence)),
         modes_not_found=float(weighed.weights @ state.modes_not_found),
         coupling=state.coupling,
-        tail_log_ratio=tail_log_ratio(probes, state.mixture, weighed.raw),
+        tail_log_ratio=tails,
         landmark_log_ratio=missed,
         discrepancy=_discrepancy(state),
         seconds=time.perf_counter() - began,

@@ -6,6 +6,9 @@ importance. Where a polynomial fits the log density at these points, it carries 
 them. Otherwise, or where the weights are poor, the weighted points make the next proposal, and
 all points so far count, weighted by the mixture of all proposals (Veach and Guibas 1995; Cornuet,
 Marin, Mira and Robert 2012). The loop is a state and three functions: `init`, `step`, `done`.
+
+Where shards are many, a sample of them answers for all (:mod:`.sample`), as long as they differ so
+little that it makes no difference; otherwise the loop begins again with more of them.
 """
 
 from __future__ import annotations
@@ -22,15 +25,19 @@ from .assessment import (
     axes_of,
     finished,
     probed,
+    sampling_error,
 )
 from .likelihood import LogPosterior
 from .peaks import around_peaks, refitted
 from .proposals import Array, MixtureProposal, Proposal, mixture_of, single, split
-from .state import Correction, CorrectionSettings, CorrectionState
+from .sample import first_sample, larger_sample
+from .state import Correction, CorrectionSettings, CorrectionState, SamplingError
 from .tails import reach
 from .weights import Estimate, tempered_weights
 
 _POINTS_A_DIMENSION = 10  # of the first iteration, at least
+_FEWEST_POINTS = 64  # and of that of a sample of shards,
+_POINTS_A_TERM = 4  # and so many for each term of a quadratic
 _DRAWS_A_DIMENSION = 20  # that the estimate should be worth, at least
 _SHAPED_UP_TO = 8  # dimensions in which a mixture can follow a shape that one t does not have
 _FIRST_WIDER = 0.5  # how much wider the first proposal's covariance is than the combination's
@@ -54,9 +61,17 @@ def correct(settings: CorrectionSettings, log_posterior: LogPosterior) -> Correc
         If the posterior is not finite at any point.
     """
     began = time.perf_counter()
-    log_posterior, state = init(settings, log_posterior)
+    sample = None
+    if settings.expansions is not None:
+        sizes = log_posterior.shards.sizes
+        sample = first_sample(settings.expansions, sizes, settings.options, settings.seed)
+    log_posterior, state = init(settings, log_posterior._replace(sample=sample))
     while not done(settings, state):
         state = step(settings, log_posterior, state)
+        error, wanted = state.sampling_error, settings.options.sampling_error
+        if sample is not None and not error.largest <= wanted:
+            sample = larger_sample(sample, error.largest, wanted)
+            log_posterior, state = init(settings, log_posterior._replace(sample=sample))
     return finished(settings, log_posterior, state, began)
 
 
@@ -65,18 +80,21 @@ def init(
 ) -> tuple[LogPosterior, CorrectionState]:
     """Choose the number of nodes on some points of the first proposal."""
     d = len(settings.mean)
-    points = _first_proposal(settings).draw(_n_points(settings, 0), (settings.seed, 0))
+    n_points = _n_points(settings, log_posterior, 0)
+    points = _first_proposal(settings).draw(n_points, (settings.seed, 0))
     shape = settings.peaks[0].covariance if settings.peaks else settings.covariance
     axes = axes_of(shape)
     log_posterior, compile_seconds = log_posterior.with_enough_nodes(points, axes)
-    nothing = np.empty(0)
+    nothing, sample = np.empty(0), log_posterior.sample
     return log_posterior, CorrectionState(
         mixture=MixtureProposal(),
         points=np.empty((0, d)),
         log_density=nothing,
         modes_not_found=nothing,
+        remainders=np.empty((0 if sample is None else len(sample.chosen), 0)),
         last=None,
         assessment=None,
+        sampling_error=SamplingError.none(d),
         long_tailed=False,
         coupling=0.0,
         compile_seconds=compile_seconds,
@@ -89,13 +107,14 @@ def step(
     """Draw points of the next proposal, evaluate them, and assess all points so far."""
     index = state.iterations
     proposal = _next_proposal(settings, log_posterior, state)
-    points = proposal.draw(_n_points(settings, index), (settings.seed, index))
+    points = proposal.draw(_n_points(settings, log_posterior, index), (settings.seed, index))
     evaluated = log_posterior(points, f"correction, iteration {index + 1}")
     state = state._replace(
         mixture=state.mixture.and_from(proposal, len(points)),
         points=np.concatenate([state.points, evaluated.points]),
         log_density=np.concatenate([state.log_density, evaluated.log_density]),
         modes_not_found=np.concatenate([state.modes_not_found, evaluated.modes_not_found]),
+        remainders=np.concatenate([state.remainders, evaluated.remainders], axis=1),
         last=evaluated,
         coupling=max(state.coupling, evaluated.coupling),
         compile_seconds=state.compile_seconds + evaluated.compile_seconds,
@@ -106,7 +125,8 @@ def step(
         assessment = probed(log_posterior, assessment)
         assert assessment.probes is not None
         state = state._replace(long_tailed=bool(np.max(reach(assessment.probes)) > 1))
-    return state._replace(assessment=assessment)
+    state = state._replace(assessment=assessment)
+    return state._replace(sampling_error=sampling_error(log_posterior, state))
 
 
 def done(settings: CorrectionSettings, state: CorrectionState) -> bool:
@@ -144,11 +164,15 @@ def _precise(estimate: Estimate, ess: float, sd_error: float) -> bool:
     return bool(estimate.ess >= ess and estimate.sd_error.max() <= sd_error)
 
 
-def _n_points(settings: CorrectionSettings, index: int) -> int:
+def _n_points(settings: CorrectionSettings, log_posterior: LogPosterior, index: int) -> int:
+    """Points of an iteration: fewer at first of many rows, whose posterior is nearly Gaussian."""
     options, d = settings.options, len(settings.mean)
-    if index:
-        return options.later_points
-    return max(options.first_points, _POINTS_A_DIMENSION * max(d, len(settings.peaks)))
+    first = max(options.first_points, _POINTS_A_DIMENSION * max(d, len(settings.peaks)))
+    if log_posterior.sample is None:
+        return options.later_points if index else first
+    quadratic = (d + 1) * (d + 2) // 2
+    few = max(_FEWEST_POINTS, _POINTS_A_DIMENSION * d, _POINTS_A_TERM * quadratic)
+    return (min(few, first), first, options.later_points)[min(index, 2)]
 
 
 def _first_proposal(settings: CorrectionSettings) -> Proposal | MixtureProposal:

@@ -1,10 +1,10 @@
-"""What the shards say of points: the log posterior, added up over all of them."""
+"""What the shards say of points: the log posterior, added up over all of them, or from a sample."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy.special
@@ -22,6 +22,7 @@ from ..shard.subsets import few_units
 from ..shard.target import log_prior
 from ..shard_data import ROWS, ShardData
 from .proposals import Array
+from .sample import Sample, polynomials
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -30,7 +31,7 @@ _SHARDS = 3  # of which some units are looked at more closely
 _T, _W = scipy.special.roots_hermitenorm(5)
 _DISTANCES, _SHARES = np.delete(_T, 2), np.delete(_W / _W.sum(), 2)  # nodes but for the center
 _MODES_AT = 8  # points at which modes of local effects are counted, beside those on axes
-_NOISE = 2.0  # times the Monte Carlo error that a second opinion may differ by
+_NOISE = 3.0  # times the Monte Carlo error that a second opinion may differ by
 _PROBE = 32  # points on which node counts are compared
 _INTEGRATION = 0.02  # sd, over points, of the log weight's integration error that is accepted
 
@@ -53,6 +54,11 @@ class Evaluated(NamedTuple):
         Largest deviation of a shard's Hessian from block-diagonal.
     compile_seconds : float
         What the slowest shard spent compiling.
+    remainders : (m, G) array
+        What each of the m shards of a sample adds that its expansion does not say, less the same
+        at the center; none where all were asked.
+    remainders_at_center : (m,) array
+        The latter.
     """
 
     points: Array
@@ -62,6 +68,17 @@ class Evaluated(NamedTuple):
     modes_not_found: Array
     coupling: float
     compile_seconds: float
+    remainders: Array
+    remainders_at_center: Array
+
+
+class _Told(NamedTuple):
+    """What shards say of points by each of R rules: a sum, or of each of m shards."""
+
+    log_likelihood: Array  # (R, G), or (m, R, G)
+    at_center: Array  # (R,), or (m, R)
+    modes_not_found: Array  # likewise
+    units: Array
 
 
 class LogPosterior(NamedTuple):
@@ -77,6 +94,8 @@ class LogPosterior(NamedTuple):
         Where likelihoods are taken as differences to.
     rule : Rule
         How the local effects are integrated out.
+    sample : Sample or None
+        Shards that are asked, and speak for all; None for all.
     """
 
     model: ShardModel
@@ -84,6 +103,7 @@ class LogPosterior(NamedTuple):
     example: ShardData
     center: Array
     rule: Rule = Rule(0)
+    sample: Sample | None = None
 
     def __call__(self, points: Array, title: str) -> Evaluated:
         """Evaluate it at ``(G, d)`` points, by one pass over the shards."""
@@ -92,33 +112,59 @@ class LogPosterior(NamedTuple):
     def by_rules(self, rules: Sequence[Rule], points: Array, title: str) -> list[Evaluated]:
         """Evaluate it by several rules for the local effects, by one pass over the shards."""
         points = self.rounded(points)
-        question = self.model, points, self.rounded(self.center), tuple(rules)
+        asked, sample = self.shards, self.sample
+        if sample is not None:
+            asked = asked.some(sample.chosen.tolist())
         mapped = map_reduce(
-            each(_evaluate),
-            self.shards,
-            [()] * self.shards.n,
-            [broadcast(question)],
-            _add,
+            each(_evaluate if sample is None else _evaluate_apart),
+            asked,
+            [()] * asked.n,
+            [broadcast((self.model, points, self.rounded(self.center), tuple(rules)))],
+            _add if sample is None else _nothing,
             title=title,
         )
+        if sample is None:
+            added, timings = self._added(mapped.total, points), mapped.reports
+        else:
+            timings = [timing for _, timing in mapped.reports]
+            told = _Told(*map(np.stack, zip(*(part for part, _ in mapped.reports), strict=True)))
+            added = self._from_sample(sample, told, points)
         # NaN passes through NumPy's maximum, not through Python's.
-        coupling, compiling = np.max(mapped.reports, axis=0).tolist()
+        coupling, compiling = np.max(timings, axis=0).tolist()
+        return [one._replace(coupling=coupling, compile_seconds=compiling) for one in added]
+
+    def _added(self, total: _Told, points: Array) -> Iterator[Evaluated]:
+        """Add the prior to the likelihood of all shards."""
         log_prior_there = log_prior(self.model, self.example, points)
-        evaluated = []
-        for log_likelihood, at_center, not_found, units in zip(*mapped.total, strict=True):
-            log_density = log_prior_there + log_likelihood
-            evaluated.append(
-                Evaluated(
-                    points=points,
-                    log_density=np.where(np.isfinite(log_density), log_density, -np.inf),
-                    log_likelihood=log_likelihood,
-                    at_center=float(at_center),
-                    modes_not_found=not_found / max(units, 1),
-                    coupling=coupling,
-                    compile_seconds=compiling,
-                )
+        for log_likelihood, at_center, not_found, units in zip(*total, strict=True):
+            yield _evaluated(
+                points, log_prior_there, log_likelihood, at_center, not_found / max(units, 1)
             )
-        return evaluated
+
+    def _from_sample(self, sample: Sample, told: _Told, points: Array) -> Iterator[Evaluated]:
+        """Add up what is known of all shards, and what some of them say beyond that."""
+        with_center = np.concatenate([self.rounded(self.center)[None], points])
+        prior = log_prior(self.model, self.example, with_center)
+        of_each, factors = polynomials(sample.expansions), sample.factors
+        all_shards = of_each.total()(with_center)[0]
+        # What the expansions of those asked say of their likelihoods.
+        weights = sample.weights[sample.chosen]
+        own = of_each.of(sample.chosen)(with_center) - np.multiply.outer(weights, prior)
+        for i in range(told.at_center.shape[1]):
+            at_center = told.at_center[:, i] - own[:, 0]
+            with np.errstate(invalid="ignore"):
+                remainders = told.log_likelihood[:, i] - (own[:, 1:] - own[:, :1])
+                log_density = all_shards[1:] - all_shards[0] + factors @ remainders
+            yield _evaluated(
+                points,
+                prior[1:],
+                log_density - (prior[1:] - prior[0]),
+                all_shards[0] - prior[0] + factors @ at_center,
+                factors @ told.modes_not_found[:, i] / max(float(factors @ told.units[:, i]), 1.0),
+            )._replace(
+                remainders=np.where(np.isfinite(remainders), remainders, 0.0),
+                remainders_at_center=at_center,
+            )
 
     def rounded(self, points: Array) -> Array:
         """Round points to the precision in which shards evaluate them: all then mean the same."""
@@ -147,11 +193,12 @@ class LogPosterior(NamedTuple):
         n_modes = self._most_modes(np.concatenate([along, points[:_MODES_AT]]))
         few = np.concatenate([along, points[:_PROBE]])
         rules = [Rule(n_nodes, n_modes) for n_nodes in ladder]
-        by_rule = self.by_rules(rules[:2], few, "nodes")
+        asked = self._fewer()
+        by_rule = asked.by_rules(rules[:2], few, "nodes")
         compile_seconds = by_rule[0].compile_seconds
         for rule, finer in pairwise(rules):
             if len(by_rule) == 1:
-                by_rule += self.by_rules([finer], few, "nodes")
+                by_rule += asked.by_rules([finer], few, "nodes")
             change = by_rule[1].log_likelihood - by_rule[0].log_likelihood
             moved = first_order(change[: -len(points[:_PROBE])])
             if np.std(change) < _INTEGRATION and np.max(np.abs(moved)) < _INTEGRATION:
@@ -166,6 +213,12 @@ class LogPosterior(NamedTuple):
             for data in self._some_shards()
         ]
         return max(compute(tasks))
+
+    def _fewer(self) -> LogPosterior:
+        """Ask fewer shards of a sample for what is much the same in all units."""
+        if self.sample is None:
+            return self
+        return self._replace(sample=self.sample.fewer(_SHARDS))
 
     def _n_units(self) -> int:
         """Count the groups, or rows, that have local effects."""
@@ -198,7 +251,7 @@ class LogPosterior(NamedTuple):
         other = ladder[position + 1 if position + 1 < len(ladder) else position - 1]
         # Beside the finest rule there is only a coarser one, whose error is the larger.
         rules = self.rule, self.rule._replace(n_nodes=other)
-        here, finer = self.by_rules(rules, points, "nodes")
+        here, finer = self._fewer().by_rules(rules, points, "nodes")
         change = finer.log_likelihood - here.log_likelihood
         nodes = np.abs(first_order(change))
         least, most = self._second_opinion(points)
@@ -216,9 +269,10 @@ class LogPosterior(NamedTuple):
         opinions = compute(tasks)
         looked_at = sum(opinion.units for opinion in opinions)
         share = looked_at / self._n_units()
-        halves = sum(opinion.second - opinion.first for opinion in opinions) / share
-        found = np.array([first_order(half) for half in halves])
-        size, noise = np.abs(found.mean(axis=0)), np.abs(found[0] - found[1]) / 2
+        change = sum(opinion.second - opinion.first for opinion in opinions) / share
+        of_units = np.concatenate([opinion.noise for opinion in opinions], axis=1) / share
+        size = np.abs(first_order(change))
+        noise = np.sqrt((first_order(of_units) ** 2).sum(axis=-1))
         return np.maximum(size - _NOISE * noise, 0.0), size + _NOISE * noise
 
 
@@ -232,15 +286,15 @@ def along_axes(center: Array, axes: Array) -> Array:
 
 
 def first_order(change: Array) -> Array:
-    """Change of each mean, in sds, and of each log sd, to first order; ``(2, d)``.
+    """Change of each mean, in sds, and of each log sd, to first order; ``(2, d, ...)``.
 
     For a small change h of the log density they are E[t h] and E[(t^2 - 1) h] / 2, t being the
     coordinate in sds: averages, by five nodes of a Gauss-Hermite rule, along the line on which the
     other coordinates follow by regression.
     """
     away = np.stack(np.split(change[1:] - change[0], len(_DISTANCES)))
-    mean = (_SHARES * _DISTANCES) @ away
-    return np.array([mean, (_SHARES * (_DISTANCES**2 - 1)) @ away / 2])
+    mean = np.tensordot(_SHARES * _DISTANCES, away, 1)
+    return np.array([mean, np.tensordot(_SHARES * (_DISTANCES**2 - 1), away, 1) / 2])
 
 
 def _modes_of_some(data: ShardData, model: ShardModel, points: Array) -> int:
@@ -258,7 +312,7 @@ def _evaluate(data: ShardData, question: tuple[ShardModel, Array, Array, Sequenc
     model, points, center, rules = question
     before, engine = seconds_compiling(), engine_of(model)
     by_rule = [engine.values(data, points, center, rule) for rule in rules]
-    contribution = (
+    contribution = _Told(
         np.array([values.log_likelihood for values in by_rule]),
         np.array([values.at_center for values in by_rule]),
         np.array([values.modes_not_found for values in by_rule]),
@@ -268,5 +322,38 @@ def _evaluate(data: ShardData, question: tuple[ShardModel, Array, Array, Sequenc
     return Answer(contribution, (coupling, seconds_compiling() - before))
 
 
-def _add(parts: list[Any]) -> tuple[Array, ...]:
-    return tuple(np.sum(each_part, axis=0) for each_part in zip(*parts, strict=True))
+def _evaluate_apart(
+    data: ShardData, question: tuple[ShardModel, Array, Array, Sequence[Rule]]
+) -> Answer:
+    """One shard's log likelihoods, to be added up by whoever asks; runs on a worker."""
+    contribution, report, _ = _evaluate(data, question)
+    return Answer(None, (contribution, report))
+
+
+def _add(parts: list[_Told]) -> _Told:
+    return _Told(*(np.sum(part, axis=0) for part in zip(*parts, strict=True)))
+
+
+def _nothing(_: list[None]) -> None:
+    return None
+
+
+def _evaluated(
+    points: Array,
+    log_prior_there: Array,
+    log_likelihood: Array,
+    at_center: float,
+    modes_not_found: Array,
+) -> Evaluated:
+    log_density = log_prior_there + log_likelihood
+    return Evaluated(
+        points=points,
+        log_density=np.where(np.isfinite(log_density), log_density, -np.inf),
+        log_likelihood=log_likelihood,
+        at_center=float(at_center),
+        modes_not_found=modes_not_found,
+        coupling=np.nan,
+        compile_seconds=np.nan,
+        remainders=np.empty((0, len(points))),
+        remainders_at_center=np.empty(0),
+    )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..combination.ascent import Peak
+from ..combination.reports import Expansions
 from ..config import CorrectionOptions, VerdictOptions
 from .likelihood import Evaluated
 from .proposals import Array, MixtureProposal
@@ -32,6 +33,8 @@ class CorrectionSettings(NamedTuple):
     options : CorrectionOptions
     limits : VerdictOptions
         What the verdict will ask of the estimate.
+    expansions : Expansions or None
+        What each shard said of a point near the mode; without it all are asked everything.
     """
 
     mean: Array
@@ -41,6 +44,34 @@ class CorrectionSettings(NamedTuple):
     seed: int
     options: CorrectionOptions
     limits: VerdictOptions
+    expansions: Expansions | None = None
+
+
+class SamplingError(NamedTuple):
+    """How far an answer may be from that of all shards, some of them having been asked.
+
+    Attributes
+    ----------
+    mean : (d,) array
+        Of each mean, in posterior sds.
+    sd : (d,) array
+        Of each log sd.
+    log_evidence : float
+    """
+
+    mean: Array
+    sd: Array
+    log_evidence: float
+
+    @property
+    def largest(self) -> float:
+        """Largest error of a mean or a log sd."""
+        return float(np.max([self.mean, self.sd]))
+
+    @classmethod
+    def none(cls, d: int) -> Self:
+        """Give what all shards err by."""
+        return cls(np.zeros(d), np.zeros(d), 0.0)
 
 
 class Assessment(NamedTuple):
@@ -81,10 +112,13 @@ class CorrectionState(NamedTuple):
     log_density : (G,) array
         Of the posterior there, up to one constant.
     modes_not_found : (G,) array
+    remainders : (m, G) array
+        What the shards of a sample add beyond their expansions; none where all were asked.
     last : Evaluated or None
         The newest points.
     assessment : Assessment or None
         None before the first iteration.
+    sampling_error : SamplingError
     long_tailed : bool
         Whether the first look at the tails found one longer than a Gaussian's.
     coupling, compile_seconds : float
@@ -94,8 +128,10 @@ class CorrectionState(NamedTuple):
     points: Array
     log_density: Array
     modes_not_found: Array
+    remainders: Array
     last: Evaluated | None
     assessment: Assessment | None
+    sampling_error: SamplingError
     long_tailed: bool
     coupling: float
     compile_seconds: float
@@ -126,6 +162,11 @@ class Correction(NamedTuple):
     integration_error, integration_sd_error : (d,) arrays
         Change of the mean, in posterior sds, and of the log sd, with the next number of nodes or
         by another rule.
+    sampling_error, sampling_sd_error : (d,) arrays
+        Error of the mean, in posterior sds, and of the log sd, by asking a sample of the shards;
+        0 where all were asked.
+    sampled_shards : int
+        Shards that were asked; 0 for all.
     nodes : int
         Nodes an axis (of a grid) or in all; 0 without local effects.
     modes : int
@@ -154,6 +195,9 @@ class Correction(NamedTuple):
     emulator_error: float
     integration_error: Array
     integration_sd_error: Array
+    sampling_error: Array
+    sampling_sd_error: Array
+    sampled_shards: int
     nodes: int
     modes: int
     log_evidence: float

@@ -200,6 +200,7 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
     scalars = {
         "k_hat": "Pareto shape of the weights' tail",
         "emulator_error": "error of the interpolated log density (sd); NaN without interpolation",
+        "sampled_shards": "shards that were asked at the points; 0 where all were",
         "nodes": "quadrature nodes an axis (grid) or in all; 0 without local effects",
         "modes": "modes of a group's effects that nodes are placed around, at most",
         "log_evidence": "log of the marginal likelihood",
@@ -216,6 +217,8 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
         "tail_log_ratio": "log of how much larger a weight would be far out than any seen",
         "integration_error": "change of the mean with other nodes or another rule (posterior sds)",
         "integration_sd_error": "change of the log sd, likewise",
+        "sampling_error": "error of the mean by asking a sample of the shards (posterior sds)",
+        "sampling_sd_error": "error of the log sd, likewise",
     }
     of_estimate = {
         "mean": "mean of the full posterior",

@@ -95,6 +95,7 @@ def _error(evidence: Evidence) -> np.ndarray:
         error = approximate_error(evidence.combined, evidence.approximation)
         return np.full_like(error, np.inf) if evidence.coupled else error
     error = np.hypot(correction.estimate.error, correction.integration_error)
+    error = np.hypot(error, correction.sampling_error)
     # Weights that cannot be used show that the combination is far off, and not how far; and the
     # shards of coupled groups weigh by another model.
     known = usable(correction) and not evidence.coupled
@@ -127,9 +128,15 @@ def _what_was_done(evidence: Evidence) -> str:
         return (
             f"The combination of shards was not corrected, because {evidence.uncorrected_because}"
         )
+    n_shards, asked = len(evidence.combined.rounds[-1].reports), ""
+    if correction.sampled_shards:
+        asked = (
+            f", on {correction.sampled_shards:,} of {n_shards:,} shards that stand for all to "
+            f"{correction.sampling_error.max():.1g} posterior sds"
+        )
     how = (
         f"The full posterior was evaluated at {len(correction.weights):,} points around the "
-        f"combination (k-hat {correction.k_hat:.2f}"
+        f"combination{asked} (k-hat {correction.k_hat:.2f}"
     )
     if np.isfinite(correction.emulator_error):
         how += f"; its log, interpolated, errs by {correction.emulator_error:.1g} there"

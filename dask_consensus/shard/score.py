@@ -90,7 +90,8 @@ def score(
             answers.append((value, gradient))
         answers = jax.device_get(answers)
     value, gradient = (np.array(part, np.float64) for part in zip(*answers, strict=True))
-    return Score(value, gradient)
+    units = int(np.sum(data.mask(unit_level(model)))) if q else 0
+    return Score(value + 0.5 * q * units * np.log(2 * np.pi), gradient)
 
 
 def score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, Any]]:

@@ -4,7 +4,8 @@ Finer rules around the same modes agree with each other on what all of them miss
 sampling misses other things: its points are drawn around every mode that many ascents reach, and
 from wide densities about the local prior, weighted by all of these together (Veach and Guibas
 1995). The same points serve every u, so that differences between points of u are known far better
-than the integrals, and two halves of them say how well.
+than the integrals. Every unit has points of its own, in two halves, whose differences say how well
+the sum is known.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Opinions(NamedTuple):
     """Log likelihoods of some units at points, less those at the first point."""
 
     first: np.ndarray  # (G,) by the rule that is used
-    second: np.ndarray  # (2, G) by each half of the other's points
+    second: np.ndarray  # (G,) by the other, the mean of two halves of its points
+    noise: np.ndarray  # (G, U) half of what these two differ by, in every unit
     units: int
 
 
@@ -62,7 +64,9 @@ def second_opinion(
         given = arrays, where, numbers, *scouted(model, arrays, where[0])
         run = compiled(model, "second opinion", lambda: _importance(model), *given)
         second = np.asarray(jax.device_get(run(*given)), np.float64)
-    return Opinions(first.log_likelihood, second - second[:, :1], first.units)
+    apart = second - second[:, :1]
+    mean = apart.mean(axis=0).sum(axis=1)
+    return Opinions(first.log_likelihood, mean, (apart[0] - apart[1]) / 2, first.units)
 
 
 class _Proposals(NamedTuple):
@@ -97,7 +101,10 @@ def _proposals(found: hills.Hills, around: hills.Surroundings) -> _Proposals:
 
 
 def _importance(model: ShardModel) -> Callable[..., jax.Array]:
-    """Log likelihoods at all points, ``(2, G)``, by the two halves."""
+    """Log likelihoods of all units at all points, ``(2, G, U + 1)``, by the two halves.
+
+    The last is what belongs to no unit.
+    """
 
     def run(
         data: ShardData,
@@ -130,11 +137,12 @@ def _importance(model: ShardModel) -> Callable[..., jax.Array]:
 
         nowhere = jnp.full((_HALVES, len(points), len(mask)), -jnp.inf, points.dtype)
         total = lax.fori_loop(0, len(sobol), add, nowhere)
-        log_integrals = jnp.sum(jnp.where(mask, total, 0.0), axis=-1)
+        log_integrals = jnp.where(mask, total, 0.0)
 
         def rest(u: jax.Array) -> jax.Array:
             return jnp.sum(others(model, density(u, proposals.center[0])[1], nothing))
 
-        return log_integrals + jax.vmap(rest)(points)
+        others_there = jnp.broadcast_to(jax.vmap(rest)(points), log_integrals.shape[:2])
+        return jnp.concatenate([log_integrals, others_there[:, :, None]], axis=-1)
 
     return run
