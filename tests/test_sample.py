@@ -220,7 +220,7 @@ def test_a_sample_says_what_all_say_to_its_own_error(binary):
 
 
 def test_where_a_sample_is_too_rough_all_are_asked_as_ever(binary):
-    with dask.config.set(SMALL):
+    with dask.config.set(SMALL | {"consensus.correction.sampling-error": 1e-4}):
         tree = fit(binary, sparse, by="g", n_shards=40)
     with dask.config.set(ALL):
         everyone = fit(binary, sparse, by="g", n_shards=40)

@@ -26,6 +26,7 @@ from .quadrature import Nodes, Rule, padded_rule
 from .target import terms_of
 
 _LOST = 0.5  # squared Newton decrement beyond which a mode beside the main one is not there
+_BLOCK = 32  # points evaluated by one call
 _NEAR = 1e-4  # squared decrement at which the modes are close enough to place nodes around them
 
 
@@ -81,17 +82,48 @@ def score(
     q = effects_per_unit(model)
     with precision(model.double):
         fixed = on_device((data, np.float64(weight), *padded_rule(q, rule.n_nodes)))
-        where = [on_device(point) for point in points]
-        modes = begin_at(model, fixed[0], where[0], rule.n_modes)
-        run = compiled(model, "score", lambda: score_at(model), *fixed, modes, where[0])
+        blocks = [points[i : i + _BLOCK] for i in range(0, len(points), _BLOCK)]
+        modes = begin_at(model, fixed[0], on_device(points[0]), rule.n_modes)
         answers = []
-        for point in where:
-            value, gradient, modes = run(*fixed, modes, point)
-            answers.append((value, gradient))
-        answers = jax.device_get(answers)
-    value, gradient = (np.array(part, np.float64) for part in zip(*answers, strict=True))
+        for block in blocks:
+            # Points that are not asked are there for the shape, which is that of all blocks.
+            where = on_device((np.resize(block, (_BLOCK, block.shape[1])), np.int32(len(block))))
+            run = compiled(model, "score", lambda: scores(model), *fixed, modes, *where)
+            *answer, modes = run(*fixed, modes, *where)
+            answers.append([part[: len(block)] for part in jax.device_get(answer)])
+    value, gradient = (
+        np.concatenate(part, dtype=np.float64) for part in zip(*answers, strict=True)
+    )
     units = int(np.sum(data.mask(unit_level(model)))) if q else 0
     return Score(value + 0.5 * q * units * np.log(2 * np.pi), gradient)
+
+
+def scores(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, Any]]:
+    """Values and gradients at the first `n` points of a block, each from the modes of the last.
+
+    They are found by one call: a call for each would ask the system for its memory anew, which
+    takes longer than the work where freed memory is given back at once, as in Dask's workers.
+    """
+    at_point = score_at(model)
+
+    def run(
+        data: ShardData,
+        weight: jax.Array,
+        nodes: Nodes,
+        count: jax.Array,
+        modes: tuple[jax.Array, jax.Array],
+        points: jax.Array,
+        n: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        def add(i: jax.Array, state: Any) -> Any:
+            values, gradients, modes = state
+            value, gradient, modes = at_point(data, weight, nodes, count, modes, points[i])
+            return values.at[i].set(value), gradients.at[i].set(gradient), modes
+
+        nothing = jnp.zeros(len(points), points.dtype), jnp.zeros_like(points), modes
+        return lax.fori_loop(0, n, add, nothing)
+
+    return run
 
 
 def score_at(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, Any]]:
