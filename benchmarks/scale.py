@@ -1,7 +1,7 @@
 """What growth costs: rows, workers on one machine, contributions to add up.
 
-- ``growth``: a random intercept and slope at 1, 3 and 10 million rows, in Parquet files, on two
-  worker processes, with the package's defaults.
+- ``growth``: a random intercept and slope, or a binary response with random intercepts, at 1, 3 and
+  10 million rows, in Parquet files, on two worker processes, with the package's defaults.
 - ``cores``: the same fit in several settings of workers. JAX takes every core in every process,
   whoever else is there; Dask's threads are what a fit without a client runs on.
 - ``reduction``: 10,000 contributions of 50 parameters with 1,000 draws, made on workers and added
@@ -34,7 +34,7 @@ import numpy as np
 from dask.sizeof import sizeof
 from distributed import Client
 
-from .cases.sized import ROWS_A_GROUP, TRUTH, simulate_slopes, slopes
+from .cases.sized import GROWING, ROWS_A_GROUP
 from .measure.fits import n_shards_of
 from .measure.internals import add, make_factor, tree_of_sums
 from .measure.machine import MIB, TaskCount, local_cluster, peak_mib
@@ -51,14 +51,14 @@ TOY = {
 }  # fmt: skip
 
 
-def write(folder: Path, rows: int, seed: int) -> None:
+def write(folder: Path, rows: int, seed: int, model: str = "slopes") -> None:
     """Write Parquet files, a few at a time; the rows of a group lie in any of those few."""
     folder.mkdir()
     batch = ROWS_A_FILE * FILES_AT_ONCE
     for number, first in enumerate(range(0, rows, batch)):
         rng = np.random.default_rng([seed, number])
         sizes = np.full(min(batch, rows - first) // ROWS_A_GROUP, ROWS_A_GROUP)
-        frame, _ = simulate_slopes(rng, sizes)
+        frame, _ = GROWING[model][1](rng, sizes)
         frame = frame.assign(group=frame["group"] + first // ROWS_A_GROUP)
         frame = frame.iloc[rng.permutation(len(frame))]
         for part, start in enumerate(range(0, len(frame), ROWS_A_FILE)):
@@ -66,11 +66,14 @@ def write(folder: Path, rows: int, seed: int) -> None:
             frame.iloc[start : start + ROWS_A_FILE].to_parquet(path, index=False)
 
 
-def fit(rows: int, setting: Sequence[int], seed: int, here: bool) -> dict[str, Any]:
+def fit(
+    rows: int, setting: Sequence[int], seed: int, here: bool, model: str = "slopes"
+) -> dict[str, Any]:
     """Fit files with so many workers of so many threads; none are Dask's threads."""
     workers, threads, *_ = setting
+    function, _, truth = GROWING[model]
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        write(Path(folder) / "rows", rows, seed)
+        write(Path(folder) / "rows", rows, seed, model)
         count, client = TaskCount(), None
         if workers:
             cluster = stack.enter_context(local_cluster(folder, workers, threads, here=here))
@@ -79,11 +82,11 @@ def fit(rows: int, setting: Sequence[int], seed: int, here: bool) -> dict[str, A
         frame = dd.read_parquet(Path(folder) / "rows")
         options = {"by": "group", "seed": seed, "n_shards": n_shards_of(rows)}
         before, began = peak_mib(), time.perf_counter()
-        tree = frame.consensus.fit(slopes, progress=False, **options)
+        tree = frame.consensus.fit(function, progress=False, **options)
         seconds = time.perf_counter() - began
         worker_mib = list(client.run(peak_mib).values()) if client else []
     posterior, profile = tree["posterior"], json.loads(tree.attrs["profile"])
-    moments = {k: (float(posterior[k].mean()), float(posterior[k].std())) for k in TRUTH}
+    moments = {k: (float(posterior[k].mean()), float(posterior[k].std())) for k in truth}
     return {
         "workers": workers,
         "shards": options["n_shards"],
@@ -96,7 +99,7 @@ def fit(rows: int, setting: Sequence[int], seed: int, here: bool) -> dict[str, A
         "worker_mib": worker_mib,
         "client_mib": peak_mib(),
         "client_before_mib": before,
-        "z": {name: (mean - TRUTH[name]) / sd for name, (mean, sd) in moments.items()},
+        "z": {name: (mean - truth[name]) / sd for name, (mean, sd) in moments.items()},
         "good": bool(tree.attrs["verdict_good"]),
         "verdict": tree.attrs["verdict"],
     }
@@ -105,8 +108,8 @@ def fit(rows: int, setting: Sequence[int], seed: int, here: bool) -> dict[str, A
 def growth(args: argparse.Namespace) -> None:
     store = Store(args, "scale")
     for rows in () if args.table else args.rows:
-        key = {"rows": rows, "workers": args.workers, "seed": args.seed}
-        store.measure(key, fit, rows, (args.workers, 1), args.seed, args.toy)
+        key = {"model": args.model, "rows": rows, "workers": args.workers, "seed": args.seed}
+        store.measure(key, fit, rows, (args.workers, 1), args.seed, args.toy, args.model)
     print(*cost.growth(store.rows()), sep="\n")
 
 
@@ -192,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--rows", nargs="+", type=int, default=[10**6, 3 * 10**6, 10**7])
+    parser.add_argument("--model", default="slopes", choices=list(GROWING), help="that grows")
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--cores-rows", type=int, default=10**6, help="of cores")
     parser.set_defaults(**REDUCED)

@@ -3,12 +3,14 @@
 import warnings
 
 import dask
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pandas as pd
 import pytest
 import scipy.special
+import scipy.stats
 
 from dask_consensus.combination.ascent import STEP
 from dask_consensus.combination.reports import Expansions
@@ -229,3 +231,33 @@ def test_where_a_sample_is_too_rough_all_are_asked_as_ever(binary):
         np.testing.assert_array_equal(tree["correction"][name], everyone["correction"][name])
     for name, draws in tree["posterior"].items():
         np.testing.assert_array_equal(draws, everyone["posterior"][name])
+
+
+def limited(limit, y=None):
+    mu = numpyro.sample("mu", dist.Normal(0, 10))
+    numpyro.factor("edge", jnp.where(mu < limit, 0.0, -jnp.inf))
+    numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def test_an_edge_that_one_shard_knows_is_found_at_the_rim():
+    """Nothing near the mode shows it, and few samples have that shard."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"y": rng.normal(size=4000), "limit": 1e6})
+    mean, sd = table["y"].mean(), 1 / np.sqrt(4000)
+    # A normal posterior, cut off one sd above its mean.
+    cut = scipy.stats.truncnorm(-np.inf, 1, loc=mean, scale=sd)
+    asked = []
+    for row in (12, 1234, 3333):
+        edged = table.copy()
+        edged.loc[row, "limit"] = mean + sd
+        with dask.config.set(SMALL), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = fit(edged, limited, n_shards=40)
+        off = abs(float(tree["posterior"]["mu"].mean()) - cut.mean()) / cut.std()
+        assert off < 0.05
+        asked.append(int(tree["correction"]["sampled_shards"]))
+    assert 0 in asked
+    # Without the edge a sample does.
+    with dask.config.set(SMALL):
+        tree = fit(table, limited, n_shards=40)
+    assert 0 < tree["correction"]["sampled_shards"] < 10

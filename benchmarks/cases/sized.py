@@ -1,9 +1,10 @@
-"""Two models at any number of rows: what speed and growth are measured on.
+"""Models at any number of rows: what speed and growth are measured on.
 
-``slopes`` is a random intercept and slope, ``logistic`` the regression on 20 predictors of
-``logistic-plain``; both also in the forms that rivals of a sharded fit want them in. Of those tried
-on 50,000 rows (the rows of part "tuning" in ``results/speed.json``) NUTS was fastest with centred
-effects, predictors in a matrix, and a thread for each chain.
+``slopes`` is a random intercept and slope, ``binary`` has random intercepts, ``logistic`` is the
+regression on 20 predictors of ``logistic-plain``; the first and the last also in the forms that
+rivals of a sharded fit want them in. Of those tried on 50,000 rows (the rows of part "tuning" in
+``results/speed.json``) NUTS was fastest with centred effects, predictors in a matrix, and a thread
+for each chain.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pandas as pd
+from scipy.special import expit
 
 from . import sound
 from .case import CASES, Case, Problem
@@ -23,6 +25,7 @@ from .sound import PREDICTORS
 ROWS_A_GROUP = 10
 NOTHING = contextlib.nullcontext()
 TRUTH = {"mu_a": 1.0, "mu_b": 0.5, "sigma_a": 1.0, "sigma_b": 0.7, "sigma": 1.0}
+BINARY_TRUTH = {"alpha": -0.5, "beta": 0.7, "tau": 1.0}
 
 
 def slopes(group, x, y=None, *, n_group):
@@ -69,6 +72,35 @@ def simulate_slopes(
     b = rng.normal(TRUTH["mu_b"], TRUTH["sigma_b"], len(sizes))
     y = rng.normal(a[group] + b[group] * x, TRUTH["sigma"])
     return pd.DataFrame({"group": group, "x": x, "y": y}), {"a": a, "b": b}
+
+
+def binary(group, x, y=None, *, n_group):
+    """A binary response with an intercept of every group."""
+    alpha = numpyro.sample("alpha", dist.Normal(0.0, 2.0))
+    beta = numpyro.sample("beta", dist.Normal(0.0, 2.0))
+    tau = numpyro.sample("tau", dist.HalfNormal(2.0))
+    with numpyro.plate("groups", n_group):
+        a = numpyro.sample("a", dist.Normal(alpha, tau))
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("obs", dist.Bernoulli(logits=a[group] + beta * x), obs=y)
+
+
+def simulate_binary(
+    rng: np.random.Generator, sizes: np.ndarray
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Binary rows with random intercepts, groups of these sizes; and the effects."""
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    x = rng.normal(size=len(group))
+    a = rng.normal(BINARY_TRUTH["alpha"], BINARY_TRUTH["tau"], len(sizes))
+    y = rng.random(len(group)) < expit(a[group] + BINARY_TRUTH["beta"] * x)
+    return pd.DataFrame({"group": group, "x": x, "y": y.astype(np.int8)}), {"a": a}
+
+
+GROWING = {
+    "slopes": (slopes, simulate_slopes, TRUTH),
+    "binary": (binary, simulate_binary, BINARY_TRUTH),
+}
+"""Model, rows and truth of what grows."""
 
 
 def _equal_groups(rows: int) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:

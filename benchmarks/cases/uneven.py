@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 import pandas as pd
 from scipy.special import expit
 
-from .sized import TRUTH, simulate_slopes, slopes
+from .sized import TRUTH, binary, simulate_binary, simulate_slopes, slopes
 
 _ROWS_A_GROUP = 5
 
@@ -25,17 +25,6 @@ class Uneven(NamedTuple):
     model: Callable[..., None]
     frame: Callable[[np.random.Generator, int], pd.DataFrame]
     divided: bool = False  # by key, as a sorted table is: shards are runs of neighbours
-
-
-def intercepts(group, x, y=None, *, n_group):
-    """A binary response with a covariate."""
-    alpha = numpyro.sample("alpha", dist.Normal(0.0, 2.0))
-    beta = numpyro.sample("beta", dist.Normal(0.0, 2.0))
-    tau = numpyro.sample("tau", dist.HalfNormal(2.0))
-    with numpyro.plate("groups", n_group):
-        a = numpyro.sample("a", dist.Normal(alpha, tau))
-    with numpyro.plate("rows", len(x)):
-        numpyro.sample("obs", dist.Bernoulli(logits=a[group] + beta * x), obs=y)
 
 
 def heavy(group, x, y=None, *, n_group):
@@ -66,7 +55,7 @@ def _gaussian(rng: np.random.Generator, rows: int) -> pd.DataFrame:
 
 
 def _plain(rng: np.random.Generator, rows: int) -> pd.DataFrame:
-    return _binary(rng, _even(rows), rng.normal(size=rows // _ROWS_A_GROUP * _ROWS_A_GROUP))
+    return simulate_binary(rng, np.full(rows // _ROWS_A_GROUP, _ROWS_A_GROUP))[0]
 
 
 def _rare(rng: np.random.Generator, rows: int) -> pd.DataFrame:
@@ -127,13 +116,13 @@ def _by_time(rng: np.random.Generator, rows: int) -> pd.DataFrame:
 
 UNEVEN = {
     "slopes": Uneven(slopes, _gaussian),
-    "binary": Uneven(intercepts, _plain),
-    "rare-level": Uneven(intercepts, _rare),
-    "lone-level": Uneven(intercepts, _lone),
-    "giants": Uneven(intercepts, _giants),
+    "binary": Uneven(binary, _plain),
+    "rare-level": Uneven(binary, _rare),
+    "lone-level": Uneven(binary, _lone),
+    "giants": Uneven(binary, _giants),
     "heavy-tails": Uneven(heavy, _heavy_tails),
     "stranger": Uneven(slopes, _stranger, divided=True),
-    "by-size": Uneven(intercepts, _by_size, divided=True),
+    "by-size": Uneven(binary, _by_size, divided=True),
     "by-time": Uneven(slopes, _by_time, divided=True),
 }
 

@@ -17,6 +17,7 @@ TASK_SECONDS = 1e-3  # of a scheduler a task; Dask's documentation says 0.2 to 1
 def growth(rows: Sequence[Row]) -> Iterator[str]:
     """Cost by the number of rows, and what a large fit should cost."""
     columns: Columns = {
+        "model": lambda row: row["model"],
         "rows": number("rows", ","),
         "shards": number("shards", "d"),
         "seconds": number("seconds"),
@@ -30,9 +31,11 @@ def growth(rows: Sequence[Row]) -> Iterator[str]:
         "verdict": lambda row: "good" if row["good"] else "bad",
         "load before": _load,
     }
-    yield markdown(columns, sorted(rows, key=lambda row: row["rows"]))
-    if len(rows) > 1:
-        yield _large_fit(rows)
+    yield markdown(columns, sorted(rows, key=lambda row: (row["model"], row["rows"])))
+    for model in sorted({row["model"] for row in rows}):
+        of_model = [row for row in rows if row["model"] == model]
+        if len(of_model) > 1:
+            yield f"{model}: {_large_fit(of_model)}"
 
 
 def sampling(rows: Sequence[Row]) -> Iterator[str]:

@@ -24,6 +24,9 @@ from .weights import shrunk_moments, tempered_weights, weigh
 TEMPERED_DRAWS_A_DIMENSION = 10.0  # that the next proposal is made from, at least
 USABLE_DRAWS_A_DIMENSION = 5.0  # fewer do not even describe the posterior
 USABLE_K_HAT = 1.0  # above it not even the mean of the weights exists
+_RIM = 2.0  # sds from the mean, along each of the axes at once,
+_RIM_POINTS = 8  # at which all shards are asked,
+_RIM_ERROR, _RIM_ERRORS = 0.2, 5.0  # and a sample may differ by, and times its error
 _MISSED = 0.1  # weight, in largest weights seen, that an emulator may miss in the tails
 
 
@@ -87,6 +90,30 @@ def sampling_error(log_posterior: LogPosterior, state: CorrectionState) -> Sampl
     there = state.last.remainders_at_center[:, None]
     error = sample.error(np.concatenate([moved[:, :-1], moved[:, -1:] + there], axis=1))
     return SamplingError(error[:d], error[d:-1], float(error[-1]))
+
+
+def contradicted(
+    settings: CorrectionSettings, log_posterior: LogPosterior, state: CorrectionState
+) -> bool:
+    """Ask all shards of a few points at the rim of the posterior, where a sample has answered.
+
+    An edge beyond which one shard knows the density to be zero, or whatever else no expansion
+    shows and no sample holds, shows there.
+    """
+    sample, assessment = log_posterior.sample, state.assessment
+    assert sample is not None
+    assert assessment is not None
+    rng = np.random.default_rng([settings.seed, 6])
+    signs = rng.choice([-1.0, 1.0], size=(_RIM_POINTS // 2, len(settings.mean)))
+    root = np.linalg.cholesky(assessment.estimate.covariance)
+    points = assessment.estimate.mean + _RIM * np.concatenate([signs, -signs]) @ root.T
+    told = log_posterior(points, "the rim, by a sample")
+    true = log_posterior._replace(sample=None)(points, "the rim, by all shards")
+    with np.errstate(invalid="ignore"):
+        away = np.abs(told.log_density - true.log_density)
+    same = np.isneginf(told.log_density) & np.isneginf(true.log_density)
+    agrees = same | (away <= _RIM_ERROR + _RIM_ERRORS * sample.error(told.remainders))
+    return not bool(agrees.all())
 
 
 def moved_by(changes: Array, points: Array, weights: Array) -> Array:

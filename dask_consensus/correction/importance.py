@@ -23,6 +23,7 @@ from .assessment import (
     USABLE_K_HAT,
     assess,
     axes_of,
+    contradicted,
     finished,
     probed,
     sampling_error,
@@ -30,7 +31,7 @@ from .assessment import (
 from .likelihood import LogPosterior
 from .peaks import around_peaks, refitted
 from .proposals import Array, MixtureProposal, Proposal, mixture_of, single, split
-from .sample import first_sample, larger_sample
+from .sample import Sample, first_sample, larger_sample
 from .state import Correction, CorrectionSettings, CorrectionState, SamplingError
 from .tails import reach
 from .weights import Estimate, tempered_weights
@@ -65,14 +66,40 @@ def correct(settings: CorrectionSettings, log_posterior: LogPosterior) -> Correc
     if settings.expansions is not None:
         sizes = log_posterior.shards.sizes
         sample = first_sample(settings.expansions, sizes, settings.options, settings.seed)
-    log_posterior, state = init(settings, log_posterior._replace(sample=sample))
-    while not done(settings, state):
+    while True:
+        asked, state = _answered(settings, log_posterior._replace(sample=sample))
+        better = _better_sample(settings, asked, state)
+        if better is sample:
+            return finished(settings, asked, state, began)
+        sample = better
+
+
+def _answered(
+    settings: CorrectionSettings, log_posterior: LogPosterior
+) -> tuple[LogPosterior, CorrectionState]:
+    """Go through the loop: to its end, or until a sample shows that it is too rough."""
+    log_posterior, state = init(settings, log_posterior)
+    while not (done(settings, state) or _too_rough(settings, state)):
         state = step(settings, log_posterior, state)
-        error, wanted = state.sampling_error, settings.options.sampling_error
-        if sample is not None and not error.largest <= wanted:
-            sample = larger_sample(sample, error.largest, wanted)
-            log_posterior, state = init(settings, log_posterior._replace(sample=sample))
-    return finished(settings, log_posterior, state, began)
+    return log_posterior, state
+
+
+def _better_sample(
+    settings: CorrectionSettings, log_posterior: LogPosterior, state: CorrectionState
+) -> Sample | None:
+    """Give a sample that is to be asked in place of the one that was; the same if it will do."""
+    sample = log_posterior.sample
+    if sample is not None and _too_rough(settings, state):
+        error, wanted = state.sampling_error.largest, settings.options.sampling_error
+        return larger_sample(sample, error, wanted)
+    if sample is not None and contradicted(settings, log_posterior, state):
+        return None
+    return sample
+
+
+def _too_rough(settings: CorrectionSettings, state: CorrectionState) -> bool:
+    """Tell whether a sample of shards leaves too much open."""
+    return not state.sampling_error.largest <= settings.options.sampling_error
 
 
 def init(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dask.delayed import Delayed
 
 _SHARDS = 3  # of which some units are looked at more closely
+_FEW_DRAWN = 2  # of a sample, whose nodes are compared
 _T, _W = scipy.special.roots_hermitenorm(5)
 _DISTANCES, _SHARES = np.delete(_T, 2), np.delete(_W / _W.sum(), 2)  # nodes but for the center
 _MODES_AT = 8  # points at which modes of local effects are counted, beside those on axes
@@ -218,7 +219,7 @@ class LogPosterior(NamedTuple):
         """Ask fewer shards of a sample for what is much the same in all units."""
         if self.sample is None:
             return self
-        return self._replace(sample=self.sample.fewer(_SHARDS))
+        return self._replace(sample=self.sample.fewer(_FEW_DRAWN))
 
     def _n_units(self) -> int:
         """Count the groups, or rows, that have local effects."""

@@ -93,28 +93,27 @@ def log_likelihoods(
     center ``u0`` is best where the posterior is; nodes are of the :func:`.quadrature.ladder`.
     """
     q = effects_per_unit(model)
-    block = max(1, min(_BLOCK, _AT_ONCE // max(len(data.rows), 1)))
-    padded = np.resize(points, (-(-len(points) // block) * block, points.shape[1]))
+    size = max(1, min(_BLOCK, _AT_ONCE // max(len(data.rows), 1)))
+    blocks = [points[i : i + size] for i in range(0, len(points), size)]
     with precision(model.double):
         arrays, start, rules = on_device((data, center, padded_rule(q, max(rule.n_nodes, 1))))
         origin = _center(model, arrays, start, rule.n_modes)
-        example = (arrays, origin, *rules, on_device(padded[:block]))
-        evaluate = compiled(model, "values", lambda: _evaluate(model), *example)
-        blocks = [
-            jax.device_get(evaluate(arrays, origin, *rules, on_device(padded[i : i + block])))
-            for i in range(0, len(padded), block)
-        ]
-    chunks, not_found = (
-        np.concatenate([values[i] for values in blocks]).astype(np.float64)[: len(points)]
-        for i in range(2)
-    )
+        answers = []
+        for block in blocks:
+            # Points that are not asked are there for the shape, which is that of all blocks.
+            where = on_device((np.resize(block, (size, block.shape[1])), np.int32(len(block))))
+            given = (arrays, origin, *rules, *where)
+            evaluate = compiled(model, "values", lambda: _evaluate(model), *given)
+            values, not_found, there = jax.device_get(evaluate(*given))
+            answers.append((values[: len(block)], not_found[: len(block)]))
+    chunks, lost = (np.concatenate(part, dtype=np.float64) for part in zip(*answers, strict=True))
     real = int(np.sum(data.mask(unit_level(model)))) if q else 0
-    there = [blocks[0][2], origin.reference.rows, *origin.reference.groups]
-    total = sum(float(np.sum(np.asarray(part, np.float64))) for part in there)
+    parts = [there, origin.reference.rows, *origin.reference.groups]
+    total = sum(float(np.sum(np.asarray(part, np.float64))) for part in parts)
     return Values(
         log_likelihood=chunks.sum(axis=1),
         at_center=total + 0.5 * q * real * float(np.log(2 * np.pi)),
-        modes_not_found=not_found,
+        modes_not_found=lost,
         units=real,
         coupling=float(origin.coupling),
     )
@@ -227,11 +226,19 @@ def _find_center(model: ShardModel) -> Callable[..., _Center]:
 
 
 def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
-    """Values at a block of points, in chunks of units; units whose mode was lost; at the center."""
+    """Values at the first `n` points of a block, in chunks of units; how many were lost there.
+
+    And values at the center, entry by entry.
+    """
     q = effects_per_unit(model)
 
     def evaluate(
-        data: ShardData, center: _Center, nodes: Nodes, count: jax.Array, points: jax.Array
+        data: ShardData,
+        center: _Center,
+        nodes: Nodes,
+        count: jax.Array,
+        points: jax.Array,
+        n: jax.Array,
     ) -> tuple[jax.Array, ...]:
         def units_at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
             if not q:
@@ -265,18 +272,24 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
             return values, jnp.sum(mask & ~arrived.any(axis=0))
 
         # The center is one more point, so that the model's code is compiled once.
-        at_once = _points_at_once(len(data.rows))
-        values, modes_not_found = lax.map(
-            units_at, jnp.concatenate([center.u[None], points]), batch_size=at_once
-        )
+        with_center = jnp.concatenate([center.u[None], points])
+        values, modes_not_found = _each(units_at, with_center, n + 1, len(data.rows))
         return _chunks(values[1:] - values[0]), modes_not_found[1:], values[0]
 
     return evaluate
 
 
-def _points_at_once(rows: int) -> int | None:
-    """Evaluate points in step only where the rows alone would not fill a GPU."""
-    return max(1, min(_BLOCK, _FILLS // max(rows, 1))) if accelerated() else None
+def _each(function: Callable[[jax.Array], Any], points: jax.Array, n: jax.Array, rows: int) -> Any:
+    """Map the first `n` of some points, one after another; in step where a GPU has room."""
+    if accelerated():
+        return lax.map(function, points, batch_size=max(1, min(_BLOCK, _FILLS // max(rows, 1))))
+    shapes = jax.eval_shape(function, points[0])
+    nothing = jax.tree.map(lambda leaf: jnp.zeros((len(points), *leaf.shape), leaf.dtype), shapes)
+
+    def add(i: jax.Array, known: Any) -> Any:
+        return jax.tree.map(lambda all_, new: all_.at[i].set(new), known, function(points[i]))
+
+    return lax.fori_loop(0, n, add, nothing)
 
 
 def integral(
