@@ -8,9 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import dask
 import pytest
 
-from benchmarks import agreement, gradient, reference, scale, speed, verdict
+from benchmarks import agreement, gradient, reference, sampling, scale, speed, verdict
 from benchmarks.cases.drawn import LIKELIHOODS, drawn_trial
 from benchmarks.cases.hostile import TRIALS
 from benchmarks.measure.script import RESULTS
@@ -46,6 +47,15 @@ def test_reference_and_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr().out
     assert "osic: skipped, it has no toy size" in printed
     assert "| variances-2 | 2 |" in printed
+
+
+def test_sampling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with dask.config.set({"consensus.correction.sampled-rows": 1}):
+        sampling.main(["--toy", "--results", str(tmp_path)])
+    (row,) = rows_of(tmp_path, "sampling")
+    assert row["all"] + len(row["asked"]) == 5
+    assert all(asked <= 10 for asked in row["asked"])
+    assert "| binary | 4,000 | 20 |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from dask.delayed import delayed
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dask_consensus.cluster import mapreduce as mapreduce_module
 from dask_consensus.cluster import shards as shards_module
 from dask_consensus.cluster.mapreduce import Answer, each, map_reduce
 from dask_consensus.cluster.placement import Execution
@@ -75,6 +76,30 @@ def test_a_map_keeps_the_order_of_shards(together):
     assert mapped.total == 6543210.0
     assert mapped.reports == [("seen", float(i)) for i in range(7)]
     assert list(states) == [100.0 + i for i in range(7)]
+
+
+def test_thousands_of_shards_are_not_thousands_of_tasks(monkeypatch):
+    """Unless they are worked on at once, of which a device holds so many."""
+    taken = []
+
+    def counted(function, add, data, *rest):
+        taken.append(len(data))
+        return answers(function, add, data, *rest)
+
+    answers = mapreduce_module._answers
+    monkeypatch.setattr(mapreduce_module, "_answers", counted)
+    shards = shards_module.Shards(
+        [delayed(float(i)) for i in range(600)], [], [], Execution(progress=False)
+    )
+    arguments = shards, [(1.0,)] * 600, [broadcast(0.0)], add
+    with dask.config.set(scheduler="synchronous"):
+        mapped = map_reduce(each(triple), *arguments, title="test")
+        assert sorted(taken, reverse=True) == [3] * 200
+        taken.clear()
+        at_once = map_reduce(lambda *asked: each(triple)(*asked), *arguments, title="test")
+        assert taken == [1] * 600
+    assert mapped.total == at_once.total == 600 * 599 / 2
+    assert mapped.reports == at_once.reports == [("seen", float(i)) for i in range(600)]
 
 
 def unpadded(rows):

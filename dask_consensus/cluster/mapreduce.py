@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from .shards import Shards
 
 
+_MOST_TASKS = 256  # of a map over shards that are not worked on at once
+
+
 class Answer(NamedTuple):
     """What a function on one shard returns."""
 
@@ -62,6 +65,10 @@ def map_reduce(
     """
     execution, n = shards.execution, shards.n
     size = execution.shards_per_task
+    if isinstance(function, partial) and function.func is _each:
+        # Where shards come one after another a task may take many: thousands of tasks take long
+        # to schedule. Not as many as workers ask, since sums would depend on their number.
+        size = max(size, -(-n // _MOST_TASKS))
     starts = range(0, n, size)
     with requiring(execution.resources):
         batches = [
