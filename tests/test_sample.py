@@ -133,9 +133,10 @@ def test_twice_the_error_covers_what_all_shards_would_have_said(draw, n_drawn):
         sample = sample._replace(order=2 + rng.permutation(58))
         away = sample.factors @ values[sample.chosen] - values.sum(axis=0)
         covered.append(np.abs(away) <= 2 * sample.error(values[sample.chosen]))
-    # 95.4% of normal differences. Of exponential ones a few shards show too little: 90%.
-    assert np.mean(covered) > (0.945 if draw == "normal" else 0.895)
-    assert np.mean(covered) < 0.97
+    # 95.4% is asked of it: more of normal differences, less of exponential ones, of which a few
+    # shards show too little.
+    assert np.mean(covered) > (0.955 if draw == "normal" else 0.925)
+    assert np.mean(covered) < 0.99
 
 
 def test_a_cubic_term_moves_the_mean_as_the_third_derivative_does():

@@ -31,6 +31,7 @@ _EVEN = 0.05  # of a share of the curvature, of the size: a spread that is at le
 _SLIGHT = 1e-3  # posterior sds by which one shard's skew may move a mean unnoticed
 _MOST = 0.5  # of the shards; more are as well all of them
 _FEWEST = 2  # shards that differ
+_UNSEEN = 1.2  # times the error, for the tails of what shards say, which a few do not show
 _SPARE = 1.2  # times as many shards as an error asks, which is itself an estimate
 _UNLIKE = 0.25  # of the curvature that a sample may lack, or have too much of
 _TWO_SDS = float(scipy.stats.norm.cdf(2))
@@ -141,8 +142,8 @@ class Sample(NamedTuple):
         """Give the standard error of a sum over all shards, for values ``(m, n)`` of those asked.
 
         That of a ratio to the rows, without replacement (Cochran 1977, Sampling Techniques, eq.
-        6.13), as much larger as Student's t is in which so few differences are measured: twice the
-        error covers what it should.
+        6.13), as much larger as Student's t is in which so few differences are measured, and a
+        fifth more: twice the error covers what it should where shards are skewed, too.
         """
         drawn = values[len(self.certain) :]
         weights = self.weights[self.order[: self.n_drawn]]
@@ -151,7 +152,7 @@ class Sample(NamedTuple):
         away = drawn - np.multiply.outer(weights, drawn.sum(axis=0) / weights.sum())
         variance = (away**2).sum(axis=0) / (m - 1)
         scale = total / weights.mean() * np.sqrt((1 - m / n) / m)
-        few = scipy.stats.t.ppf(_TWO_SDS, m - 1) / 2
+        few = _UNSEEN * scipy.stats.t.ppf(_TWO_SDS, m - 1) / 2
         return np.asarray(few * scale * np.sqrt(variance), np.float64)
 
     def unlikeness(self) -> float:
