@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from .cluster.shards import Shards, persist
 from .cluster.tasks import compute
 from .combination.methods import combine, combine_longer, locate
 from .combination.reports import Combined, Guess
+from .combination.subposterior import SamplingFailed
 from .config import Options
 from .correction.assessment import nearest, usable
 from .correction.importance import correct
@@ -81,10 +83,10 @@ class LazyFit:
         if guess is not None and correction is not None and not usable(correction):
             # What is quick was not good enough for a proposal: sample, and for longer.
             with clock("rounds"):
-                longer = combine_longer(plan, shards, guess, combined)
+                longer = _sampled_longer(plan, shards, guess, combined)
             with clock("correction"):
-                again = correct_combination(plan, shards, guess, longer)
-            if again is not None and nearest([correction, again]):
+                again = longer and correct_combination(plan, shards, guess, longer)
+            if longer and again and nearest([correction, again]):
                 combined, correction = longer, again
         with clock("check"):
             plan = with_coupling(plan, shards, around(combined.mean, combined.covariance))
@@ -130,6 +132,17 @@ def correct_combination(
         expansions=None if guess is None else guess.expansions,
     )
     return correct(settings, LogPosterior(plan.model, shards, plan.example, combined.mean))
+
+
+def _sampled_longer(
+    plan: Plan, shards: Shards, guess: Guess, combined: Combined
+) -> Combined | None:
+    """Go on by rounds; None, with a warning, where they failed: there is an answer already."""
+    try:
+        return combine_longer(plan, shards, guess, combined)
+    except SamplingFailed as error:
+        warnings.warn(f"no longer rounds: {error}", UserWarning, stacklevel=3)
+        return None
 
 
 def _shards_that_fit(plan: Plan, shards: Shards) -> int:

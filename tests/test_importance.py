@@ -14,6 +14,8 @@ import pytest
 import scipy.special
 import scipy.stats
 
+from dask_consensus import fit as fit_module
+from dask_consensus.combination.subposterior import SamplingFailed
 from dask_consensus.config import CorrectionOptions, Options
 from dask_consensus.correction.assessment import finished
 from dask_consensus.correction.draws import equal_weight_draws
@@ -426,3 +428,16 @@ def test_more_dimensions_need_more_draws():
     settings = settings_in(60)
     assert not done(settings, state_after(**GOOD | {"ess": 1199.0}))
     assert done(settings, state_after(**GOOD | {"ess": 1201.0}))
+
+
+def test_rounds_that_fail_leave_the_answer_that_was_there(conjugate, monkeypatch):
+    """A fallback that samples: its failure is said, and is not the end of the fit."""
+
+    def fails(*_):
+        raise SamplingFailed("shard 2 (100 rows): 3 effective draws")
+
+    monkeypatch.setattr(fit_module, "usable", lambda _: False)
+    monkeypatch.setattr(fit_module, "combine_longer", fails)
+    with pytest.warns(UserWarning, match="no longer rounds: shard 2"):
+        tree = fit(conjugate[0], regression, n_shards=6)
+    np.testing.assert_allclose(tree["correction"]["mean"], conjugate[1], atol=0.01)

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 _FIRST_STEP_SIZE = 0.5  # in whitened coordinates, until warm-up has found its own
 
 
+class SamplingFailed(ValueError):
+    """Draws of a shard say nothing of it; the message names the shard, and what to change."""
+
+
 class RoundSettings(NamedTuple):
     """What all shards of one round share.
 
@@ -153,7 +157,7 @@ def _sample_batch(
     except ValueError as error:
         which = error.which if isinstance(error, NotFiniteError) else 0
         where = f"shard {turns[which].number} ({int(data[which].rows.sum())} rows)"
-        raise ValueError(f"{where}: {error}") from error
+        raise SamplingFailed(f"{where}: {error}") from error
     return [
         Answer(factor, _report(d, turn.weight, draws, _reported(factor, alone)), ends)
         for d, turn, factor, (draws, ends) in zip(data, turns, factors, sampled, strict=True)
