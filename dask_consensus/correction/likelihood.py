@@ -32,7 +32,7 @@ _FEW_DRAWN = 2  # of a sample, whose nodes are compared
 _T, _W = scipy.special.roots_hermitenorm(5)
 _DISTANCES, _SHARES = np.delete(_T, 2), np.delete(_W / _W.sum(), 2)  # nodes but for the center
 _MODES_AT = 8  # points at which modes of local effects are counted, beside those on axes
-_NOISE = 3.0  # times the Monte Carlo error that a second opinion may differ by
+_OF_HALVES, _OF_UNITS = 2.0, 3.0  # times its Monte Carlo error that a second opinion may differ by
 _PROBE = 32  # points on which node counts are compared
 _INTEGRATION = 0.02  # sd, over points, of the log weight's integration error that is accepted
 
@@ -289,8 +289,11 @@ class LogPosterior(NamedTuple):
         change = sum(opinion.second - opinion.first for opinion in opinions) / share
         of_units = np.concatenate([opinion.noise for opinion in opinions], axis=1) / share
         size = np.abs(first_order(change))
-        noise = np.sqrt((first_order(of_units) ** 2).sum(axis=-1))
-        return np.maximum(size - _NOISE * noise, 0.0), size + _NOISE * noise
+        # Of few units the halves differ by chance; of skewed ones all may err alike.
+        by_halves = np.abs(first_order(of_units.sum(axis=1)))
+        by_units = np.sqrt((first_order(of_units) ** 2).sum(axis=-1))
+        unsure = np.maximum(_OF_HALVES * by_halves, _OF_UNITS * by_units)
+        return np.maximum(size - unsure, 0.0), size + unsure
 
 
 def along_axes(center: Array, axes: Array) -> Array:

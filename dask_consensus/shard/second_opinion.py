@@ -28,7 +28,7 @@ from .marginal import log_likelihoods, scouted
 from .quadrature import Rule
 from .subsets import in_shape
 
-_WORK = 2**24  # rows times points of u times points of a unit
+_WORK = 2**25  # rows times points of u times points of a unit
 _POINTS = (32, 512)  # of each density and half, at least and at most
 _NARROW = (1.1, 2.5)  # scales of the densities around each mode, in those of its expansion
 _WIDE = (1.5, 5.0)  # and of those about the local prior, in its sds
@@ -57,14 +57,11 @@ def second_opinion(
     first = log_likelihoods(model, in_shape(data, model.codes, size), points, points[0], rule)
     with precision(model.double):
         arrays, where = on_device((data, points))
-        found, around = scouted(model, arrays, where[0])
-        # Units rarely have as many modes as they may have.
-        n_modes = max(1, int(np.asarray(found.present).any(axis=1).sum()))
-        at_once = _HALVES * (len(_NARROW) * n_modes + len(_WIDE))
+        at_once = _HALVES * (len(_NARROW) * hills.MOST_MODES + len(_WIDE))
         afforded = _WORK / (len(data.rows) * len(points) * at_once)
         n_points = 2 ** int(np.clip(np.log2(afforded), *np.log2(_POINTS)))
         sobol = on_device(scipy.stats.qmc.Sobol(q, rng=0).random(n_points))
-        given = arrays, where, sobol, hills.Hills(*(part[:n_modes] for part in found)), around
+        given = arrays, where, sobol, *scouted(model, arrays, where[0])
         run = compiled(model, "second opinion", lambda: _importance(model), *given)
         second = np.asarray(jax.device_get(run(*given)), np.float64)
     apart = second - second[:, :1]
