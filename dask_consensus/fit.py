@@ -85,8 +85,8 @@ class LazyFit:
             with clock("rounds"):
                 longer = _sampled_longer(plan, shards, guess, combined)
             with clock("correction"):
-                again = longer and correct_combination(plan, shards, guess, longer)
-            if longer and again and nearest([correction, again]):
+                again = None if longer is None else correct_combination(plan, shards, guess, longer)
+            if longer is not None and again is not None and nearest([correction, again]):
                 combined, correction = longer, again
         with clock("check"):
             plan = with_coupling(plan, shards, around(combined.mean, combined.covariance))

@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from dask_consensus.combination.ascent import (
+    STEP,
     Peak,
     ascend,
     inverse_curvature,
@@ -15,7 +16,16 @@ from dask_consensus.combination.ascent import (
 from dask_consensus.combination.gaussian import square_root
 from dask_consensus.combination.laplace import draws_of
 from dask_consensus.combination.mode_search import distinct
-from dask_consensus.combination.reports import FitSettings, LaplaceApproximation
+from dask_consensus.combination.reports import (
+    Anchor,
+    Combined,
+    Expansions,
+    FitSettings,
+    LaplaceApproximation,
+    Report,
+    Round,
+)
+from dask_consensus.result.estimates import approximate_error
 from dask_consensus.shard.score import Expansion
 
 from .test_importance import fit, regression
@@ -190,3 +200,19 @@ def test_nested_effects_have_no_laplace_approximation():
     table = pd.DataFrame({"county": house // 4, "house": house, "y": rng.normal(size=120)})
     with pytest.raises(ValueError, match="method='laplace', but local sites on several levels"):
         fit(table, nested, by=["county", "house"], n_shards=2, method="laplace")
+
+
+def test_what_the_last_step_may_be_wrong_by_is_part_of_the_error():
+    """A step of 2 sds, along which the curvature changes by a tenth: a tenth of an sd."""
+    step, third = np.array([2.0, 0.0]), np.array([[0.05 * STEP**2, 0.0]])
+    told = Expansions(
+        np.zeros(2), STEP * np.eye(2), step, np.zeros(1), step[None], np.eye(2)[None], third
+    )
+    mean, nothing = np.zeros(2), np.zeros(2)
+    approximation = LaplaceApproximation(mean, np.eye(2), nothing, 1, [], expansions=told)
+    report = Report(10, (), 1.0, mean, np.eye(2), 0.0, 0.0)
+    last = Round([report], mean, np.eye(2), Anchor(mean, np.zeros((2, 2)), 0.0), 0.0, 0.0, 0.0)
+    combined = Combined(np.zeros((1, 4, 2)), mean, np.eye(2), [last], "laplace")
+    np.testing.assert_allclose(approximate_error(combined, approximation), 0.1)
+    without = approximation._replace(expansions=None)
+    np.testing.assert_allclose(approximate_error(combined, without), 0.01)

@@ -1,5 +1,6 @@
 """A few shards that speak for all: what they say against all of them, and against closed forms."""
 
+import json
 import warnings
 
 import dask
@@ -15,6 +16,7 @@ import scipy.stats
 from dask_consensus.combination.ascent import STEP
 from dask_consensus.combination.reports import Expansions
 from dask_consensus.config import Options
+from dask_consensus.correction import assessment
 from dask_consensus.correction.sample import Sample, first_sample, larger_sample, polynomials
 from dask_consensus.shard_data import Size
 
@@ -262,3 +264,34 @@ def test_an_edge_that_one_shard_knows_is_found_at_the_rim():
     with dask.config.set(SMALL):
         tree = fit(table, limited, n_shards=40)
     assert 0 < tree["correction"]["sampled_shards"] < 10
+
+
+# What the verdict makes of it
+
+
+def test_what_a_sample_leaves_open_is_part_of_the_accuracy(binary):
+    with dask.config.set(SMALL | {"consensus.correction.sampling-error": 1.0}):
+        tree = fit(binary, sparse, by="g", n_shards=40)
+    correction, stated = tree["correction"], json.loads(tree.attrs["accuracy"])
+    parts = [correction[f"{part}error"] for part in ("", "integration_", "sampling_")]
+    expected = np.sqrt(sum(part.to_numpy() ** 2 for part in parts))
+    np.testing.assert_allclose(list(stated.values()), expected)
+
+
+def test_a_tail_that_a_sample_may_hide_is_asked_of_all(binary, monkeypatch):
+    """Its height is told with an error; the upper end of that decides whether all are asked."""
+    asked = []
+    probe = assessment.probe
+
+    def unsure(log_posterior, mean, covariance):
+        probes = probe(log_posterior, mean, covariance)
+        asked.append(log_posterior.sample is not None)
+        return probes._replace(error=np.where(probes.error > 0, 1e6, 0.0))
+
+    monkeypatch.setattr(assessment, "probe", unsure)
+    with dask.config.set(SMALL | {"consensus.correction.sampling-error": 1.0}):
+        tree = fit(binary, sparse, by="g", n_shards=40)
+    assert asked[-1] is False
+    assert asked[0] is True
+    assert tree.attrs["verdict_good"] == 1
+    assert (tree["correction"]["tail_log_ratio"] < 2).all()

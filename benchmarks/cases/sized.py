@@ -74,17 +74,6 @@ def simulate_slopes(
     return pd.DataFrame({"group": group, "x": x, "y": y}), {"a": a, "b": b}
 
 
-def binary(group, x, y=None, *, n_group):
-    """A binary response with an intercept of every group."""
-    alpha = numpyro.sample("alpha", dist.Normal(0.0, 2.0))
-    beta = numpyro.sample("beta", dist.Normal(0.0, 2.0))
-    tau = numpyro.sample("tau", dist.HalfNormal(2.0))
-    with numpyro.plate("groups", n_group):
-        a = numpyro.sample("a", dist.Normal(alpha, tau))
-    with numpyro.plate("rows", len(x)):
-        numpyro.sample("obs", dist.Bernoulli(logits=a[group] + beta * x), obs=y)
-
-
 def simulate_binary(
     rng: np.random.Generator, sizes: np.ndarray
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
@@ -98,7 +87,7 @@ def simulate_binary(
 
 GROWING = {
     "slopes": (slopes, simulate_slopes, TRUTH),
-    "binary": (binary, simulate_binary, BINARY_TRUTH),
+    "binary": (sound.logistic_intercepts, simulate_binary, BINARY_TRUTH),
 }
 """Model, rows and truth of what grows."""
 

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
 import pandas as pd
 from scipy.special import expit
 
-from .sized import TRUTH, binary, simulate_binary, simulate_slopes, slopes
+from .hostile.responses import student_errors
+from .sized import TRUTH, simulate_binary, simulate_slopes, slopes
+from .sound import logistic_intercepts
 
 _ROWS_A_GROUP = 5
 
@@ -25,19 +25,6 @@ class Uneven(NamedTuple):
     model: Callable[..., None]
     frame: Callable[[np.random.Generator, int], pd.DataFrame]
     divided: bool = False  # by key, as a sorted table is: shards are runs of neighbours
-
-
-def heavy(group, x, y=None, *, n_group):
-    """A response with tails as heavy as the data say."""
-    mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
-    beta = numpyro.sample("beta", dist.Normal(0.0, 5.0))
-    tau = numpyro.sample("tau", dist.HalfNormal(2.0))
-    sigma = numpyro.sample("sigma", dist.HalfNormal(2.0))
-    nu = numpyro.sample("nu", dist.Gamma(2.0, 0.1))
-    with numpyro.plate("groups", n_group):
-        a = numpyro.sample("a", dist.Normal(mu, tau))
-    with numpyro.plate("rows", len(x)):
-        numpyro.sample("obs", dist.StudentT(nu, a[group] + beta * x, sigma), obs=y)
 
 
 def _binary(rng: np.random.Generator, group: np.ndarray, x: np.ndarray) -> pd.DataFrame:
@@ -116,13 +103,13 @@ def _by_time(rng: np.random.Generator, rows: int) -> pd.DataFrame:
 
 UNEVEN = {
     "slopes": Uneven(slopes, _gaussian),
-    "binary": Uneven(binary, _plain),
-    "rare-level": Uneven(binary, _rare),
-    "lone-level": Uneven(binary, _lone),
-    "giants": Uneven(binary, _giants),
-    "heavy-tails": Uneven(heavy, _heavy_tails),
+    "binary": Uneven(logistic_intercepts, _plain),
+    "rare-level": Uneven(logistic_intercepts, _rare),
+    "lone-level": Uneven(logistic_intercepts, _lone),
+    "giants": Uneven(logistic_intercepts, _giants),
+    "heavy-tails": Uneven(student_errors, _heavy_tails),
     "stranger": Uneven(slopes, _stranger, divided=True),
-    "by-size": Uneven(binary, _by_size, divided=True),
+    "by-size": Uneven(logistic_intercepts, _by_size, divided=True),
     "by-time": Uneven(slopes, _by_time, divided=True),
 }
 

@@ -60,8 +60,7 @@ def ascend(
         covariance, settled = inverse_curvature(expansion.precision, covariance)
         step = covariance @ expansion.gradient
         length = np.sqrt(expansion.gradient @ step)
-        # Along the step the curvature changes by a third derivative, half of that on average.
-        error = length * abs(step @ expansion.third_derivative) / (2 * STEP**2)
+        error = step_error(step, expansion.gradient, expansion.third_derivative)
         if settled and (length < _NEAR or error < _WRONG):
             shift = covariance @ expansion.third_derivative / (2 * STEP**2)
             limit: Array = np.sqrt(np.diag(covariance))
@@ -70,6 +69,15 @@ def ascend(
         best = (u, covariance, expansion.value)
         u = u + step
     return None
+
+
+def step_error(step: Array, gradient: Array, third_derivative: Array) -> float:
+    """By how many sds a Newton step is wrong: along it the curvature changes, by half on average.
+
+    The third derivative is an expansion's, which knows the change of the trace.
+    """
+    length = np.sqrt(gradient @ step)
+    return float(length * abs(step @ third_derivative) / (2 * STEP**2))
 
 
 def approach(

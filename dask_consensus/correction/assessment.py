@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..combination.gaussian import square_root
 from .emulator import fit as emulate
 from .likelihood import LogPosterior
 from .peaks import refitted
@@ -27,6 +28,7 @@ USABLE_K_HAT = 1.0  # above it not even the mean of the weights exists
 _RIM = 2.0  # sds from the mean, along each of the axes at once,
 _RIM_POINTS = 4  # at which all shards are asked,
 _RIM_ERROR, _RIM_ERRORS = 0.2, 5.0  # and a sample may differ by, and times its error
+_TAIL_ERRORS = 2.0  # times its error that a tail may be higher than a sample says
 _MISSED = 0.1  # weight, in largest weights seen, that an emulator may miss in the tails
 
 
@@ -105,9 +107,11 @@ def contradicted(
     assert assessment is not None
     rng = np.random.default_rng([settings.seed, 6])
     signs = rng.choice([-1.0, 1.0], size=(_RIM_POINTS // 2, len(settings.mean)))
-    root = np.linalg.cholesky(assessment.estimate.covariance)
-    away = _RIM * np.concatenate([np.zeros_like(signs[:1]), signs, -signs]) @ root.T
-    points = assessment.estimate.mean + away
+    mean, covariance = assessment.estimate.mean, assessment.estimate.covariance
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        return True
+    root = square_root(covariance)
+    points = mean + _RIM * np.concatenate([np.zeros_like(signs[:1]), signs, -signs]) @ root.T
     told = log_posterior(points, "the rim, by a sample")
     true = log_posterior.everywhere(points, "the rim, by all shards")
     lower = told.log_density - told.log_density[0]
@@ -166,12 +170,13 @@ def finished(
     integration_error, integration_sd_error = around.integration_error(axes_of(shape))
     if probes is None or not np.isfinite(emulator_error):
         probes = probe(log_posterior, mean, covariance)
-    tails = tail_log_ratio(probes, state.mixture, weighed.raw)
-    everyone = log_posterior._replace(sample=None)
-    if log_posterior.sample is not None and not (tails <= settings.limits.tail_log_ratio).all():
+    everyone, tails = log_posterior._replace(sample=None), probes
+    if log_posterior.sample is not None:
         # Far out expansions say little, and all that a sample tells is multiplied.
-        probes = probe(everyone, mean, covariance)
-        tails = tail_log_ratio(probes, state.mixture, weighed.raw)
+        highest = probes._replace(height=probes.height + _TAIL_ERRORS * probes.error)
+        ratio = tail_log_ratio(highest, state.mixture, weighed.raw)
+        if not (ratio <= settings.limits.tail_log_ratio).all():
+            tails = probe(everyone, mean, covariance)
     missed = -np.inf
     if len(settings.landmarks):
         marks = everyone(np.array(settings.landmarks), "probing landmarks")
@@ -196,7 +201,7 @@ def finished(
         log_evidence_error=float(np.hypot(estimate.log_total_error, sampling.log_evidence)),
         modes_not_found=float(weighed.weights @ state.modes_not_found),
         coupling=state.coupling,
-        tail_log_ratio=tails,
+        tail_log_ratio=tail_log_ratio(tails, state.mixture, weighed.raw),
         landmark_log_ratio=missed,
         discrepancy=_discrepancy(state),
         seconds=time.perf_counter() - began,

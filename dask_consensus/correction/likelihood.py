@@ -134,6 +134,18 @@ class LogPosterior(NamedTuple):
         coupling, compiling = np.max(timings, axis=0).tolist()
         return [one._replace(coupling=coupling, compile_seconds=compiling) for one in added]
 
+    def error_of(self, evaluated: Evaluated) -> Array:
+        """How far log densities, less that at the center, may be from those of all shards.
+
+        Returns
+        -------
+        (G,) array
+            0 where all shards were asked.
+        """
+        if self.sample is None:
+            return np.zeros(len(evaluated.points))
+        return self.sample.error(evaluated.remainders)
+
     def everywhere(self, points: Array, title: str) -> Array:
         """Log density of all shards at a few points ``(G, d)``, up to another constant.
 
@@ -232,7 +244,7 @@ class LogPosterior(NamedTuple):
         return max(compute(tasks))
 
     def _fewer(self) -> LogPosterior:
-        """Ask fewer shards of a sample for what is much the same in all units."""
+        """Ask fewer shards of a sample for what is looked at again in the end."""
         if self.sample is None:
             return self
         return self._replace(sample=self.sample.fewer(_FEW_DRAWN))
@@ -268,7 +280,7 @@ class LogPosterior(NamedTuple):
         other = ladder[position + 1 if position + 1 < len(ladder) else position - 1]
         # Beside the finest rule there is only a coarser one, whose error is the larger.
         rules = self.rule, self.rule._replace(n_nodes=other)
-        here, finer = self._fewer().by_rules(rules, points, "nodes")
+        here, finer = self.by_rules(rules, points, "nodes")
         change = finer.log_likelihood - here.log_likelihood
         nodes = np.abs(first_order(change))
         least, most = self._second_opinion(points)

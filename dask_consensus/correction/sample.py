@@ -6,8 +6,7 @@ Every shard has been expanded about a point near the mode, so that one polynomia
 out in what is known of all of them, and others drawn at random. What is drawn at random is
 multiplied by the ratio of the rows it stands for to its own (a difference estimator, whose
 differences are a ratio estimator: Saerndal, Swensson and Wretman 1992, Model Assisted Survey
-Sampling, sections 6.3 and 7.3). How its shards differ tells how far the sum may be from that of all
-shards.
+Sampling, chapters 6 and 7). How its shards differ tells how far the sum may be from that of all.
 """
 
 from __future__ import annotations
@@ -141,9 +140,9 @@ class Sample(NamedTuple):
     def error(self, values: Array) -> Array:
         """Give the standard error of a sum over all shards, for values ``(m, n)`` of those asked.
 
-        That of a ratio to the rows, without replacement (Cochran 1977, Sampling Techniques, eq.
-        6.13), as much larger as Student's t is in which so few differences are measured, and a
-        fifth more: twice the error covers what it should where shards are skewed, too.
+        That of a ratio to the rows, without replacement (Cochran 1977, Sampling Techniques, chapter
+        6), as much larger as Student's t is in which so few differences are measured, and a fifth
+        more, for shards that are skewed.
         """
         drawn = values[len(self.certain) :]
         weights = self.weights[self.order[: self.n_drawn]]

@@ -31,10 +31,13 @@ class Probes(NamedTuple):
     points : (steps, d, d) array
         Step, coordinate that leads, point.
     height : (steps, d) array
+    error : (steps, d) array
+        Of the height, by asking a sample of the shards; 0 where all were asked.
     """
 
     points: Array
     height: Array
+    error: Array
 
     @property
     def flat(self) -> Array:
@@ -52,7 +55,11 @@ def probe(log_posterior: LogPosterior, mean: Array, covariance: Array) -> Probes
     directions = covariance / np.sqrt(np.diag(covariance))  # column j: coordinate j by one sd
     points = mean + (_STEPS[:, None, None] * directions.T).reshape(-1, d)
     evaluated = log_posterior(points, "probing tails")
-    probes = Probes(evaluated.points.reshape(-1, d, d), evaluated.log_density.reshape(-1, d))
+    probes = Probes(
+        evaluated.points.reshape(-1, d, d),
+        evaluated.log_density.reshape(-1, d),
+        log_posterior.error_of(evaluated).reshape(-1, d),
+    )
     step, leader = np.nonzero(_heavy(probes.height))
     if not len(step):
         return probes

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.stats
 
 from ..combination import gaussian
+from ..combination.ascent import step_error
 from ..combination.reports import Combined, LaplaceApproximation, NutsDiagnostics, Report
 
 _FEW_SHARDS = 4  # fewer cannot tell which of them is the stranger
@@ -20,7 +21,8 @@ def approximate_error(combined: Combined, approximation: LaplaceApproximation | 
     """Error of an uncorrected combination: Monte Carlo noise, and what the shards' skew moves.
 
     Where the mode was found, the mean that follows from it to first order is at hand to be
-    compared with; the size of that first order is the size of what may be left of it.
+    compared with; the size of that first order is the size of what may be left of it, beside what
+    the last step may be wrong by.
 
     Elsewhere a shard is expanded about its own mean, a distance x from the combined one. The third
     derivatives T there make its gradient at the combined mean wrong by half of T : C, for its
@@ -33,9 +35,12 @@ def approximate_error(combined: Combined, approximation: LaplaceApproximation | 
     last = combined.rounds[-1]
     sd = np.sqrt(np.diag(combined.covariance))
     if approximation is not None:
-        return np.maximum(
-            np.hypot((combined.mean - approximation.mean) / sd, approximation.shift), _LEAST
-        )
+        error = np.hypot((combined.mean - approximation.mean) / sd, approximation.shift)
+        told = approximation.expansions
+        if told is not None:
+            gradient, third = told.gradient.sum(axis=0), told.third_derivative.sum(axis=0)
+            error = np.hypot(error, step_error(told.step, gradient, third))
+        return np.maximum(error, _LEAST)
     offsets = np.zeros(len(sd))
     d = len(sd)
     ess = [_nuts(report).ess for report in reports]
