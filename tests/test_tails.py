@@ -17,7 +17,7 @@ class Answered(NamedTuple):
 
 
 class Posterior:
-    """A log posterior of the two whitened coordinates that says how many points it was asked for."""
+    """A log posterior of the two whitened coordinates that counts the points it is asked for."""
 
     def __init__(self, log_density):
         self.log_density_of = log_density
