@@ -1,11 +1,12 @@
 """How near the gradient of a shard's density comes to what the machine could do.
 
 Takes the random intercept and slope (10 rows a group) and the logistic regression on 20
-predictors, in single and in double precision, and measures on one processor the gradient as a
-shard computes it, in a loop as NUTS has it, and the memory traffic it cannot do without. Other
+predictors, in single and in double precision, and measures on one processor, or on a GPU with
+``--gpu``, the gradient as a shard computes it, in a loop as NUTS has it, and the memory traffic it cannot do without. Other
 ways to the gradient, as tried at commit 4dac8fc, are in ``results/gradient.json``.
 
     python -m benchmarks.gradient
+    python -m benchmarks.gradient --gpu --rows 10000000
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import jax
 import numpy as np
 
 from .cases.sized import ROWS_A_GROUP, sized_case
-from .measure.internals import shard_gradient
+from .measure.internals import accelerated, shard_gradient
 from .measure.script import Store, parse
 from .tables import cost
 
@@ -42,14 +43,18 @@ def looped(gradient: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def least_seconds(call: Callable[[], Any], turns: int) -> float:
-    """Least processor seconds of a call: waiting for what others use does not count."""
+    """Least seconds of a call: of a GPU, or of this processor, whatever else runs on it."""
+    clock = time.perf_counter if accelerated() else time.process_time
     jax.block_until_ready(call())
     seconds = []
     for _ in range(turns):
-        began = time.process_time()
+        began = clock()
         jax.block_until_ready(call())
-        seconds.append(time.process_time() - began)
+        seconds.append(clock() - began)
     return max(min(seconds), 1e-9)
+
+
+_add = jax.jit(jax.numpy.add)
 
 
 def measure(name: str, rows: int, x64: bool, turns: int, big: int) -> dict[str, Any]:
@@ -64,8 +69,12 @@ def measure(name: str, rows: int, x64: bool, turns: int, big: int) -> dict[str, 
         gradient, fixed = shard_gradient(case.model, arguments, case.by, n)
         loop, at = looped(gradient), jax.device_put((point, fixed))
         seconds = least_seconds(lambda: loop(*at), turns) / LOOP
-    a, b, c = (np.ones(big, dtype) for _ in range(3))
-    traffic = least_seconds(lambda: np.add(b, c, out=a), 3)
+        a, b, c = (np.ones(big, dtype) for _ in range(3))
+        if accelerated():
+            b, c = jax.device_put((b, c))
+            traffic = least_seconds(lambda: _add(b, c), turns)
+        else:
+            traffic = least_seconds(lambda: np.add(b, c, out=a), turns)
     # What must be read once, and written once as gradient.
     leaves = jax.tree.leaves((point, point, arguments))
     return {
@@ -80,8 +89,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--big", type=int, default=2**25, help="numbers that no cache holds")
+    parser.add_argument("--gpu", action="store_true", help="on JAX's device instead")
     args = parse(parser, argv, TOY)
-    if not args.toy:
+    if not args.toy and not args.gpu:
         # Inherited by the processes that measure.
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -90,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         () if args.table else (("slopes", args.rows // ROWS_A_GROUP), ("logistic", 0))
     ):
         for x64 in (False, True):
-            key = {"x64": x64, "rows": args.rows, "groups": groups}
+            key = {"x64": x64, "rows": args.rows, "groups": groups, "gpu": args.gpu}
             store.measure(key, measure, name, args.rows, x64, args.turns, args.big)
     print(*cost.gradient(store.rows()), sep="\n")
 

@@ -37,10 +37,11 @@ from distributed import Client
 from .cases.sized import GROWING, ROWS_A_GROUP
 from .measure.fits import n_shards_of
 from .measure.internals import add, make_factor, tree_of_sums
-from .measure.machine import MIB, TaskCount, local_cluster, peak_mib
+from .measure.machine import MIB, TaskCount, gpu_cluster, local_cluster, peak_mib
 from .measure.script import Store, parse
 from .tables import cost
 
+ROWS_A_GPU_SHARD = 1_000_000
 ROWS_A_FILE, FILES_AT_ONCE = 250_000, 4  # whose rows are shuffled among each other
 WAYS = ("tree-cluster", "tree-threads", "flat")
 AHEAD = 8  # contributions that are on their way to the client while one is added
@@ -67,20 +68,31 @@ def write(folder: Path, rows: int, seed: int, model: str = "slopes") -> None:
 
 
 def fit(
-    rows: int, setting: Sequence[int], seed: int, here: bool, model: str = "slopes"
+    rows: int,
+    setting: Sequence[int],
+    seed: int,
+    here: bool,
+    model: str = "slopes",
+    gpu: bool = False,
 ) -> dict[str, Any]:
     """Fit files with so many workers of so many threads; none are Dask's threads."""
     workers, threads, *_ = setting
+    options: dict[str, Any] = {"by": "group", "seed": seed, "n_shards": n_shards_of(rows)}
+    if gpu:
+        options |= {"n_shards": max(4, rows // ROWS_A_GPU_SHARD), "resources": {"GPU": 1}}
+        options["shards_per_task"] = "auto"
     function, _, truth = GROWING[model]
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         write(Path(folder) / "rows", rows, seed, model)
         count, client = TaskCount(), None
         if workers:
-            cluster = stack.enter_context(local_cluster(folder, workers, threads, here=here))
+            if gpu:
+                cluster = stack.enter_context(gpu_cluster(folder, workers))
+            else:
+                cluster = stack.enter_context(local_cluster(folder, workers, threads, here=here))
             client = stack.enter_context(Client(cluster))
             cluster.scheduler.add_plugin(count)
         frame = dd.read_parquet(Path(folder) / "rows")
-        options = {"by": "group", "seed": seed, "n_shards": n_shards_of(rows)}
         before, began = peak_mib(), time.perf_counter()
         tree = frame.consensus.fit(function, progress=False, **options)
         seconds = time.perf_counter() - began
@@ -109,7 +121,9 @@ def growth(args: argparse.Namespace) -> None:
     store = Store(args, "scale")
     for rows in () if args.table else args.rows:
         key = {"model": args.model, "rows": rows, "workers": args.workers, "seed": args.seed}
-        store.measure(key, fit, rows, (args.workers, 1), args.seed, args.toy, args.model)
+        key["gpu"] = args.gpu
+        setting = (args.workers, 1)
+        store.measure(key, fit, rows, setting, args.seed, args.toy, args.model, args.gpu)
     print(*cost.growth(store.rows()), sep="\n")
 
 
@@ -196,10 +210,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--rows", nargs="+", type=int, default=[10**6, 3 * 10**6, 10**7])
     parser.add_argument("--model", default="slopes", choices=list(GROWING), help="that grows")
+    parser.add_argument("--gpu", action="store_true", help="growth on a GPU that one worker has")
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--cores-rows", type=int, default=10**6, help="of cores")
     parser.set_defaults(**REDUCED)
     args = parse(parser, argv, TOY)
+    if args.gpu and not args.toy:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # in every process but the one that has the GPU
     for part in args.part or PARTS:
         PARTS[part](args)
 

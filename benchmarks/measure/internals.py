@@ -26,6 +26,7 @@ from dask_consensus.frame import assign
 from dask_consensus.model.roles import ModelInputs, read_model
 from dask_consensus.result.verdict import evidence_of, judge
 from dask_consensus.shard.constrain import constrain
+from dask_consensus.shard.device import accelerated as accelerated
 from dask_consensus.shard.quadrature import Rule
 from dask_consensus.shard.target import log_density, tempered
 from dask_consensus.shard_data import ShardData, Size

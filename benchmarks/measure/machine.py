@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import platform
@@ -13,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from distributed import LocalCluster
+from distributed import LocalCluster, Nanny, Scheduler, SpecCluster
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 LIBRARIES = ("numpy", "jax", "numpyro", "dask", "distributed")
@@ -32,7 +33,16 @@ def facts() -> dict[str, Any]:
         "versions": {name: version(name) for name in LIBRARIES},
         "commit": git.stdout.strip(),
         "load_before": round(os.getloadavg()[0], 2),
+        "gpu": _gpu(),
     }
+
+
+def _gpu() -> str:
+    """Name the GPU, if there is one."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return ""
 
 
 def peak_mib() -> float:
@@ -73,6 +83,27 @@ def local_cluster(
         host=None if here else "127.0.0.1",
         dashboard_address="127.0.0.1:0",
         local_directory=str(folder),
+        silence_logs="ERROR",
+    )
+
+
+def gpu_cluster(folder: str | Path, workers: int) -> SpecCluster:
+    """A worker that has the GPU, and others that read and shuffle on CPUs, as processes.
+
+    Only that worker finds the GPU where ``JAX_PLATFORMS=cpu`` is set before JAX is imported.
+    """
+    local = {"host": "127.0.0.1", "nthreads": 1, "local_directory": str(folder)}
+    find_gpu = "import jax; jax.config.update('jax_platforms', None)"
+    of_gpu = {"resources": {"GPU": 1}, "preload": ["dask_consensus.cluster.preload", find_gpu]}
+    return SpecCluster(
+        {
+            number: {"cls": Nanny, "options": {**local, **({} if number else of_gpu)}}
+            for number in range(workers)
+        },
+        {
+            "cls": Scheduler,
+            "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"},
+        },
         silence_logs="ERROR",
     )
 

@@ -19,6 +19,7 @@ def growth(rows: Sequence[Row]) -> Iterator[str]:
     columns: Columns = {
         "model": lambda row: row["model"],
         "rows": number("rows", ","),
+        "on": lambda row: row["machine"]["gpu"] if row["gpu"] else f"{row['workers']} processes",
         "shards": number("shards", "d"),
         "seconds": number("seconds"),
         "a million rows": lambda row: f"{row['seconds'] / row['rows'] * 1e6:,.0f}",
@@ -31,9 +32,9 @@ def growth(rows: Sequence[Row]) -> Iterator[str]:
         "verdict": lambda row: "good" if row["good"] else "bad",
         "load before": _load,
     }
-    yield markdown(columns, sorted(rows, key=lambda row: (row["model"], row["rows"])))
-    for model in sorted({row["model"] for row in rows}):
-        of_model = [row for row in rows if row["model"] == model]
+    yield markdown(columns, sorted(rows, key=lambda row: (row["gpu"], row["model"], row["rows"])))
+    for model in sorted({row["model"] for row in rows if not row["gpu"]}):
+        of_model = [row for row in rows if row["model"] == model and not row["gpu"]]
         if len(of_model) > 1:
             yield f"{model}: {_large_fit(of_model)}"
 
@@ -145,7 +146,8 @@ def gradient(rows: Sequence[Row]) -> Iterator[str]:
         groups = f", {row['groups']:,} equal groups"
         name = "random intercept and slope" if row["groups"] else "logistic"
         precision = "f64" if row["x64"] else "f32"
-        yield f"{name}, {precision}: {row['rows']:,} rows{groups * bool(row['groups'])}\n"
+        where = f" on {row['machine']['gpu']}" * row["gpu"]
+        yield f"{name}, {precision}{where}: {row['rows']:,} rows{groups * bool(row['groups'])}\n"
         ns = dict(row["ns_a_row"]["in_a_loop"])
         model, speed = ns[MODEL], row["memory_bytes_a_second"] / 1e9
         ns[f"({row['bytes_a_row']:.1f} bytes a row, {speed:.0f} GB/s)"] = row["bytes_a_row"] / speed
