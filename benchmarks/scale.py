@@ -41,7 +41,7 @@ from .measure.machine import MIB, TaskCount, gpu_cluster, local_cluster, peak_mi
 from .measure.script import Store, parse
 from .tables import cost
 
-ROWS_A_GPU_SHARD = 1_000_000
+ROWS_A_GPU_SHARD = 250_000
 ROWS_A_FILE, FILES_AT_ONCE = 250_000, 4  # whose rows are shuffled among each other
 WAYS = ("tree-cluster", "tree-threads", "flat")
 AHEAD = 8  # contributions that are on their way to the client while one is added

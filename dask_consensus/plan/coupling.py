@@ -8,7 +8,7 @@ import numpy as np
 
 from ..cluster.mapreduce import on_worker
 from ..cluster.shards import Shards
-from ..cluster.tasks import broadcast, compute
+from ..cluster.tasks import broadcast, call, compute
 from ..model.model import named
 from ..shard.additivity import changed_terms
 from ..shard.subsets import piece, shapes
@@ -34,7 +34,8 @@ def with_coupling(plan: Plan, shards: Shards, points: np.ndarray) -> Plan:
     for number, members in enumerate(mixtures):
         room = _share(size[0], len(members))
         pieces = [
-            on_worker(execution, piece, shards.data[k], codes, room, place)
+            # Where the shard lies, whatever it lies on.
+            call(piece, shards.data[k], codes, room, place)
             for place, k in enumerate(members)
         ]
         tasks.append(on_worker(execution, changed_terms, pieces, model, points, size, number))

@@ -15,6 +15,7 @@ import numpy as np
 from ..shard_data import ROWS, Shard, ShardData, Size, pad
 
 _CLOSELY = 1024  # rows of a shard whose units are looked at more closely
+_MOST_ROWS = 50_000  # of units put together: more take longer, and show no more
 _FEW_ROWS = 12  # of a small part, at most
 _SHORT = 3  # rows that are taken of some units, so that there are small parts of large groups too
 _MOST_SHORT = 4  # such units of a piece
@@ -159,6 +160,9 @@ def shapes(padded: Sequence[Size], n_pieces: int) -> tuple[Size, Size]:
     """Give the shapes of a whole, and of its small parts, far apart in length."""
     rows = max(size.rows for size in padded)
     levels = [max(counts) for counts in zip(*(size.groups for size in padded), strict=True)]
+    if rows > _MOST_ROWS:
+        levels = [max(1, round(count * _MOST_ROWS / rows)) for count in levels]
+        rows = _MOST_ROWS
     return (
         Size(max(rows, 3 * _FEW_ROWS), tuple(count + n_pieces + 1 for count in levels)),
         Size(_FEW_ROWS + 5, (_FEW_ROWS + 3,) * len(levels)),
