@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 
-from dask_consensus.frame.arrays import Column, Layout, encode, to_shard
+from dask_consensus.frame.arrays import Column, Layout, encode, row_order, to_shard
 from dask_consensus.shard_data import Shard, Size, pad, size_of
 
 VISITS = Layout(
@@ -271,3 +271,23 @@ def test_shard_without_rows_has_nothing_to_repeat():
     assert (shard.rows, shard.groups) == (0, (0, 0))
     with pytest.raises(ValueError, match="without rows"):
         pad(shard, Size(1, (1, 1)))
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i4", "i8", "u8", "?"])
+@pytest.mark.parametrize("ranks", [1, 300, 2**40])
+def test_the_order_of_rows_is_that_of_one_column_after_another(ranks, dtype):
+    rng = np.random.default_rng(0)
+    values = rng.choice([-2.5, -1e-30, -0.0, 0.0, 1.0, 3e9], 500)
+    extreme = rng.choice([np.iinfo(np.int64).min, -1, 0, np.iinfo(np.int64).max], 500)
+    columns = [
+        rng.integers(0, ranks, 500),
+        values.astype(dtype) if dtype in ("f4", "f8", "?") else extreme.astype(dtype),
+        rng.normal(size=500).round(1).astype("f4"),
+        rng.normal(size=500),
+    ]
+    for n in range(len(columns) + 1):
+        ordered = [column[row_order(columns[:n], 500)] for column in columns[:n]]
+        expected = [column[np.lexsort(columns[:n][::-1])] for column in columns[:n]]
+        for a, b in zip(ordered, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert len(row_order([np.empty(0)], 0)) == 0

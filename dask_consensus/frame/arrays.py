@@ -155,8 +155,36 @@ def key_name(level: int) -> str:
 
 
 def row_order(columns: Sequence[np.ndarray], rows: int) -> np.ndarray:
-    """Return the order that sorts rows by the columns, the first one first."""
-    return np.lexsort(columns[::-1]) if columns else np.arange(rows)
+    """Return the order that sorts rows by the columns, the first one first.
+
+    As many columns as fit in 64 bits are sorted by at once, which is many times faster than one
+    after another; the others are looked at where rows tie.
+    """
+    key, free = np.zeros(rows, np.uint64), 64
+    for column in columns if rows else ():
+        ordinals, bits = _ordinals(column)
+        free -= bits
+        if free < 0:
+            break
+        key = (key << np.uint64(bits % 64)) | ordinals
+    order = np.argsort(key)
+    if free < 0:
+        same = np.diff(key[order]) == 0
+        tied = np.append(same, False) | np.append(False, same)
+        among = order[tied]
+        order[tied] = among[np.lexsort([column[among] for column in columns[::-1]])]
+    return order
+
+
+def _ordinals(column: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return whole numbers in the order of the values, and in how many bits all of them fit."""
+    if column.dtype.kind == "f":
+        # Bits of floats are in their order, of negative ones in the opposite; zero has no sign.
+        whole = (column + 0).view(f"i{column.dtype.itemsize}")
+        column = np.where(whole < 0, whole ^ np.iinfo(whole.dtype).max, whole)
+    least, largest = int(column.min()), int(column.max())
+    ordinals = column.astype(np.int64).view(np.uint64) - np.uint64(least % 2**64)
+    return ordinals, (largest - least).bit_length()
 
 
 def _as_numbers(values: pd.Series, column: Column, x64: bool) -> np.ndarray:

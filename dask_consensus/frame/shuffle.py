@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import getitem
 from typing import TYPE_CHECKING, NamedTuple
 
 import dask
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 SHARD = "shard number"
 """The column that holds each row's shard; no argument of a model can bear this name."""
+
+
+_TOGETHER = 8  # shards to which rows travel at once
+_LEAST_JOURNEYS = 16  # to fewer places all workers would not have enough to do
 
 
 class BucketMap(NamedTuple):
@@ -73,15 +78,32 @@ def shuffle(
     """Send encoded rows to the shard in their column `SHARD` and turn shards into arrays.
 
     Rows travel by `method`, "tasks", "disk" or "p2p". By default it is what Dask is configured to
-    use, else "p2p" under a distributed client and "tasks" elsewhere.
+    use, else "p2p" under a distributed client and "tasks" elsewhere. They travel to several shards
+    at once, which are told apart where they arrive: what a partition sends to one shard of
+    thousands is a few rows, and moving it costs the same as moving many.
     """
-    # The last division is inclusive: as no row is placed in it, no shard gets two numbers.
-    divisions = list(range(n_shards + 1))
-    return (
-        placed.set_index(SHARD, divisions=divisions, shuffle_method=method or _default_method())
-        .map_partitions(collate, layout, meta=(None, "object"), enforce_metadata=False)
-        .to_delayed()
-    )
+    size = max(1, min(_TOGETHER, n_shards // _LEAST_JOURNEYS))
+    firsts = range(0, n_shards, size)
+    # The last division is inclusive, but no row is placed in it.
+    arrived = placed.set_index(
+        SHARD, divisions=[*firsts, n_shards], shuffle_method=method or _default_method()
+    ).to_delayed()
+    collated, pick = delayed(_collate_each, pure=True), delayed(getitem, pure=True)
+    shards = []
+    for first, rows in zip(firsts, arrived, strict=True):
+        numbers = range(first, min(first + size, n_shards))
+        several = collated(rows, layout, numbers)
+        shards += [pick(several, i) for i in range(len(numbers))]
+    return shards
+
+
+def _collate_each(arrived: pd.DataFrame, layout: Layout, numbers: range) -> list[Shard]:
+    """Make the shards of these numbers of rows that are sorted by them."""
+    at = arrived.index.to_numpy()
+    return [
+        collate(arrived.iloc[np.searchsorted(at, k) : np.searchsorted(at, k, "right")], layout)
+        for k in numbers
+    ]
 
 
 def _gather(partitions: Sequence[pd.DataFrame], layout: Layout) -> Shard:
@@ -93,11 +115,15 @@ def _look_up(partition: pd.DataFrame, layout: Layout, table: BucketMap) -> pd.Da
     """Encode the rows of a partition and look up the shard of each one's group."""
     encoded = encode(partition, layout)
     hashes = hash_keys(of_form(encoded[key_name(0)].array, layout.forms[0]))
-    bucket = hashes >> table.shift
+    # In order neighbours are looked up in the same place of a large table.
+    order = np.argsort(hashes)
+    bucket = hashes[order] >> table.shift
     position = np.searchsorted(table.buckets, bucket).clip(max=len(table.buckets) - 1)
     if not np.array_equal(table.buckets[position], bucket):
         raise frame_changed(f"{layout.by[0]!r} has groups that were not there when it was counted")
-    return encoded.assign(**{SHARD: table.shard[position]})
+    shard = np.empty(len(encoded), np.int32)
+    shard[order] = table.shard[position]
+    return encoded.assign(**{SHARD: shard})
 
 
 def _deal(
