@@ -131,6 +131,7 @@ class VerdictOptions(_Section):
 # The least that whole numbers may be.
 _LEAST = dict.fromkeys(("n_shards", "rows_per_shard", "num_warmup", "num_chains", "rounds"), 1)
 _LEAST |= {"shards_per_task": 1, "num_samples": 4, "split_every": 2, "seed": 0, "retries": 0}
+_LEAST |= {"freed_memory": 0}
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ class Options:
     resources: Mapping[str, float] | None
     shards_per_task: int | Literal["auto"]
     retries: int
+    freed_memory: int
     cache: str
     laplace: LaplaceOptions
     pilot: PilotOptions
@@ -193,6 +195,7 @@ class Options:
         return cls(
             given=given,
             retries=dask.config.get("consensus.retries"),
+            freed_memory=dask.config.get("consensus.freed-memory"),
             cache=dask.config.get("consensus.cache") or "",
             laplace=LaplaceOptions.configured("laplace"),
             pilot=PilotOptions.configured("pilot"),

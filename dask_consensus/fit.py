@@ -10,6 +10,7 @@ from typing import Any
 import dask.dataframe as dd
 import xarray as xr
 
+from .cluster.freed import freed_memory_kept
 from .cluster.mapreduce import on_worker
 from .cluster.placement import Execution, check_resources, workers_with
 from .cluster.shards import Shards, persist
@@ -58,12 +59,17 @@ class LazyFit:
 
     def plan(self) -> Plan:
         """Read the model and count the rows; sample nothing."""
-        return make_plan(
-            self.frame, self.model, by=self.by, columns=self.columns, options=self.options
-        )
+        with freed_memory_kept(self.options.freed_memory):
+            return make_plan(
+                self.frame, self.model, by=self.by, columns=self.columns, options=self.options
+            )
 
     def compute(self) -> xr.DataTree:
         """Run the fit."""
+        with freed_memory_kept(self.options.freed_memory):
+            return self._run()
+
+    def _run(self) -> xr.DataTree:
         clock = Clock()
         check_resources(self.options.resources)
         with clock("plan"):

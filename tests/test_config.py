@@ -105,6 +105,7 @@ def test_every_key_of_a_section_is_among_those_that_are_refused():
         ("target-accept-prob", 1.5),
         ("split-every", 1),
         ("retries", -1),
+        ("freed-memory", -1),
         ("cache", 7),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from operator import getitem
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -99,11 +100,8 @@ def shuffle(
 
 def _collate_each(arrived: pd.DataFrame, layout: Layout, numbers: range) -> list[Shard]:
     """Make the shards of these numbers of rows that are sorted by them."""
-    at = arrived.index.to_numpy()
-    return [
-        collate(arrived.iloc[np.searchsorted(at, k) : np.searchsorted(at, k, "right")], layout)
-        for k in numbers
-    ]
+    bounds = np.searchsorted(arrived.index, np.arange(numbers.start, numbers.stop + 1))
+    return [collate(arrived.iloc[a:b], layout) for a, b in pairwise(bounds)]
 
 
 def _gather(partitions: Sequence[pd.DataFrame], layout: Layout) -> Shard:
