@@ -2,8 +2,9 @@
 
 Takes the random intercept and slope (10 rows a group) and the logistic regression on 20
 predictors, in single and in double precision, and measures on one processor, or on a GPU with
-``--gpu``, the gradient as a shard computes it, in a loop as NUTS has it, and the memory traffic it cannot do without. Other
-ways to the gradient, as tried at commit 4dac8fc, are in ``results/gradient.json``.
+``--gpu``, the gradient as a shard computes it, in a loop as NUTS has it, and the memory traffic it
+cannot do without. Other ways to the gradient, as tried at commit 4dac8fc, are in
+``results/gradient.json``.
 
     python -m benchmarks.gradient
     python -m benchmarks.gradient --gpu --rows 10000000

@@ -1,4 +1,4 @@
-"""What becomes of memory that a worker frees while a fit runs?
+"""Memory that a worker frees while a fit runs, and what becomes of it.
 
 Dask starts its workers with ``MALLOC_TRIM_THRESHOLD_=65536``: the C library gives freed memory back
 to the system at once, so that idle workers look small. Arrays that are made and freed thousands of
