@@ -31,6 +31,7 @@ from unittest import mock
 import dask
 import dask.dataframe as dd
 import numpy as np
+import pandas as pd
 from dask.sizeof import sizeof
 from distributed import Client
 
@@ -52,16 +53,21 @@ TOY = {
 }  # fmt: skip
 
 
-def write(folder: Path, rows: int, seed: int, model: str = "slopes") -> None:
-    """Write Parquet files, a few at a time; the rows of a group lie in any of those few."""
-    folder.mkdir()
+def simulated(rows: int, seed: int, model: str) -> Iterator[pd.DataFrame]:
+    """Simulate rows, those of a few files at a time."""
     batch = ROWS_A_FILE * FILES_AT_ONCE
     for number, first in enumerate(range(0, rows, batch)):
         rng = np.random.default_rng([seed, number])
         sizes = np.full(min(batch, rows - first) // ROWS_A_GROUP, ROWS_A_GROUP)
         frame, _ = GROWING[model][1](rng, sizes)
         frame = frame.assign(group=frame["group"] + first // ROWS_A_GROUP)
-        frame = frame.iloc[rng.permutation(len(frame))]
+        yield frame.iloc[rng.permutation(len(frame))]
+
+
+def write(folder: Path, rows: int, seed: int, model: str = "slopes") -> None:
+    """Write Parquet files; the rows of a group lie in any of a few."""
+    folder.mkdir()
+    for number, frame in enumerate(simulated(rows, seed, model)):
         for part, start in enumerate(range(0, len(frame), ROWS_A_FILE)):
             path = folder / f"rows-{number:04d}-{part}.parquet"
             frame.iloc[start : start + ROWS_A_FILE].to_parquet(path, index=False)
@@ -111,6 +117,7 @@ def fit(
         "worker_mib": worker_mib,
         "client_mib": peak_mib(),
         "client_before_mib": before,
+        "moments": moments,
         "z": {name: (mean - truth[name]) / sd for name, (mean, sd) in moments.items()},
         "good": bool(tree.attrs["verdict_good"]),
         "verdict": tree.attrs["verdict"],

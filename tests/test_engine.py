@@ -64,10 +64,10 @@ class Stub:
         height = -0.5 * np.einsum("gi,ij,gj->g", ended - MODE, PRECISION, ended - MODE)
         return Descents(ended, height, np.ones_like(ended))
 
-    def opinions(self, data, points, rule, size):
+    def opinions(self, data, points, rule, size, effort):
         self.questions.append(("opinions", rule.n_nodes))
         first = self.values(data, points, points[0], rule).log_likelihood
-        return Opinions(first, first, np.zeros((len(points), 1)), 1)
+        return Opinions(first, first, np.zeros((len(points), 1)), np.zeros(len(points)), 1)
 
     def most_modes(self, data, points):
         self.questions.append(("most modes", 0))

@@ -92,7 +92,7 @@ def test_a_second_opinion_sees_what_finer_nodes_do_not(populations):
     with precision(True):
         model = read(two_populations, values, groups=["g"])
         data = data_of(values, codes)
-        opinions = second_opinion(model, data, points, Rule(41, 1), data.size)
+        opinions = second_opinion(model, data, points, Rule(41, 1), data.size, 1.0)
     # Halves of some 5,000 points a group say how well they know it: to 0.01 here, over 30 groups.
     assert np.sqrt((opinions.noise**2).sum(axis=1)).max() < 0.025
     np.testing.assert_allclose(opinions.second, expected, atol=0.05)

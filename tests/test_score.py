@@ -9,7 +9,7 @@ import scipy.stats
 from dask_consensus.model.model import precision
 from dask_consensus.shard.marginal import log_likelihoods
 from dask_consensus.shard.quadrature import Rule, gradient_ladder, ladder, rule
-from dask_consensus.shard.score import expansion, score
+from dask_consensus.shard.score import expansion, heights, score
 from dask_consensus.shard.target import log_prior
 
 from .test_marginal import data_of, gaussian_log_likelihood, read, slopes
@@ -59,6 +59,8 @@ def test_points_of_several_blocks_are_one_after_another(linear_case):
     model, data = read(slopes, values, groups=["g"]), data_of(values, codes)
     points = u + 0.1 * np.random.default_rng(2).normal(size=(40, 5))
     together = score(model, data, points, 0.25, Rule(2))
+    alone = heights(model, data, points, 0.25, Rule(2))
+    np.testing.assert_allclose(alone, together.value, rtol=1e-12)
     for i in (0, 31, 32, 39):
         alone = score(model, data, points[i : i + 1], 0.25, Rule(2))
         np.testing.assert_allclose(together.value[i], alone.value[0], rtol=1e-12)

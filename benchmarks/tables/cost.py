@@ -39,6 +39,36 @@ def growth(rows: Sequence[Row]) -> Iterator[str]:
             yield f"{model}: {_large_fit(of_model)}"
 
 
+def rivals(
+    rows: Sequence[Row], truths: Mapping[str, Mapping[str, float]], ours: str
+) -> Iterator[str]:
+    """Seconds and memory of each, and how far its estimates are from the truth, in our sds."""
+    posteriors = {(row["model"], row["rows"]): row for row in rows if row["who"] == ours}
+    table = []
+    for row in sorted(rows, key=lambda row: (row["model"], row["rows"], row["seconds"])):
+        posterior = posteriors.get((row["model"], row["rows"]))
+        away = {}
+        if posterior is not None:
+            away = {
+                name: (row["estimates"][name] - truth) / posterior["sds"][name]
+                for name, truth in truths[row["model"]].items()
+            }
+        table.append(
+            {**row, "times": posterior and row["seconds"] / posterior["seconds"], "z": away}
+        )
+    columns: Columns = {
+        "model": lambda row: row["model"],
+        "rows": number("rows", ","),
+        "who": lambda row: f"{row['who']} {row['version']}".strip(),
+        "seconds": number("seconds", ",.1f"),
+        "of ours": lambda row: "-" if row["times"] is None else f"{row['times']:.2f}",
+        "memory, MiB": number("mib", ",.0f"),
+        "largest z to the truth": lambda row: _largest_z(row) if row["z"] else "-",
+        "load before": _load,
+    }
+    yield markdown(columns, table)
+
+
 def sampling(rows: Sequence[Row]) -> Iterator[str]:
     """How far samples of shards are from all of them, and what they say of it."""
 
@@ -146,7 +176,7 @@ def gradient(rows: Sequence[Row]) -> Iterator[str]:
         groups = f", {row['groups']:,} equal groups"
         name = "random intercept and slope" if row["groups"] else "logistic"
         precision = "f64" if row["x64"] else "f32"
-        where = f" on {row['machine']['gpu']}" * row["gpu"]
+        where = f" on {row['machine']['gpu']}" if row["gpu"] else ""
         yield f"{name}, {precision}{where}: {row['rows']:,} rows{groups * bool(row['groups'])}\n"
         ns = dict(row["ns_a_row"]["in_a_loop"])
         model, speed = ns[MODEL], row["memory_bytes_a_second"] / 1e9

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy.special
+import scipy.stats
 
 from ..cluster.mapreduce import Answer, each, map_reduce, on_worker
 from ..cluster.shards import Shards
@@ -32,7 +33,9 @@ _FEW_DRAWN = 2  # of a sample, whose nodes are compared
 _T, _W = scipy.special.roots_hermitenorm(5)
 _DISTANCES, _SHARES = np.delete(_T, 2), np.delete(_W / _W.sum(), 2)  # nodes but for the center
 _MODES_AT = 8  # points at which modes of local effects are counted, beside those on axes
-_OF_HALVES, _OF_UNITS = 2.0, 3.0  # times its Monte Carlo error that a second opinion may differ by
+_OF_HALVES = 2.0  # times what the halves of a second opinion differ by, that it may differ by
+_MANY_UNITS = 1_000_000  # from which on a second opinion takes more points
+_BY_CHANCE = 1e-3  # how often it differs by more than its Monte Carlo error explains
 _PROBE = 32  # points on which node counts are compared
 _INTEGRATION = 0.02  # sd, over points, of the log weight's integration error that is accepted
 
@@ -289,10 +292,11 @@ class LogPosterior(NamedTuple):
 
     def _second_opinion(self, points: Array) -> tuple[Array, Array]:
         """First-order changes by a rule of another kind, at least and at most: ``(2, d)`` each."""
-        rule, execution = self.rule, self.shards.execution
-        given = self.rounded(points)
+        # The more groups some speak for, the better must be known what they say.
+        effort = max(1.0, self._n_units() / _MANY_UNITS) ** 0.5
+        execution, question = self.shards.execution, (self.rounded(points), self.rule, effort)
         tasks = [
-            on_worker(execution, _opinions_of_some, data, self.model, given, rule)
+            on_worker(execution, _opinions_of_some, data, self.model, *question)
             for data in self._some_shards()
         ]
         opinions = compute(tasks)
@@ -301,10 +305,13 @@ class LogPosterior(NamedTuple):
         change = sum(opinion.second - opinion.first for opinion in opinions) / share
         of_units = np.concatenate([opinion.noise for opinion in opinions], axis=1) / share
         size = np.abs(first_order(change))
+        bias = np.abs(first_order(sum(opinion.bias for opinion in opinions) / share))
         # Of few units the halves differ by chance; of skewed ones all may err alike.
         by_halves = np.abs(first_order(of_units.sum(axis=1)))
         by_units = np.sqrt((first_order(of_units) ** 2).sum(axis=-1))
-        unsure = np.maximum(_OF_HALVES * by_halves, _OF_UNITS * by_units)
+        # One of all these numbers may well be off by three times what is usual.
+        unusual = scipy.stats.norm.isf(_BY_CHANCE / 2 / size.size)
+        unsure = np.maximum(_OF_HALVES * by_halves, unusual * by_units) + bias
         return np.maximum(size - unsure, 0.0), size + unsure
 
 
@@ -334,9 +341,12 @@ def _modes_of_some(data: ShardData, model: ShardModel, points: Array) -> int:
     return engine_of(model).most_modes(few_units(data, model.codes), points)
 
 
-def _opinions_of_some(data: ShardData, model: ShardModel, points: Array, rule: Rule) -> Opinions:
+def _opinions_of_some(
+    data: ShardData, model: ShardModel, points: Array, rule: Rule, effort: float
+) -> Opinions:
     """Two opinions on some of a shard's units; runs on a worker."""
-    return engine_of(model).opinions(few_units(data, model.codes), points, rule, data.size)
+    few = few_units(data, model.codes)
+    return engine_of(model).opinions(few, points, rule, data.size, effort)
 
 
 def _evaluate(data: ShardData, question: tuple[ShardModel, Array, Array, Sequence[Rule]]) -> Answer:
@@ -357,7 +367,7 @@ def _evaluate(data: ShardData, question: tuple[ShardModel, Array, Array, Sequenc
 def _height(data: ShardData, weight: float, question: tuple[ShardModel, Array, Rule]) -> Answer:
     """One shard's log density at points; runs on a worker."""
     model, points, rule = question
-    return Answer(engine_of(model).gradient(data, points, weight, rule).value, None)
+    return Answer(engine_of(model).heights(data, points, weight, rule), None)
 
 
 def _evaluate_apart(

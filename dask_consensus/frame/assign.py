@@ -116,7 +116,7 @@ def shards(
         placed = place_by_key(rows, layout, assignment.table)
     else:
         placed = place_in_turn(rows, layout, assignment.offsets, assignment.n_shards)
-    return shuffle(placed, layout, assignment.n_shards, shuffle_method)
+    return shuffle(placed, layout, assignment.rows, shuffle_method)
 
 
 def _assign(

@@ -27,8 +27,8 @@ SHARD = "shard number"
 """The column that holds each row's shard; no argument of a model can bear this name."""
 
 
-_TOGETHER = 8  # shards to which rows travel at once
-_LEAST_JOURNEYS = 16  # to fewer places all workers would not have enough to do
+_TOGETHER = 2_000_000  # rows that travel to one place, at most
+_JOURNEYS = (64, 256)  # to fewer places not all workers had work; to more, pieces are small
 
 
 class BucketMap(NamedTuple):
@@ -74,16 +74,20 @@ def place_in_turn(
 
 
 def shuffle(
-    placed: dd.DataFrame, layout: Layout, n_shards: int, method: str | None = None
+    placed: dd.DataFrame, layout: Layout, rows: np.ndarray, method: str | None = None
 ) -> list[Delayed]:
     """Send encoded rows to the shard in their column `SHARD` and turn shards into arrays.
 
-    Rows travel by `method`, "tasks", "disk" or "p2p". By default it is what Dask is configured to
-    use, else "p2p" under a distributed client and "tasks" elsewhere. They travel to several shards
-    at once, which are told apart where they arrive: what a partition sends to one shard of
-    thousands is a few rows, and moving it costs the same as moving many.
+    `rows` are those that each shard will have, ``(n_shards,)``. They travel by `method`, "tasks",
+    "disk" or "p2p"; by default it is what Dask is configured to use, else "p2p" under a distributed
+    client and "tasks" elsewhere. They travel to several shards at once, which are told apart where
+    they arrive: what a partition sends to one shard of thousands is a few rows, and moving them
+    costs the same as moving many.
     """
-    size = max(1, min(_TOGETHER, n_shards // _LEAST_JOURNEYS))
+    n_shards = len(rows)
+    least, most = _JOURNEYS
+    size = max(n_shards // least if n_shards < most else -(-n_shards // most), 1)
+    size = min(size, max(int(_TOGETHER / rows.mean()), 1))
     firsts = range(0, n_shards, size)
     # The last division is inclusive, but no row is placed in it.
     arrived = placed.set_index(
@@ -91,9 +95,9 @@ def shuffle(
     ).to_delayed()
     collated, pick = delayed(_collate_each, pure=True), delayed(getitem, pure=True)
     shards = []
-    for first, rows in zip(firsts, arrived, strict=True):
+    for first, place in zip(firsts, arrived, strict=True):
         numbers = range(first, min(first + size, n_shards))
-        several = collated(rows, layout, numbers)
+        several = collated(place, layout, numbers)
         shards += [pick(several, i) for i in range(len(numbers))]
     return shards
 

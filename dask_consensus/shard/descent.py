@@ -99,7 +99,8 @@ def _descent(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, jax
         whole = jnp.ones((), start.dtype)
 
         def at(z: jax.Array, modes: Any) -> tuple[jax.Array, jax.Array, Any]:
-            value, gradient, modes = evaluate(data, whole, nodes, count, modes, start + scale * z)
+            there = evaluate(data, whole, nodes, count, modes, start + scale * z)
+            (value, gradient), modes = there
             gradient = gradient * scale
             finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
             return jnp.where(finite, value, -jnp.inf), gradient, modes

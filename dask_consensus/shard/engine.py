@@ -16,7 +16,7 @@ from .descent import Descents, descend
 from .effects import effects_per_unit, obstacle
 from .marginal import Modes, Values, log_likelihoods, modes_at, most_modes
 from .quadrature import Rule, gradient_ladder, ladder
-from .score import Expansion, Score, expansion, score
+from .score import Expansion, Score, expansion, heights, score
 from .second_opinion import Opinions, second_opinion
 
 
@@ -50,6 +50,10 @@ class AdaptiveQuadrature:
         """Log density under the prior to the power `weight`, and its gradient."""
         return score(self.model, data, points, weight, rule)
 
+    def heights(self, data: ShardData, points: np.ndarray, weight: float, rule: Rule) -> np.ndarray:
+        """Log density under the prior to the power `weight`, ``(G,)``."""
+        return heights(self.model, data, points, weight, rule)
+
     def descents(
         self, data: ShardData, starts: np.ndarray, scale: np.ndarray, most: int
     ) -> Descents:
@@ -62,9 +66,11 @@ class AdaptiveQuadrature:
         """Log density to second order about `u`, and a trace of the third."""
         return expansion(self.model, data, u, axes, weight, rule)
 
-    def opinions(self, data: ShardData, points: np.ndarray, rule: Rule, size: Size) -> Opinions:
+    def opinions(
+        self, data: ShardData, points: np.ndarray, rule: Rule, size: Size, effort: float
+    ) -> Opinions:
         """Log likelihood of some units of a shard by two unlike rules, less the first point's."""
-        return second_opinion(self.model, data, points, rule, size)
+        return second_opinion(self.model, data, points, rule, size, effort)
 
     def most_modes(self, data: ShardData, points: np.ndarray) -> int:
         """Count the modes that a group has at ``(G, d)`` points, where it has most."""
