@@ -183,7 +183,7 @@ def gradient(rows: Sequence[Row]) -> Iterator[str]:
         ns[f"({row['bytes_a_row']:.1f} bytes a row, {speed:.0f} GB/s)"] = row["bytes_a_row"] / speed
         columns: Columns = {
             "gradient": lambda way: way[0],
-            "ns a row": lambda way: f"{way[1]:.2f}",
+            "ns a row": lambda way: f"{way[1]:.3g}",
             "times as fast as the model's": lambda way, model=model: f"{model / way[1]:.2f}",
         }
         yield markdown(columns, ns.items())
