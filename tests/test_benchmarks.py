@@ -11,7 +11,7 @@ from pathlib import Path
 import dask
 import pytest
 
-from benchmarks import agreement, gradient, reference, sampling, scale, speed, verdict
+from benchmarks import agreement, gradient, reference, rivals, sampling, scale, speed, verdict
 from benchmarks.cases.drawn import LIKELIHOODS, drawn_trial
 from benchmarks.cases.hostile import TRIALS
 from benchmarks.measure.script import RESULTS
@@ -47,6 +47,19 @@ def test_reference_and_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr().out
     assert "osic: skipped, it has no toy size" in printed
     assert "| variances-2 | 2 |" in printed
+
+
+def test_rivals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = ["--toy", "--results", str(tmp_path), "--model", "binary"]
+    monkeypatch.setattr(rivals.shutil, "which", lambda _: None)
+    rivals.main([*toy, "--who", rivals.OURS, "lme4"])
+    (row,) = rows_of(tmp_path, "rivals")
+    assert set(row["estimates"]) == set(row["sds"]) == {"alpha", "beta", "tau"}
+    printed = capsys.readouterr().out
+    assert "lme4 is left out: R is not installed" in printed
+    assert "| binary | 400 | this package |" in printed
 
 
 def test_sampling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +183,7 @@ def test_an_answer_that_takes_too_long_stops_nothing() -> None:
         assert answer({"seconds": 0, "by": 3}) == {"value": 2}
 
 
-@pytest.mark.parametrize("script", [agreement, speed, scale, gradient, verdict])
+@pytest.mark.parametrize("script", [agreement, speed, scale, gradient, verdict, rivals])
 def test_tables_print_from_the_stored_results(script, capsys: pytest.CaptureFixture[str]) -> None:
     script.main(["--table"])
     assert capsys.readouterr().out.count("|---|") >= 3

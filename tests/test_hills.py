@@ -100,23 +100,6 @@ def test_a_second_opinion_sees_what_finer_nodes_do_not(populations):
     assert opinions.units == 30
 
 
-def test_a_second_opinion_of_few_points_takes_its_bias_away():
-    """Of 2,000 groups, whose integral is a closed form that the rule has exactly."""
-    rng = np.random.default_rng(0)
-    g = np.repeat(np.arange(2000), 3)
-    x, a, b = rng.normal(size=len(g)), rng.normal(size=2000), rng.normal(size=2000)
-    values = {"x": x, "y": a[g] + b[g] * x + 0.5 * rng.normal(size=len(g))}
-    points = np.array([[0.1, 0.2, 0.0, 0.0, -0.7], [0.1, 0.2, 0.5, 0.4, -0.2]])
-    with precision(True):
-        model, data = read(slopes, values, groups=["g"]), data_of(values, {"g": g})
-        opinions = second_opinion(model, data, points, Rule(5), data.size, 1 / 4)
-    noise = np.sqrt((opinions.noise[1] ** 2).sum())
-    error = opinions.second[1] - opinions.first[1]
-    print(error, opinions.bias[1], noise)
-    assert abs(error) < 3 * noise
-    assert abs(error - 2 * opinions.bias[1]) > 5 * noise
-
-
 @pytest.mark.slow
 def test_a_second_opinion_agrees_on_gaussian_units():
     """Two effects a group, whose integral is a closed form that the rule has exactly."""
