@@ -70,6 +70,7 @@ class LazyFit:
             return self._run()
 
     def _run(self) -> xr.DataTree:
+        """Go from the plan to the verdict."""
         clock = Clock()
         check_resources(self.options.resources)
         with clock("plan"):

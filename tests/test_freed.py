@@ -40,5 +40,7 @@ def test_workers_keep_what_they_free_until_the_last_fit_ends(cluster):
         with pytest.raises(ZeroDivisionError), freed_memory_kept(64):
             1 / 0  # noqa: B018
         assert not any(on_workers(client))
+        with freed_memory_kept(4096):  # whose bytes are no C int
+            assert all(on_workers(client))
         with freed_memory_kept(0):
             assert not any(on_workers(client))

@@ -23,6 +23,7 @@ from .placement import current_client
 _VARIABLE, _OF_DASK = "MALLOC_TRIM_THRESHOLD_", 65_536
 _TRIM, _MAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
 _MAPPED_BY_DEFAULT, _MOST_MAPPED = 2**17, 2**25  # bytes; the C library takes no more than that
+_LARGEST = 2**30  # bytes; a larger number would be no C int
 _LOCK = threading.Lock()
 _FITS = [0]  # that run on this process
 
@@ -54,7 +55,8 @@ class KeepFreed(WorkerPlugin):
         """Keep freed memory; Dask calls this."""
         with _LOCK:
             _FITS[0] += 1
-            _give_back_beyond(self._size, min(self._size // 2, _MOST_MAPPED))
+            size = min(self._size, _LARGEST)
+            _give_back_beyond(size, min(size // 2, _MOST_MAPPED))
 
     def teardown(self, worker: Any) -> None:
         """Go back to what Dask asked for, and give back what was kept, after the last fit."""
