@@ -6,6 +6,7 @@ Importing the package registers ``ddf.consensus``; JAX and NumPyro are imported 
 from importlib.metadata import version as _version
 
 from .accessor import ConsensusAccessor
+from .local.frame import tree_to_frame
 
 __version__ = _version("dask_consensus")
-__all__ = ["ConsensusAccessor"]
+__all__ = ["ConsensusAccessor", "tree_to_frame"]

@@ -127,12 +127,26 @@ class ConsensusAccessor:
             takes as many as its memory holds; on a CPU they follow one another, and more than one
             only makes fewer tasks for the scheduler.
 
+        local : {"summary", "draws", None}
+            Effects of groups, where they can be integrated out: mean, sd, 5%, 50% and 95% quantile
+            of every site that has an entry a group ("summary"); or draws of them, each belonging to
+            a draw of the shared parameters.
+        local_draws : int, optional
+            Draws of the shared parameters at which the effects are found, taken evenly from those
+            of the result. Configured default 24, up to 256 of few rows; the plan
+            says what each costs.
+        store : str, optional
+            Folder or URL that does not exist yet. Workers write draws of the effects of groups
+            there, as Zarr, and ``tree["local"]`` reads them when it is used.
+
         Returns
         -------
         xarray.DataTree
             ``posterior`` with dims (chain, draw, ...); ``uncorrected``, the combination before its
             correction; ``shards`` with each shard's diagnostics, dims (round, shard); ``rounds``;
-            ``correction``. ``attrs["verdict"]`` says what may be believed. Or the lazy object.
+            ``correction``; ``local`` with the effects of groups, dims (statistic, <key>, ...) or
+            (chain, draw, <key>, ...). ``attrs["verdict"]`` says what may be believed. Or the lazy
+            object.
 
         Raises
         ------

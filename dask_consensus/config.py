@@ -20,6 +20,7 @@ import yaml
 Method = Literal["auto", "laplace", "anchored", "consensus", "parametric"]
 Correct = Literal["auto"] | bool
 Weights = Literal["full", "diagonal"]
+Local = Literal["summary", "draws"]
 
 # Values of Dask's own configuration (files, environment, dask.config.set) win over these.
 _FILE = yaml.safe_load(resources.files("dask_consensus").joinpath("consensus.yaml").read_text())
@@ -47,6 +48,9 @@ class FitOptions(TypedDict, total=False):
     split_every: int | None
     resources: Mapping[str, float] | None
     shards_per_task: int | Literal["auto"]
+    local: Local | None
+    local_draws: int | None
+    store: str | None
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,14 @@ class CorrectionOptions(_Section):
 
 
 @dataclass(frozen=True)
+class LocalOptions(_Section):
+    """Over how many draws group effects are summed up, and how many groups a client takes."""
+
+    draws: int
+    groups: int
+
+
+@dataclass(frozen=True)
 class VerdictOptions(_Section):
     """What the verdict calls good."""
 
@@ -131,7 +143,7 @@ class VerdictOptions(_Section):
 # The least that whole numbers may be.
 _LEAST = dict.fromkeys(("n_shards", "rows_per_shard", "num_warmup", "num_chains", "rounds"), 1)
 _LEAST |= {"shards_per_task": 1, "num_samples": 4, "split_every": 2, "seed": 0, "retries": 0}
-_LEAST |= {"freed_memory": 0}
+_LEAST |= {"freed_memory": 0, "local_draws": 2}
 
 
 @dataclass(frozen=True)
@@ -170,6 +182,9 @@ class Options:
     split_every: int
     resources: Mapping[str, float] | None
     shards_per_task: int | Literal["auto"]
+    local: Local | None
+    local_draws: int | None
+    store: str | None
     retries: int
     freed_memory: int
     cache: str
@@ -177,6 +192,7 @@ class Options:
     pilot: PilotOptions
     anchored: AnchoredOptions
     correction: CorrectionOptions
+    local_limits: LocalOptions
     verdict: VerdictOptions
 
     @classmethod
@@ -186,8 +202,9 @@ class Options:
         _check_keys(dask.config.get("consensus"), _DEFAULTS | dict.fromkeys(map(_key, _UNSET)))
         values = {**_UNSET, **options}
         given = tuple(name for name, value in options.items() if value != _UNSET[name])
+        local = LocalOptions.configured("local")
         for name, value in values.items():
-            if value is None:
+            if value is None and name not in _MAY_BE_NONE:
                 values[name] = dask.config.get(f"consensus.{_key(name)}", None)
         anchored = AnchoredOptions.configured("anchored")
         if "num_warmup" in given:
@@ -201,6 +218,7 @@ class Options:
             pilot=PilotOptions.configured("pilot"),
             anchored=anchored,
             correction=CorrectionOptions.configured("correction"),
+            local_limits=local,
             verdict=VerdictOptions.configured("verdict"),
             **values,
         )
@@ -208,11 +226,25 @@ class Options:
     def __post_init__(self) -> None:
         _check_choice("method", self.method, get_args(Method))
         _check_choice("weights", self.weights, get_args(Weights))
+        if self.local is not None:
+            _check_choice("local", self.local, get_args(Local))
+        if self.store is not None and not isinstance(self.store, str):
+            raise TypeError(f"store must be a path or URL, as text, got {self.store!r}")
+        if self.store is not None and self.local != "draws":
+            raise ValueError(
+                "store= is where draws of group effects are written: pass local='draws' with it, "
+                "or leave it out and save the tree (tree.to_zarr, tree.to_netcdf)"
+            )
         if self.correct not in ("auto", True, False):
             raise ValueError(f"correct must be 'auto', True or False, got {self.correct!r}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            free = {"n_shards": None, "rounds": None, "shards_per_task": "auto"}
+            free = {
+                "n_shards": None,
+                "rounds": None,
+                "local_draws": None,
+                "shards_per_task": "auto",
+            }
             if name not in free or value != free[name]:
                 _check_whole(self._called(name), value, least)
         if self.seed >= 2**32:
@@ -236,7 +268,9 @@ _UNSET: dict[str, Any] = {name: None for name in FitOptions.__annotations__} | {
     "seed": 0,
     "correct": "auto",
     "shards_per_task": 1,
+    "local": "summary",
 }
+_MAY_BE_NONE = ("local", "local_draws", "store")
 
 
 _UNCONFIGURED = [name for name, value in _UNSET.items() if value is not None]

@@ -1,4 +1,4 @@
-"""The story of a fit: plan, shard, locate, combine, correct, judge."""
+"""The story of a fit: plan, shard, locate, combine, correct, judge, group effects."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from .combination.reports import Combined, Guess
 from .combination.subposterior import SamplingFailed
 from .config import Options
 from .correction.assessment import nearest, usable
+from .correction.draws import posterior_draws
 from .correction.importance import correct
 from .correction.likelihood import LogPosterior
 from .correction.peaks import moments_of
 from .correction.state import Correction, CorrectionSettings
 from .frame.assign import shards as rows_to_shards
 from .frame.unchanged import unchanged
+from .local.effects import local_effects
+from .local.store import check_store
 from .plan.coupling import around, near_zero, with_coupling
 from .plan.plan import Plan, make_plan
 from .plan.show import warn_before_sampling
@@ -73,6 +76,7 @@ class LazyFit:
         """Go from the plan to the verdict."""
         clock = Clock()
         check_resources(self.options.resources)
+        check_store(self.options.store)
         with clock("plan"):
             plan = self.plan()
         with clock("shard"):
@@ -99,7 +103,12 @@ class LazyFit:
             plan = with_coupling(plan, shards, around(combined.mean, combined.covariance))
         verdict = judge(evidence_of(plan, guess, combined, correction))
         warn_if_bad(verdict)
-        return result(plan, guess, combined, correction, verdict, clock)
+        options = self.options
+        shape = (options.num_chains, options.num_samples)
+        draws = posterior_draws(combined, correction, shape, options.seed)
+        with clock("local"):
+            local = local_effects(plan, shards, draws, correction)
+        return result(plan, guess, combined, correction, draws, local, verdict, clock)
 
 
 def shard_rows(frame: dd.DataFrame, plan: Plan, progress: bool | None) -> Shards:
@@ -108,7 +117,8 @@ def shard_rows(frame: dd.DataFrame, plan: Plan, progress: bool | None) -> Shards
     execution = Execution(options.split_every, options.retries, progress, options.resources)
     layout = plan.bindings.layout
     unpadded = rows_to_shards(frame, layout, plan.assignment)
-    shards = persist(unpadded, execution, unchanged(plan.survey, layout))
+    check = unchanged(plan.survey, layout)
+    shards = persist(unpadded, execution, check, keep_labels=not plan.no_local_because)
     together = options.shards_per_task
     if together == "auto":
         together = _shards_that_fit(plan, shards)

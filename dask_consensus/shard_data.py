@@ -31,6 +31,9 @@ class Shard(NamedTuple):
     groups: tuple[int, ...]  # number of groups at each level of ``by``
     levels: dict[str, int]
     contents: Contents = Contents()  # by which the rows are known again
+    # For each level, the keys of its groups in the order of their codes: an array of each of the
+    # key columns from the outermost to the level's own.
+    labels: tuple[tuple[Any, ...], ...] = ()
 
 
 class ShardData(NamedTuple):

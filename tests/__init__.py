@@ -17,6 +17,7 @@ import pandas as pd
 QUICK: dict[str, Any] = {
     "method": "consensus",
     "correct": False,
+    "local": None,
     "num_warmup": 300,
     "num_samples": 500,
     "progress": False,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import hypothesis.strategies as st
 import numpy as np
 import pandas as pd
@@ -38,8 +40,10 @@ def visits(draw: st.DrawFn) -> pd.DataFrame:
     )
 
 
-def assert_same(one: Shard, other: Shard) -> None:
-    assert one._replace(arguments={}) == other._replace(arguments={})
+def assert_same_shard(one: Shard, other: Shard) -> None:
+    plain: dict[str, Any] = {"arguments": {}, "labels": ()}
+    assert one._replace(**plain) == other._replace(**plain)
+    assert repr(one.labels) == repr(other.labels)
     assert list(one.arguments) == list(other.arguments)
     for name, values in one.arguments.items():
         assert values.dtype == other.arguments[name].dtype
@@ -50,7 +54,7 @@ def assert_same(one: Shard, other: Shard) -> None:
 @given(visits(), st.randoms(use_true_random=False))
 def test_shard_does_not_depend_on_the_order_of_rows(frame, random):
     order = random.sample(range(len(frame)), len(frame))
-    assert_same(to_shard(frame, VISITS), to_shard(frame.iloc[order], VISITS))
+    assert_same_shard(to_shard(frame, VISITS), to_shard(frame.iloc[order], VISITS))
 
 
 @given(visits())
@@ -246,7 +250,7 @@ def test_no_padding_where_sizes_are_equal():
     padded = pad(shard, size_of(shard))
     assert padded.rows.all()
     assert all(mask.all() for mask in padded.groups)
-    assert_same(shard, shard._replace(arguments=padded.arguments))
+    assert_same_shard(shard, shard._replace(arguments=padded.arguments))
 
 
 @pytest.mark.parametrize(

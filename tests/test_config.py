@@ -54,6 +54,7 @@ WHOLE = [
     "pilot.num-samples", "anchored.num-warmup", "anchored.num-samples", "anchored.rounds",
     "anchored.rounds-corrected", "correction.first-points", "correction.later-points",
     "correction.iterations", "correction.sampled-shards", "correction.sampled-rows",
+    "local.draws", "local.groups",
 ]  # fmt: skip
 REAL = [
     "correction.ess", "correction.k-hat", "correction.sd-error", "correction.emulator-error",

@@ -37,6 +37,7 @@ fit
   sampling           300 warm-up + 500 draws, 2 chains a shard
   correction         none, because correct=False
   result             2 chains of 500 draws
+  group effects      none, because local=None
   shared dimensions  3
   precision          float32
 

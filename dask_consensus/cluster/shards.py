@@ -22,6 +22,8 @@ class Shards(NamedTuple):
     sizes: Sequence[Size]  # what each holds, padding left out
     padded: Sequence[Size]  # the shape each is padded to
     execution: Execution  # how work is sent to them
+    # The keys of each shard's groups, as `Shard.labels`; none where they were not asked for.
+    labels: Sequence[Delayed] = ()
 
     @property
     def n(self) -> int:
@@ -41,6 +43,7 @@ class Shards(NamedTuple):
             [self.sizes[k] for k in chosen],
             [self.padded[k] for k in chosen],
             self.execution,
+            [self.labels[k] for k in chosen] if self.labels else (),
         )
 
     def median(self) -> int:
@@ -53,10 +56,13 @@ def persist(
     unpadded: Sequence[Delayed],
     execution: Execution,
     check: Callable[[Sequence[Summary]], None] = lambda _: None,
+    *,
+    keep_labels: bool = False,
 ) -> Shards:
     """Compute the shards, pad them to common shapes, and keep them: they are read many times.
 
-    `check` is given what the shards hold, and may raise.
+    `check` is given what the shards hold, and may raise. The keys of groups are kept beside the
+    rows where they are asked for.
     """
     shards = persist_tasks(unpadded)
     summaries = compute([call(summary_of, shard) for shard in shards])
@@ -66,7 +72,12 @@ def persist(
     data = persist_tasks(
         [call(_pad, *task) for task in zip(shards, padded, summaries, strict=True)]
     )
-    return Shards(data, sizes, padded, execution)
+    labels = persist_tasks([call(_labels, shard) for shard in shards]) if keep_labels else ()
+    return Shards(data, sizes, padded, execution, labels)
+
+
+def _labels(shard: Shard) -> tuple[tuple[np.ndarray, ...], ...]:
+    return shard.labels
 
 
 def _pad(shard: Shard, size: Size, summary: Summary) -> ShardData:

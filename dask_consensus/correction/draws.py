@@ -8,10 +8,22 @@ import numpy as np
 import scipy.linalg
 
 from ..combination import gaussian
+from ..combination.reports import Combined
+from .assessment import usable
 from .proposals import Array, resample
+from .state import Correction
 from .weights import Estimate, weighted_moments
 
 _TAIL = 0.005  # share of the points on either side that equal-weight draws are not matched in
+
+
+def posterior_draws(
+    combined: Combined, correction: Correction | None, shape: tuple[int, int], seed: int
+) -> Array:
+    """Draws of the best answer at hand, ``(chains, draws, d)``: corrected where that is usable."""
+    if correction is None or not usable(correction):
+        return combined.draws
+    return equal_weight_draws(correction.estimate, shape, np.random.default_rng([seed, 1]))
 
 
 def equal_weight_draws(

@@ -146,7 +146,19 @@ def collate(encoded: pd.DataFrame, layout: Layout) -> Shard:
         groups=tuple(int(code.max(initial=-1)) + 1 for code in codes),
         levels={c.argument: c.level for c in layout.columns if c.kind == "group"},
         contents=contents_of([h[order] for h in hashes], list(values.values())),
+        labels=_labels(codes, [key.array for key in keys], order),
     )
+
+
+def _labels(
+    codes: Sequence[np.ndarray], keys: Sequence[Any], order: np.ndarray
+) -> tuple[tuple[Any, ...], ...]:
+    """Return the keys of the groups of each level, those of outer levels before its own."""
+    labels = []
+    for level, code in enumerate(codes):
+        first = order[np.flatnonzero(np.diff(code, prepend=-1))]
+        labels.append(tuple(np.asarray(key[first]) for key in keys[: level + 1]))
+    return tuple(labels)
 
 
 def key_name(level: int) -> str:

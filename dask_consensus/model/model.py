@@ -61,6 +61,16 @@ class Latent(NamedTuple):
         return int(np.prod(self.unconstrained, dtype=int))
 
 
+class Derived(NamedTuple):
+    """A deterministic site with one entry a group of a level, or a row; dims as in `Latent`."""
+
+    name: str
+    level: int
+    axis: int
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+
+
 class Term(NamedTuple):
     """A term of the log density: its site's name, its level (None: a prior term) and axis."""
 
@@ -89,6 +99,8 @@ class ShardModel:
     terms: tuple[Term, ...] = ()
     # Deterministic sites that depend on shared sites alone -> name of each axis of their value.
     deterministics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # Those that follow groups or rows, and may depend on local sites and on data.
+    derived: tuple[Derived, ...] = ()
     x64: bool = False  # whether the user works in double precision
     double: bool = True  # whether the model can be evaluated in it
     cache: str = ""  # folder of compiled code; empty for none

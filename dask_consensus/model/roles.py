@@ -7,6 +7,7 @@ look at the data, rows or groups whose order or number means something.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -31,7 +32,16 @@ from .checks import (
     sources,
 )
 from .examples import Example, examples
-from .model import TRACE_LOCK, Latent, ShardModel, Term, double_precision, named, pickle_by_value
+from .model import (
+    TRACE_LOCK,
+    Derived,
+    Latent,
+    ShardModel,
+    Term,
+    double_precision,
+    named,
+    pickle_by_value,
+)
 from .repeats import check_repeats, not_the_same
 
 
@@ -88,6 +98,7 @@ def read_model(function: Callable[..., Any], inputs: ModelInputs, *, cache: str 
             )
         model = replace(model, terms=_terms(model, (small, large), traced))
         model = replace(model, deterministics=_deterministics(model, inputs, small, traced))
+        model = replace(model, derived=_derived((small, large), traced))
         probe = Probe(model, small)
         check_repeats(function, probe, small)
         check_renumbering(probe, small, renumbered, [f"n_{name}" for name in inputs.codes])
@@ -321,6 +332,22 @@ def _deterministics(
         for name in names
         if not in_sites[name] and traced[0][name].value == traced[1][name].value
     }
+
+
+def _derived(
+    pair: tuple[Example, Example], traced: list[dict[str, _SiteShape]]
+) -> tuple[Derived, ...]:
+    """Find deterministic sites with one entry a group or a row."""
+    sizes, derived = _axis_sizes(*pair), []
+    for name, shape in traced[0].items():
+        if shape.kind != "deterministic" or shape.value == traced[1][name].value:
+            continue
+        # One that follows rows and groups at once, say, is nobody's.
+        with contextlib.suppress(ValueError):
+            level, axis = _follows(name, shape.value, traced[1][name].value, sizes)
+            assert level is not None
+            derived.append(Derived(name, level, axis, shape.value, shape.dims))
+    return tuple(derived)
 
 
 # Names

@@ -20,13 +20,15 @@ from ..frame.survey import Survey, check, survey, used
 from ..model.examples import Example, examples
 from ..model.model import ShardModel, double_precision
 from ..model.roles import ModelInputs, read_model
+from ..shard.effects import unit_level
 from ..shard.engine import engine_of
 from ..shard.nuts import NutsSettings
-from ..shard_data import ShardData
+from ..shard_data import ROWS, ShardData
 from .bindings import Bindings, bind
 from .show import notes_of, tables_of
 
 _SAMPLE = 64  # rows of a partition on which the model is traced
+_LOCAL_ROWS, _MOST_LOCAL_DRAWS = 5_000_000, 256  # rows times draws that cost next to nothing
 _DRAWS_A_DIMENSION = 4  # of a round that a correction follows, at least
 
 
@@ -48,6 +50,8 @@ class Plan:
         How many shards, of how many rows and groups.
     example : ShardData
         Small data that the model accepts, all of it real.
+    key_dtypes : tuple of dtype
+        Of the columns of the groups' keys, in the frame.
     """
 
     options: Options
@@ -56,6 +60,7 @@ class Plan:
     survey: Survey
     assignment: Assignment
     example: ShardData
+    key_dtypes: tuple[Any, ...] = ()
 
     @property
     def n_shards(self) -> int:
@@ -80,6 +85,34 @@ class Plan:
         if self.options.correct is False:
             return "correct=False"
         return self.obstacle
+
+    @property
+    def no_local_because(self) -> str:
+        """Why effects of groups are not returned; empty if they are."""
+        options, model = self.options, self.model
+        if options.local is None:
+            return "local=None"
+        if not model.local:
+            return "the model has no local sites"
+        if self.obstacle:
+            return self.obstacle
+        if unit_level(model) == ROWS:
+            return "they are effects of rows, which have no labels"
+        most = options.local_limits.groups
+        if self.survey.n_groups > most and not options.store:
+            return (
+                f"{self.survey.n_groups:,} groups are more than consensus.local.groups, {most:,}, "
+                "that the client is to hold: raise it, or have local='draws' written to store="
+            )
+        return ""
+
+    @property
+    def local_draws(self) -> int:
+        """Draws of the shared parameters at which effects of groups are found."""
+        if self.options.local_draws is not None:
+            return self.options.local_draws
+        few = self.options.local_limits.draws
+        return max(few, min(_MOST_LOCAL_DRAWS, _LOCAL_ROWS // self.survey.rows))
 
     @property
     def method(self) -> Method:
@@ -160,7 +193,8 @@ def make_plan(
     if assignment.n_shards > 1:
         _check_draws(read, options)
     example = examples(values, codes, len(layout.by))[0]
-    return Plan(options, bindings, read, counted, assignment, _whole(example))
+    dtypes = tuple(used(frame, layout)._meta[name].dtype for name in layout.by)
+    return Plan(options, bindings, read, counted, assignment, _whole(example), dtypes)
 
 
 def _sample(frame: dd.DataFrame, layout: Layout) -> dict[str, np.ndarray]:

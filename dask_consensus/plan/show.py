@@ -73,6 +73,9 @@ def options_without_effect(plan: Plan) -> list[str]:
             reason += "; only if their correction fails do rounds of NUTS follow, which heed it"
         sampling = ("num_warmup", "target_accept_prob", "rounds", "weights")
         idle |= dict.fromkeys(sampling, reason)
+    if plan.no_local_because:
+        reason = f"there are no effects of groups, because {plan.no_local_because}"
+        idle |= dict.fromkeys(("local_draws", "store"), reason)
     if plan.obstacle and options.correct is False and plan.n_shards > 1:
         idle["correct"] = f"there is no correction in any case, because {plan.obstacle}"
     return [
@@ -125,6 +128,7 @@ def _summary(plan: Plan) -> list[list[str]]:
         ["sampling", _sampling(plan)],
         ["correction", _correction(plan)],
         ["result", f"{_count(options.num_chains, 'chain')} of {options.num_samples:,} draws"],
+        ["group effects", _local(plan)],
         ["shared dimensions", str(plan.model.dim)],
         ["precision", "float64" if plan.model.x64 else "float32"],
     ]
@@ -162,6 +166,16 @@ def _correction(plan: Plan) -> str:
     q = effects_per_unit(plan.model)
     effects = f", {_count(q, 'effect')} a group integrated out" if q else ""
     return f"points weighted by the full posterior{effects}"
+
+
+def _local(plan: Plan) -> str:
+    because = plan.no_local_because
+    if because:
+        return f"none, because {because}"
+    draws = f"{plan.local_draws:,} draws of the shared parameters"
+    if plan.options.local == "summary":
+        return f"summary over {draws}, each about 15 passes over the rows"
+    return f"one draw of each group for {draws}, each about 25 passes over the rows"
 
 
 def _arguments(plan: Plan) -> list[list[str]]:

@@ -14,7 +14,6 @@ import xarray as xr
 
 from ..combination.reports import Combined, Guess, NutsDiagnostics, Round
 from ..correction.assessment import usable
-from ..correction.draws import equal_weight_draws
 from ..correction.state import Correction
 from ..model.model import ShardModel
 from ..plan.plan import Plan
@@ -30,6 +29,8 @@ def result(
     guess: Guess | None,
     combined: Combined,
     correction: Correction | None,
+    draws: np.ndarray,
+    local: xr.Dataset | None,
     verdict: Verdict,
     clock: Clock,
 ) -> xr.DataTree:
@@ -38,17 +39,16 @@ def result(
     settings = asdict(options)
     thresholds = settings.pop("verdict")
     groups = {
-        "posterior": _posterior(plan, combined.draws),
+        "posterior": _posterior(plan, draws),
         "shards": shards_dataset(model, combined.rounds),
         "rounds": rounds_dataset(model, combined.rounds),
     }
     if correction is not None:
         groups["correction"] = correction_dataset(model, correction)
         if usable(correction):
-            rng = np.random.default_rng([options.seed, 1])
-            shape = (options.num_chains, options.num_samples)
-            draws = equal_weight_draws(correction.estimate, shape, rng)
-            groups |= {"uncorrected": groups["posterior"], "posterior": _posterior(plan, draws)}
+            groups["uncorrected"] = _posterior(plan, combined.draws)
+    if local is not None:
+        groups["local"] = local
     # JSON has no infinity: an error of unknown size is null.
     sizes = [float(size) if np.isfinite(size) else None for size in verdict.error]
     attributes = {
@@ -103,11 +103,11 @@ def posterior_dataset(
         dims = []
         for axis, size in enumerate(array.shape[2:]):
             plate = plates[name][axis]
-            dim = _name(plate or f"{name}_dim_{axis}")
+            dim = variable_name(plate or f"{name}_dim_{axis}")
             entries = labels.get(plate, ())
-            coords[dim] = _storable_labels(entries) if len(entries) == size else np.arange(size)
+            coords[dim] = storable_labels(entries) if len(entries) == size else np.arange(size)
             dims.append(dim)
-        variables[_name(name)] = (("chain", "draw", *dims), array)
+        variables[variable_name(name)] = (("chain", "draw", *dims), array)
     chains, draws = next(iter(values.values())).shape[:2]
     coords |= {"chain": np.arange(chains), "draw": np.arange(draws)}
     return xr.Dataset(variables, coords)
@@ -243,13 +243,13 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
     return xr.Dataset(variables, {"coordinate": model.coordinate_names()})
 
 
-def _name(site: str) -> str:
+def variable_name(site: str) -> str:
     """Name a variable or dimension after a site or plate; a slash would be a path in the tree."""
     name = site.replace("/", ".")
     return f"{name}_" if name in ("chain", "draw") else name
 
 
-def _storable_labels(entries: Sequence[Any]) -> np.ndarray:
+def storable_labels(entries: Sequence[Any]) -> np.ndarray:
     """Turn labels that no file can hold (intervals, say) into text."""
     labels = np.asarray(entries)
     storable = labels.ndim == 1 and labels.dtype != object

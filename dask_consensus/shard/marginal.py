@@ -72,12 +72,13 @@ class Modes(NamedTuple):
     variances: dict[str, Any]
 
 
-class _Center(NamedTuple):
+class Center(NamedTuple):
     """What a shard's evaluations start from."""
 
     u: jax.Array  # (d,)
     effects: jax.Array  # (M, U, q) modes
     slope: jax.Array  # (M, U, q, d) their derivative in u
+    factor: jax.Array  # (M, U, q, q) Cholesky factors of minus the Hessian at the modes
     present: jax.Array  # (M, U) bool; False where a unit has fewer
     reference: Reference  # log densities of rows and groups there
     coupling: jax.Array
@@ -97,7 +98,7 @@ def log_likelihoods(
     blocks = [points[i : i + size] for i in range(0, len(points), size)]
     with precision(model.double):
         arrays, start, rules = on_device((data, center, padded_rule(q, max(rule.n_nodes, 1))))
-        origin = _center(model, arrays, start, rule.n_modes)
+        origin = center_at(model, arrays, start, rule.n_modes)
         answers = []
         for block in blocks:
             # Points that are not asked are there for the shape, which is that of all blocks.
@@ -123,7 +124,7 @@ def modes_at(model: ShardModel, data: ShardData, u: np.ndarray) -> Modes:
     """Find the modes of all local sites given `u`, for a model without :func:`obstacle`."""
     with precision(model.x64):
         arrays, point = on_device((data, u))
-        origin = _center(model, arrays, point, 1)
+        origin = center_at(model, arrays, point, 1)
         modes = Modes(unpack(model, origin.effects[0]), unpack(model, origin.variances))
         return jax.device_get(modes)
 
@@ -175,26 +176,28 @@ def _near_zero(model: ShardModel, data: ShardData, dtype: Any) -> jax.Array:
     return jnp.full((1, units, q), ALMOST_ZERO, dtype)
 
 
-def _center(model: ShardModel, arrays: ShardData, point: jax.Array, n_modes: int) -> _Center:
+def center_at(model: ShardModel, arrays: ShardData, point: jax.Array, n_modes: int) -> Center:
+    """Find the modes of all units at a point, and how they move with u."""
     begin = begin_at(model, arrays, point, n_modes)
     find = compiled(model, "center", lambda: _find_center(model), arrays, point, *begin)
-    center: _Center = find(arrays, point, *begin)
+    center: Center = find(arrays, point, *begin)
     return center
 
 
 # The center and the points
 
 
-def _find_center(model: ShardModel) -> Callable[..., _Center]:
+def _find_center(model: ShardModel) -> Callable[..., Center]:
     """Modes of all units at the center, and how they move with u."""
     q = effects_per_unit(model)
 
-    def find_center(data: ShardData, u: jax.Array, begin: jax.Array, present: jax.Array) -> _Center:
+    def find_center(data: ShardData, u: jax.Array, begin: jax.Array, present: jax.Array) -> Center:
         if not q:
             terms = terms_of(model, u, {}, data)
             none = jnp.zeros((1, 0, 0), u.dtype)
             reference = Reference(terms.rows, terms.groups)
-            return _Center(u, none, none, present, reference, jnp.zeros(()), none[0])
+            corner = jnp.zeros((1, 0, 0, 0), u.dtype)
+            return Center(u, none, none, corner, present, reference, jnp.zeros(()), none[0])
         nothing = nothing_subtracted(data, u)
 
         def density(effects: jax.Array, u: jax.Array = u) -> tuple[jax.Array, Terms]:
@@ -220,7 +223,8 @@ def _find_center(model: ShardModel) -> Callable[..., _Center]:
 
         moves = lax.map(movement, (found.effects, found.factor))
         reference = Reference(terms.rows, terms.groups)
-        return _Center(u, found.effects, moves, present, reference, between, variances)
+        shape = found.factor
+        return Center(u, found.effects, moves, shape, present, reference, between, variances)
 
     return find_center
 
@@ -234,7 +238,7 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
 
     def evaluate(
         data: ShardData,
-        center: _Center,
+        center: Center,
         nodes: Nodes,
         count: jax.Array,
         points: jax.Array,

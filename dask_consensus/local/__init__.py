@@ -1,0 +1,1 @@
+"""Effects of groups, given the shared parameters."""

@@ -1,0 +1,343 @@
+"""Effects of all groups, given the posterior of the shared parameters: one pass over the shards.
+
+What each shard says of its groups is in :mod:`..shard.local_draws`; here draws of the shared
+parameters are chosen, answers are gathered, or written where they arise (:mod:`.store`), and
+labelled by the values of the key columns.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from ..cluster.mapreduce import Answer, each, map_reduce
+from ..cluster.shards import Shards
+from ..cluster.tasks import broadcast, compute
+from ..combination import gaussian
+from ..correction.state import Correction
+from ..frame.labels import readable
+from ..model.model import ShardModel
+from ..shard.effects import unit_level
+from ..shard.local_draws import (
+    STATISTICS,
+    LocalSite,
+    Summary,
+    draw_effects,
+    far_from_normal,
+    local_sites,
+    summarize,
+)
+from ..shard_data import ShardData
+from .store import DrawStore
+
+if TYPE_CHECKING:
+    from ..plan.plan import Plan
+
+_TRIED = 16  # draws that tell how effects are to be drawn
+_MOST_IN_MEMORY = 2**28  # bytes of draws that are brought to the client without a store
+
+
+class Groups(NamedTuple):
+    """The groups that carry effects, in the order of shards."""
+
+    dim: str
+    keys: dict[str, np.ndarray]  # (groups,) of each key column down to theirs
+
+    @property
+    def n(self) -> int:
+        """Number of groups."""
+        return len(self.keys[self.dim])
+
+    def order(self) -> np.ndarray:
+        """Return the order that sorts them by their keys, outermost first."""
+        return np.lexsort([_sortable(key) for key in list(self.keys.values())[::-1]])
+
+    def coords(self, order: np.ndarray) -> dict[str, Any]:
+        """Make coordinates of their keys."""
+        return {name: (self.dim, key[order]) for name, key in self.keys.items()}
+
+
+def local_effects(
+    plan: Plan, shards: Shards, draws: np.ndarray, correction: Correction | None
+) -> xr.Dataset | None:
+    """Find the effects of all groups at some of the draws ``(chains, draws, d)``.
+
+    Returns
+    -------
+    Dataset or None
+        Every site with one entry a group, with dims (statistic, <key>, ...) of a summary or
+        (chain, draw, <key>, ...) of draws; None where :attr:`Plan.no_local_because` says why.
+    """
+    if plan.no_local_because:
+        return None
+    groups = groups_of(plan, shards)
+    shared = (plan.model, draws.reshape(-1, draws.shape[-1]).mean(axis=0), _n_modes(correction))
+    if plan.options.local == "draws":
+        return _draws(plan, shards, draws, groups, shared)
+    return _summary(plan, shards, draws, groups, shared)
+
+
+def groups_of(plan: Plan, shards: Shards) -> Groups:
+    """Bring the keys of all groups to the client, as they read in the frame."""
+    layout, level = plan.bindings.layout, unit_level(plan.model)
+    of_shards = [labels[level] for labels in compute(shards.labels)]
+    forms = plan.survey.forms(layout)
+    keys = {}
+    for i in range(level + 1):
+        name, kinds = layout.by[i], [found.what for found in plan.survey.found[i]]
+        values = np.concatenate([labels[i] for labels in of_shards])
+        keys[str(name)] = readable(values, forms[i], kinds, plan.key_dtypes[i])
+    return Groups(str(layout.by[level]), keys)
+
+
+def chosen(draws: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+    """Take evenly spaced draws of each chain: which, and they themselves, ``(chains, n, d)``."""
+    chains, n = draws.shape[:2]
+    each_ = min(n, max(1, wanted // chains))
+    which = np.unique(np.linspace(0, n - 1, each_).round().astype(int))
+    return which, draws[:, which]
+
+
+def representative(draws: np.ndarray, wanted: int) -> np.ndarray:
+    """Take few draws ``(n, d)`` that have the mean and the covariance of all of them."""
+    flat = draws.reshape(-1, draws.shape[-1])
+    _, few = chosen(draws, wanted)
+    few = few.reshape(-1, draws.shape[-1])
+    if len(few) < len(flat) and len(few) > 2 * flat.shape[1] + 1:
+        try:
+            return gaussian.matched(few, *gaussian.moments(flat))
+        except np.linalg.LinAlgError:  # draws that do not span the space
+            return few
+    return few + flat.mean(axis=0) - few.mean(axis=0)
+
+
+# Summaries
+
+
+def _summary(
+    plan: Plan, shards: Shards, draws: np.ndarray, groups: Groups, shared: tuple[Any, ...]
+) -> xr.Dataset:
+    few = representative(draws, plan.local_draws)
+    reports = map_reduce(
+        each(_summarize),
+        shards,
+        [()] * shards.n,
+        [broadcast((*shared, few))],
+        _nothing,
+        title="group effects",
+    ).reports
+    order = groups.order()
+    variables: dict[str, Any] = {}
+    for site in local_sites(plan.model):
+        dims = (groups.dim, *entry_dims(site))
+        summaries = np.concatenate([r.summary.statistics[site.name] for r in reports], axis=1)
+        shrunk = np.concatenate([r.summary.shrinkage[site.name] for r in reports])
+        name = _stored(site.name)
+        variables[name] = (("statistic", *dims), summaries[:, order])
+        variables[f"{name}_shrinkage"] = (
+            dims,
+            shrunk[order],
+            {"long_name": "share of the prior's variance that the group's own rows leave"},
+        )
+    rows = np.concatenate([report.rows for report in reports])
+    efficiency = np.concatenate([report.summary.efficiency for report in reports])
+    variables["rows"] = (groups.dim, rows[order], {"long_name": "rows of the group"})
+    lost = sum(report.summary.modes_not_found for report in reports) / groups.n
+    if lost > plan.options.verdict.modes_not_found:
+        warnings.warn(
+            f"the mode of the effects of {lost:.1%} of the groups was not found, so that what is "
+            "said of them may be wrong",
+            UserWarning,
+            stacklevel=5,
+        )
+    attributes = {
+        "draws": len(few),
+        "least_efficiency": float(efficiency.min()),
+        "modes_not_found": float(lost),
+    }
+    coords = {"statistic": list(STATISTICS), **groups.coords(order)}
+    return xr.Dataset(variables, coords, attributes)
+
+
+class _Report(NamedTuple):
+    summary: Summary
+    rows: np.ndarray  # (groups,)
+
+
+def _summarize(data: ShardData, shared: tuple[ShardModel, np.ndarray, int, np.ndarray]) -> Answer:
+    """Summarize the effects of one shard's groups; runs on a worker."""
+    model, center, n_modes, draws = shared
+    return Answer(
+        None, _Report(summarize(model, data, draws, center, n_modes), _rows_of(model, data))
+    )
+
+
+def _rows_of(model: ShardModel, data: ShardData) -> np.ndarray:
+    level = unit_level(model)
+    argument = next(name for name, its in model.codes.items() if its == level)
+    counts = np.bincount(
+        np.asarray(data.arguments[argument])[np.asarray(data.rows)],
+        minlength=len(data.groups[level]),
+    )
+    return np.asarray(counts[: int(np.sum(data.groups[level]))])
+
+
+# Draws
+
+
+class _Kept(NamedTuple):
+    """Draws of the shared parameters for each of which one of every group's effects is drawn."""
+
+    draw: np.ndarray  # (n,) their numbers among those of a chain
+    shared: np.ndarray  # (chains, n, d)
+
+    def numbers(self, chain: int) -> np.ndarray:
+        """Name the draws of a chain, for their random numbers."""
+        return chain * len(self.draw) + np.arange(len(self.draw))
+
+
+def _draws(
+    plan: Plan, shards: Shards, draws: np.ndarray, groups: Groups, shared: tuple[Any, ...]
+) -> xr.Dataset:
+    options, sites = plan.options, local_sites(plan.model)
+    kept = _Kept(*chosen(draws, plan.local_draws))
+    chains, n = kept.shared.shape[:2]
+    dims = {site.name: ("chain", "draw", groups.dim, *entry_dims(site)) for site in sites}
+    shapes = {site.name: (chains, n, groups.n, *site.entry) for site in sites}
+    coords = {"chain": np.arange(chains), "draw": kept.draw}
+    if options.store is not None:
+        coords |= groups.coords(np.arange(groups.n))
+        store = DrawStore(options.store)
+        block = store.create(dims, shapes, coords)
+        _write_draws(plan, shards, kept, shared, store, block)
+        return store.opened()
+    _check_memory(shapes)
+    order = groups.order()
+    reports = map_reduce(
+        each(_draw),
+        shards,
+        [(k,) for k in range(shards.n)],
+        [broadcast((*shared, options.seed, kept))],
+        _nothing,
+        title="group effects",
+    ).reports
+    variables = {}
+    for site in sites:
+        values = np.concatenate([report[site.name] for report in reports], axis=1)[:, order]
+        variables[_stored(site.name)] = (dims[site.name], values.reshape(shapes[site.name]))
+    return xr.Dataset(variables, coords | groups.coords(order))
+
+
+def _write_draws(
+    plan: Plan,
+    shards: Shards,
+    kept: _Kept,
+    shared: tuple[Any, ...],
+    store: DrawStore,
+    block: int,
+) -> None:
+    """Draw, and let workers write, some draws of a chain at a time."""
+    chains, n = kept.shared.shape[:2]
+    level = unit_level(plan.model)
+    starts = np.cumsum([0, *(size.groups[level] for size in shards.sizes)])
+    thorough: list[bool | None] = [None] * shards.n
+    for chain in range(chains):
+        for first in range(0, n, block):
+            some = slice(first, min(first + block, n))
+            mapped = map_reduce(
+                each(_draw_and_keep),
+                shards,
+                list(enumerate(thorough)),
+                [broadcast((*shared, plan.options.seed, kept)), broadcast((chain, some))],
+                _nothing,
+                title=f"group effects, {chain * n + some.stop:,} of {chains * n:,} draws",
+                keep_states=True,
+            )
+            thorough = mapped.reports
+            store.write(mapped.states, starts, chain, some)
+
+
+def _check_memory(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    size = 4 * sum(math.prod(shape) for shape in shapes.values())
+    if size > _MOST_IN_MEMORY:
+        chains, draws, groups = next(iter(shapes.values()))[:3]
+        raise ValueError(
+            f"{chains * draws:,} draws of the effects of {groups:,} groups are "
+            f"{size / 2**20:,.0f} MiB, too much to be brought to the client: pass store=, a folder "
+            "or URL that the workers can write to, or fewer local_draws"
+        )
+
+
+_Shared = tuple[ShardModel, np.ndarray, int, int, _Kept]
+"""The model, the center, modes of a group, the seed, and all draws of the shared parameters."""
+
+
+def _draw(data: ShardData, shard: int, shared: _Shared) -> Answer:
+    """Draw the effects of one shard's groups; runs on a worker."""
+    thorough = _thorough(data, shared)
+    chains = range(len(shared[-1].shared))
+    parts = [_drawn(data, shard, thorough, shared, chain, slice(None)) for chain in chains]
+    return Answer(None, {name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
+
+
+def _draw_and_keep(
+    data: ShardData,
+    shard: int,
+    thorough: bool | None,
+    shared: _Shared,
+    which: tuple[int, slice],
+) -> Answer:
+    """Draw the effects of one shard's groups, and leave them where they are; runs on a worker."""
+    if thorough is None:
+        thorough = _thorough(data, shared)
+    return Answer(None, thorough, _drawn(data, shard, thorough, shared, *which))
+
+
+def _thorough(data: ShardData, shared: _Shared) -> bool:
+    """Tell what all draws of a shard are made with, whichever are made together."""
+    model, center, n_modes, _, kept = shared
+    return far_from_normal(model, data, kept.shared[0, :_TRIED], center, n_modes)
+
+
+def _drawn(
+    data: ShardData, shard: int, thorough: bool, shared: _Shared, chain: int, some: slice
+) -> dict[str, np.ndarray]:
+    """Draw at some draws of one chain; single precision is more than draws need."""
+    model, center, n_modes, seed, kept = shared
+    named = (seed, shard, kept.numbers(chain)[some])
+    drawn = draw_effects(
+        model, data, kept.shared[chain, some], center, n_modes, named, thorough=thorough
+    )
+    return {name: value.astype(np.float32) for name, value in drawn.items()}
+
+
+# Names, and what else both need
+
+
+def entry_dims(site: LocalSite) -> tuple[str, ...]:
+    """Name the axes that a site has beside that of the groups."""
+    names = [_stored(dim or f"{site.name}_dim_{axis}") for axis, dim in enumerate(site.dims)]
+    return tuple(name for axis, name in enumerate(names) if axis != site.axis)
+
+
+def _stored(name: str) -> str:
+    """Name a variable after a site; a slash would be a path in the tree."""
+    return name.replace("/", ".")
+
+
+def _n_modes(correction: Correction | None) -> int:
+    """Say around how many modes of a group to look."""
+    return 1 if correction is None else int(correction.modes)
+
+
+def _sortable(key: np.ndarray) -> np.ndarray:
+    return np.asarray(key.astype(str)) if key.dtype == object else key
+
+
+def _nothing(_: list[None]) -> None:
+    return None

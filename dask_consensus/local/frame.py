@@ -1,0 +1,107 @@
+"""Effects of groups as a Dask DataFrame, to be joined to others."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+_ROWS = 250_000  # of a partition
+
+
+def tree_to_frame(tree: xr.DataTree, *, rows_per_partition: int = _ROWS) -> dd.DataFrame:
+    """Lay the effects of groups out as a table, one row a group.
+
+    Parameters
+    ----------
+    tree : DataTree
+        A fit's result with group effects, as it was returned, or read from netCDF or Zarr.
+    rows_per_partition : int
+        Groups of a partition of the table.
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        The key columns, ``<site>_<statistic>`` of each site and statistic (``alpha_mean``, and
+        ``ab[0]_mean`` where a group has several), ``<site>_shrinkage`` and ``rows``. Of draws the
+        statistics are taken when the table is computed.
+
+    Raises
+    ------
+    ValueError
+        If the tree has no group effects.
+    """
+    if "local" not in tree.children:
+        raise ValueError(
+            "the tree has no group effects: fit with local='summary' or 'draws'; print(plan) says "
+            "why a model has none"
+        )
+    local = tree["local"].to_dataset()
+    key = group_dim(local)
+    starts = range(0, local.sizes[key], rows_per_partition)
+    slices = [slice(start, start + rows_per_partition) for start in starts]
+    meta = _table(local.isel({key: slice(0, 0)}), key)
+    return dd.from_map(_part, slices, local=local, key=key, meta=meta)
+
+
+def group_dim(local: xr.Dataset) -> Hashable:
+    """Return the dimension along which there is one entry a group."""
+    dims = (dim for array in local.data_vars.values() for dim in array.dims)
+    return next(dim for dim in dims if dim not in ("chain", "draw", "statistic"))
+
+
+def _part(groups: slice, local: xr.Dataset, key: Hashable) -> pd.DataFrame:
+    return _table(local.isel({key: groups}), key)
+
+
+def _table(local: xr.Dataset, key: Hashable) -> pd.DataFrame:
+    """Make the table of some groups."""
+    columns: dict[str, Any] = {
+        str(name): coord.to_numpy() for name, coord in local.coords.items() if coord.dims == (key,)
+    }
+    for name, array in local.data_vars.items():
+        if "draw" in array.dims:
+            columns |= _columns(str(name), summarized(array), key)
+        elif "statistic" in array.dims:
+            columns |= _columns(str(name), array, key)
+        else:
+            for label, values in _entries(str(name), array, key):
+                columns[label] = values
+    return pd.DataFrame(columns)
+
+
+def summarized(array: xr.DataArray) -> xr.DataArray:
+    """Take the statistics of a summary of draws, of ``(chain, draw, ...)``."""
+    values = array.to_numpy().astype(np.float64)
+    over = (0, 1)
+    if not values.size:
+        told = np.zeros((5, *values.shape[2:]))
+    else:
+        quantiles = np.quantile(values, [0.05, 0.5, 0.95], axis=over)
+        told = np.stack([values.mean(axis=over), values.std(axis=over), *quantiles])
+    coords = {"statistic": ["mean", "sd", "q05", "q50", "q95"]}
+    return xr.DataArray(told, coords, ("statistic", *array.dims[2:]))
+
+
+def _columns(name: str, array: xr.DataArray, key: Hashable) -> dict[str, np.ndarray]:
+    """Make a column of each statistic of each entry."""
+    return {
+        f"{label}_{statistic}": values
+        for statistic in array["statistic"].to_numpy()
+        for label, values in _entries(name, array.sel(statistic=statistic), key)
+    }
+
+
+def _entries(name: str, array: xr.DataArray, key: Hashable) -> list[tuple[str, np.ndarray]]:
+    """Name what a group has several of: ``ab[0, 1]``."""
+    values = array.transpose(key, ...).to_numpy()
+    if values.ndim == 1:
+        return [(name, values)]
+    return [
+        (f"{name}[{', '.join(map(str, index))}]", values[(slice(None), *index)])
+        for index in np.ndindex(values.shape[1:])
+    ]

@@ -1,0 +1,251 @@
+"""Effects of all groups: as labelled data, as draws, as a table, on any scheduler."""
+
+import json
+
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pandas as pd
+import pytest
+import xarray as xr
+
+from dask_consensus import tree_to_frame
+from dask_consensus.local import effects
+
+from . import fit, from_pandas, plan
+
+FIT = {"method": "laplace", "correct": "auto", "n_shards": 3, "local": "summary"}
+
+
+def model(g, x, y=None, *, n_g):
+    mu = numpyro.sample("mu", dist.Normal(0, 5))
+    tau = numpyro.sample("tau", dist.HalfNormal(2))
+    sigma = numpyro.sample("sigma", dist.HalfNormal(2))
+    with numpyro.plate("groups", n_g):
+        raw = numpyro.sample("raw", dist.Normal(0.0, 1.0))
+        alpha = numpyro.deterministic("alpha", mu + tau * raw)
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("obs", dist.Normal(alpha[g] + x, sigma), obs=y)
+
+
+def table(groups=40, seed=0):
+    rng = np.random.default_rng(seed)
+    alpha = 1 + rng.normal(size=groups)
+    g = np.concatenate([np.arange(groups), rng.integers(0, groups, 6 * groups)])
+    x = rng.normal(size=len(g))
+    y = alpha[g] + x + 0.7 * rng.normal(size=len(g))
+    frame = pd.DataFrame({"who": [f"p{i:03d}" for i in g], "x": x, "y": y})
+    return frame.sample(frac=1.0, random_state=seed), alpha
+
+
+COLUMNS = {"g": "who", "x": "x", "y": "y"}
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    frame, alpha = table()
+    tree = fit(from_pandas(frame), model, by="who", columns=COLUMNS, **FIT)
+    return frame, alpha, tree
+
+
+def test_a_summary_is_labelled_by_the_keys(fitted):
+    frame, alpha, tree = fitted
+    local = tree["local"]
+    assert local["alpha"].dims == ("statistic", "who")
+    assert local["statistic"].values.tolist() == ["mean", "sd", "q05", "q50", "q95"]
+    assert local["who"].values.tolist() == sorted(set(frame["who"]))
+    sizes = frame.groupby("who").size()
+    np.testing.assert_array_equal(local["rows"], sizes)
+    mean, sd = (local["alpha"].sel(statistic=s).to_numpy() for s in ("mean", "sd"))
+    assert np.abs((alpha - mean) / sd).max() < 4
+    # Against the conjugate formula at the posterior means: mu and tau are nearly known.
+    posterior = tree["posterior"].mean()
+    tau2, noise = float(posterior["tau"]) ** 2, float(posterior["sigma"]) ** 2 / sizes.to_numpy()
+    expected = frame.assign(z=frame.y - frame.x).groupby("who").z.mean().to_numpy()
+    expected = (expected * tau2 + float(posterior["mu"]) * noise) / (tau2 + noise)
+    assert np.abs((mean - expected) / sd).max() < 0.05
+    np.testing.assert_allclose(local["alpha_shrinkage"], noise / (tau2 + noise), rtol=0.05)
+    assert json.loads(tree.attrs["profile"])["local"] > 0
+
+
+# Zarr says of its own defaults that they are not final yet.
+@pytest.mark.filterwarnings("ignore:The data type .* does not have a Zarr V3 specification")
+def test_a_tree_survives_files(fitted, tmp_path):
+    tree = fitted[2]
+    tree.to_netcdf(tmp_path / "fit.nc", engine="h5netcdf")
+    with xr.open_datatree(tmp_path / "fit.nc", engine="h5netcdf") as read:
+        xr.testing.assert_equal(read["local"].to_dataset(), tree["local"].to_dataset())
+    tree.to_zarr(tmp_path / "fit.zarr", consolidated=False)
+    with xr.open_datatree(tmp_path / "fit.zarr", engine="zarr", consolidated=False) as read:
+        np.testing.assert_array_equal(
+            read["local"]["alpha"].sel(who="p007"), tree["local"]["alpha"].sel(who="p007")
+        )
+
+
+def test_the_table_has_one_row_a_group(fitted):
+    frame, _, tree = fitted
+    lazy = tree_to_frame(tree, rows_per_partition=15)
+    assert lazy.npartitions == 3
+    found = lazy.compute()
+    assert found.columns.tolist()[:3] == ["who", "raw_mean", "raw_sd"]
+    assert len(found) == 40
+    np.testing.assert_array_equal(found["alpha_q95"], tree["local"]["alpha"].sel(statistic="q95"))
+    joined = from_pandas(frame).merge(lazy[["who", "alpha_mean", "rows"]], on="who").compute()
+    assert len(joined) == len(frame)
+    np.testing.assert_array_equal(joined.groupby("who").size(), joined.groupby("who").rows.first())
+    with pytest.raises(ValueError, match="no group effects"):
+        tree_to_frame(xr.DataTree.from_dict({"posterior": tree["posterior"].to_dataset()}))
+
+
+@pytest.mark.parametrize("n_shards", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_shards_do_not_matter(fitted, n_shards):
+    """One shard is sampled by plain NUTS, and its groups' effects are found all the same."""
+    frame, _, tree = fitted
+    options = FIT | {"n_shards": n_shards, "num_samples": 2000, "method": "auto"}
+    other = fit(from_pandas(frame), model, by="who", columns=COLUMNS, **options)
+    ours, theirs = tree["local"]["alpha"], other["local"]["alpha"]
+    sd = ours.sel(statistic="sd")
+    assert float(np.abs((ours - theirs) / sd).max()) < 0.15
+    np.testing.assert_array_equal(ours["who"], theirs["who"])
+
+
+def test_draws_belong_to_those_of_the_posterior(fitted, tmp_path):
+    frame, _, tree = fitted
+    options = FIT | {"local": "draws", "local_draws": 200, "num_chains": 2}
+    drawn = fit(from_pandas(frame), model, by="who", columns=COLUMNS, **options)
+    local, posterior = drawn["local"], drawn["posterior"]
+    assert local["alpha"].dims == ("chain", "draw", "who")
+    assert local["alpha"].shape == (2, 100, 40)
+    of_u = posterior.sel(draw=local["draw"])
+    expected = of_u["mu"] + of_u["tau"] * local["raw"]
+    np.testing.assert_allclose(
+        local["alpha"], expected.transpose("chain", "draw", "who"), rtol=1e-3
+    )
+    summary = tree["local"]["alpha"]
+    mean, sd = (summary.sel(statistic=s) for s in ("mean", "sd"))
+    found = local["alpha"].mean(("chain", "draw"))
+    assert float(np.abs((found - mean) / sd).max()) < 4.5 / np.sqrt(200)
+    # A store holds the same draws, in whatever blocks they are written.
+    path = str(tmp_path / "draws.zarr")
+    stored = fit(from_pandas(frame), model, by="who", columns=COLUMNS, **options, store=path)
+    lazily = stored["local"]
+    assert lazily["alpha"].chunks is not None
+    np.testing.assert_array_equal(
+        lazily["alpha"].sel(who=local["who"]).to_numpy(), local["alpha"].to_numpy()
+    )
+    found = tree_to_frame(stored).compute().set_index("who")
+    np.testing.assert_allclose(
+        found.loc["p003", "alpha_mean"], float(local["alpha"].sel(who="p003").mean()), rtol=1e-5
+    )
+    with pytest.raises(FileExistsError, match="nothing is overwritten"):
+        fit(from_pandas(frame), model, by="who", columns=COLUMNS, **options, store=path)
+
+
+def test_nested_keys_have_a_column_of_each_level():
+    def nested(county, y=None, *, n_county):
+        mu = numpyro.sample("mu", dist.Normal(0, 5))
+        tau = numpyro.sample("tau", dist.HalfNormal(2))
+        with numpyro.plate("counties", n_county):
+            a = numpyro.sample("a", dist.Normal(mu, tau))
+        numpyro.sample("obs", dist.Normal(a[county], 1.0), obs=y)
+
+    rng = np.random.default_rng(0)
+    pairs = [(f"r{r}", c) for r in range(6) for c in range(r + 1)]
+    a = rng.normal(size=len(pairs)) * 2
+    which = np.repeat(np.arange(len(pairs)), 20)
+    frame = pd.DataFrame({
+        "region": [pairs[i][0] for i in which],
+        "county": [pairs[i][1] for i in which],
+        "y": a[which] + rng.normal(size=len(which)),
+    })  # fmt: skip
+    tree = fit(from_pandas(frame), nested, by=["region", "county"], **FIT)
+    local = tree["local"]
+    assert local["a"].dims == ("statistic", "county")
+    found = list(zip(local["region"].values, local["county"].values.tolist(), strict=True))
+    assert found == pairs
+    means = frame.groupby(["region", "county"]).y.mean()
+    sd = local["a"].sel(statistic="sd")
+    assert float(np.abs((local["a"].sel(statistic="mean") - means.to_numpy()) / sd).max()) < 1
+    columns = tree_to_frame(tree).columns.tolist()
+    assert columns[:2] == ["county", "region"] or columns[:2] == ["region", "county"]
+
+
+@pytest.mark.distributed
+def test_on_a_cluster_draws_are_the_same(fitted, tmp_path, cluster):
+    frame, *_ = fitted
+    options = FIT | {"local": "draws", "local_draws": 40}
+    here = fit(from_pandas(frame), model, by="who", columns=COLUMNS, **options)
+    with cluster(2, 1):
+        path = str(tmp_path / "draws.zarr")
+        there = fit(from_pandas(frame), model, by="who", columns=COLUMNS, **options, store=path)
+        there = there["local"]["raw"].sel(who=here["local"]["who"]).to_numpy()
+    np.testing.assert_allclose(there, here["local"]["raw"].to_numpy(), atol=1e-5)
+
+
+def test_chunks_that_hold_several_shards_and_parts_of_them(tmp_path, monkeypatch):
+    frame, _ = table(groups=53)
+    options = FIT | {"local": "draws", "local_draws": 30, "n_shards": 4}
+    here = fit(from_pandas(frame), model, by="who", columns=COLUMNS, **options)
+    monkeypatch.setattr(effects.DrawStore, "_CHUNK_GROUPS", 10)
+    monkeypatch.setattr(effects.DrawStore, "_BLOCK_BYTES", 4 * 53 * 2 * 7)
+    path = str(tmp_path / "draws.zarr")
+    there = fit(from_pandas(frame), model, by="who", columns=COLUMNS, **options, store=path)
+    assert there["local"]["raw"].chunks[1:] == ((7, 7, 7, 7, 2), (10, 10, 10, 10, 10, 3))
+    np.testing.assert_array_equal(
+        there["local"]["raw"].sel(who=here["local"]["who"]).to_numpy(), here["local"]["raw"]
+    )
+
+
+def test_what_has_no_effects_is_said():
+    frame, _ = table()
+    ddf = from_pandas(frame)
+
+    def flat(x, y=None):
+        mu = numpyro.sample("mu", dist.Normal(0, 5))
+        numpyro.sample("obs", dist.Normal(mu + x, 1.0), obs=y)
+
+    def of_rows(x, y=None):
+        mu = numpyro.sample("mu", dist.Normal(0, 5))
+        with numpyro.plate("rows", len(x)):
+            e = numpyro.sample("e", dist.Normal(0, 1))
+            numpyro.sample("obs", dist.Normal(mu + e + x, 1.0), obs=y)
+
+    def because(model, **options):
+        return plan(ddf, model, n_shards=2, **options).no_local_because
+
+    grouped = {"by": "who", "columns": COLUMNS}
+    assert because(model, **grouped) == "local=None"
+    assert because(model, **grouped, local="summary") == ""
+    assert "no local sites" in because(flat, local="summary")
+    assert "effects of rows" in because(of_rows, local="summary")
+    text = repr(plan(ddf, model, n_shards=2, **grouped, local="summary", local_draws=17))
+    assert "summary over 17 draws of the shared parameters" in text
+    idle = plan(ddf, flat, n_shards=2, local="summary", local_draws=17)
+    assert any("local_draws has no effect" in note for note in idle.notes())
+    tree = fit(ddf, flat, n_shards=2, local="summary")
+    assert "local" not in tree.children
+
+
+def test_more_than_a_client_can_hold_is_refused(monkeypatch, fitted):
+    frame, *_ = fitted
+    monkeypatch.setattr(effects, "_MOST_IN_MEMORY", 10_000)
+    options = FIT | {"local": "draws", "local_draws": 100}
+    with pytest.raises(
+        ValueError, match=r"100 draws of the effects of 40 groups are .* pass store"
+    ):
+        fit(from_pandas(frame), model, by="who", columns=COLUMNS, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"local": "all"}, "local must be one of 'summary', 'draws'"),
+        ({"local_draws": 1}, "local_draws must be at least 2"),
+        ({"store": "there.zarr"}, "pass local='draws' with it"),
+        ({"store": 3}, "store must be a path or URL"),
+    ],
+)
+def test_bad_options(options, message):
+    frame, _ = table()
+    with pytest.raises((ValueError, TypeError), match=message):
+        plan(from_pandas(frame), model, by="who", columns=COLUMNS, **options)

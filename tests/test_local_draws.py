@@ -1,0 +1,240 @@
+"""Effects of groups given the shared parameters, against closed forms and dense grids."""
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+import scipy.special
+import scipy.stats
+
+from dask_consensus.model.model import precision
+from dask_consensus.shard import local_draws
+from dask_consensus.shard.local_draws import (
+    draw_effects,
+    far_from_normal,
+    local_sites,
+    summarize,
+)
+
+from .test_hills import SPREAD, two_populations
+from .test_marginal import data_of, gaussian_case, read, slopes
+
+__all__ = ["gaussian_case"]  # a fixture
+LEVELS = scipy.stats.norm.ppf([0.05, 0.5, 0.95])
+
+
+def conditional(values, codes, u, j):
+    """Mean and covariance of the two effects of group j, given u."""
+    tau, sigma, mine = np.exp(u[2:4]), np.exp(u[4]), codes["g"] == j
+    z = np.column_stack([np.ones(mine.sum()), values["x"][mine]])
+    covariance = np.linalg.inv(z.T @ z / sigma**2 + np.diag(tau**-2))
+    return covariance @ (z.T @ values["y"][mine] / sigma**2 + u[:2] / tau**2), covariance
+
+
+@pytest.mark.parametrize(("spread", "padding"), [(0.0, 0), (0.01, 3), (0.3, 3)])
+def test_of_normal_effects_all_statistics_are_exact(gaussian_case, spread, padding):
+    values, codes, center, _ = gaussian_case
+    n = 256 if spread > 0.1 else 24
+    draws = center + spread * np.random.default_rng(1).normal(size=(n, 5))
+    with precision(True):
+        model = read(slopes, values, groups=["g"])
+        found = summarize(model, data_of(values, codes, padding), draws, center, 1)
+    mean, sd, *quantiles = found.statistics["b"]
+    assert mean.shape == (12, 2)
+    for j in range(12):
+        given = [conditional(values, codes, u, j) for u in draws]
+        means = np.array([m for m, _ in given])
+        variances = np.array([np.diag(c) for _, c in given])
+        exact = np.sqrt(variances.mean(axis=0) + means.var(axis=0))
+        # Draws of u far from each other have shapes that points of one shape do not match.
+        far = spread > 0.1
+        np.testing.assert_allclose(mean[j], means.mean(axis=0), atol=0.03 if far else 1e-3)
+        np.testing.assert_allclose(sd[j], exact, rtol=0.05 if far else 0.01)
+        if not far:
+            for level, quantile in zip(LEVELS, quantiles, strict=True):
+                np.testing.assert_allclose((quantile[j] - mean[j]) / sd[j], level, atol=0.03)
+    mode = [conditional(values, codes, center, j)[1] for j in range(12)]
+    ratio = np.array([np.diag(c) for c in mode]) / np.exp(2 * center[2:4])
+    np.testing.assert_allclose(found.shrinkage["b"], ratio, rtol=1e-6)
+    assert found.modes_not_found == 0
+    assert found.efficiency.min() > (0.8 if spread > 0.1 else 0.99)
+
+
+def test_draws_belong_to_the_draws_of_u_and_are_independent_between_groups(gaussian_case):
+    values, codes, center, _ = gaussian_case
+    draws = center + 0.3 * np.random.default_rng(1).normal(size=(1500, 5))
+    with precision(True):
+        model = read(slopes, values, groups=["g"])
+        data = data_of(values, codes, padding=2)
+        assert not far_from_normal(model, data, np.repeat(center[None], 20, 0), center, 1)
+        assert far_from_normal(model, data, draws[:16], center, 1)
+        drawn = draw_effects(model, data, draws, center, 1, (3, 0, np.arange(1500)))["b"]
+    assert drawn.shape == (1500, 12, 2)
+    standard = np.empty_like(drawn)
+    for i, u in enumerate(draws):
+        for j in range(12):
+            mean, covariance = conditional(values, codes, u, j)
+            standard[i, j] = np.linalg.solve(np.linalg.cholesky(covariance), drawn[i, j] - mean)
+    flat = standard.reshape(1500, -1)
+    correlation = np.corrcoef(flat, rowvar=False) - np.eye(24)
+    assert np.abs(correlation).max() < 4.5 / np.sqrt(1500)
+    assert scipy.stats.kstest(flat.ravel(), "norm").pvalue > 1e-3
+
+
+def test_a_draw_does_not_depend_on_those_drawn_with_it(gaussian_case):
+    values, codes, center, _ = gaussian_case
+    draws = center + 0.1 * np.random.default_rng(1).normal(size=(40, 5))
+    with precision(True):
+        model = read(slopes, values, groups=["g"])
+        data = data_of(values, codes)
+        numbers = np.arange(40)
+        together = draw_effects(model, data, draws, center, 1, (3, 1, numbers))["b"]
+        quick = draw_effects(model, data, draws, center, 1, (3, 1, numbers), thorough=False)["b"]
+        apart = draw_effects(model, data, draws[30:], center, 1, (3, 1, numbers[30:]))["b"]
+        elsewhere = draw_effects(model, data, draws, center, 1, (3, 2, numbers))["b"]
+    np.testing.assert_array_equal(together[30:], apart)
+    assert not (together == elsewhere).any()
+    spread = together.std(axis=0)
+    assert np.abs((quick.mean(axis=0) - together.mean(axis=0)) / spread).max() < 1
+
+
+def sparse(g, y=None, *, n_g):
+    mu = numpyro.sample("mu", dist.Normal(0, 5))
+    tau = numpyro.sample("tau", dist.HalfNormal(2))
+    with numpyro.plate("g", n_g):
+        b = numpyro.sample("b", dist.Normal(mu, tau))
+        numpyro.deterministic("chance", 1 / (1 + jnp.exp(-b)))
+    numpyro.sample("y", dist.Bernoulli(logits=b[g]), obs=y)
+
+
+@pytest.mark.parametrize("rows", [1, pytest.param(3, marks=pytest.mark.slow), 30])
+def test_skewed_effects_against_a_grid(rows):
+    rng = np.random.default_rng(rows)
+    g = np.repeat(np.arange(40), rows)
+    y = (rng.random(40 * rows) < scipy.special.expit(1.5 + 2 * rng.normal(size=40))[g]) * 1
+    y[:rows] = 1
+    center = np.array([1.5, np.log(2.0)])
+    draws = center + 0.2 * rng.normal(size=(32, 2))
+    with precision(True):
+        model = read(sparse, {"y": y}, groups=["g"])
+        data = data_of({"y": y}, {"g": g})
+        found = summarize(model, data, draws, center, 1)
+        numbers = np.arange(2000)
+        many = draws[numbers % 32]
+        drawn = draw_effects(model, data, many, center, 1, (0, 0, numbers))["b"]
+    grid = np.linspace(-25, 25, 20_001)
+    for j in range(0, 40, 5):
+        successes = y[g == j].sum()
+        density = np.zeros_like(grid)
+        for mu, log_tau in draws:
+            logs = scipy.stats.norm.logpdf(grid, mu, np.exp(log_tau))
+            logs += successes * -np.log1p(np.exp(-grid))
+            logs += (rows - successes) * -np.log1p(np.exp(grid))
+            density += scipy.special.softmax(logs)
+        density /= density.sum()
+        mean = density @ grid
+        sd = np.sqrt(density @ (grid - mean) ** 2)
+        ends = np.interp([0.05, 0.5, 0.95], np.cumsum(density), grid)
+        told = found.statistics["b"][:, j]
+        assert abs(told[0] - mean) / sd < 0.04
+        assert abs(told[1] / sd - 1) < 0.05
+        np.testing.assert_allclose((told[2:] - ends) / sd, 0, atol=0.15)
+        assert abs(drawn[:, j].mean() - mean) / sd < 4 / np.sqrt(2000)
+        assert abs(drawn[:, j].std() / sd - 1) < 0.07
+        chance = density @ scipy.special.expit(grid)
+        assert abs(found.statistics["chance"][0, j] - chance) < 0.02
+
+
+@pytest.mark.parametrize("u", [pytest.param([-1.0, -0.7], marks=pytest.mark.slow), [-1.0, -1.5]])
+def test_effects_of_two_modes_have_both(u):
+    g = np.repeat(np.arange(30), 5)
+    rng = np.random.default_rng(0)
+    b = np.where(rng.random(30) < 0.3, 3.0, -1.0) + 0.5 * rng.normal(size=30)
+    values = {"y": b[g] + SPREAD * rng.normal(size=150)}
+    center = np.array(u)
+    draws = np.repeat(center[None], 64, axis=0)
+    with precision(True):
+        model = read(two_populations, values, groups=["g"])
+        data = data_of(values, {"g": g}, padding=3)
+        found = summarize(model, data, draws, center, 4).statistics["b"]
+        many, numbers = np.repeat(center[None], 1000, axis=0), np.arange(1000)
+        drawn = draw_effects(model, data, many, center, 4, (0, 0, numbers))["b"]
+    means = np.array([values["y"][g == j].mean() for j in range(30)])
+    tau2, noise = np.exp(2 * u[1]), SPREAD**2 / 5
+    shift = np.array([u[0] + 4, u[0]])
+    parts = scipy.stats.norm.pdf(means[:, None], shift, np.sqrt(tau2 + noise)) * [0.3, 0.7]
+    share = parts / parts.sum(axis=1, keepdims=True)
+    centers = (means[:, None] * tau2 + shift * noise) / (tau2 + noise)
+    mean = (share * centers).sum(axis=1)
+    within = tau2 * noise / (tau2 + noise)
+    sd = np.sqrt((share * centers**2).sum(axis=1) - mean**2 + within)
+    assert np.abs((found[0] - mean) / sd).max() < 0.15
+    assert np.abs(found[1] / sd - 1).max() < 0.12
+    assert np.abs((drawn.mean(axis=0) - mean) / sd).max() < 4.5 / np.sqrt(1000)
+
+
+def test_sites_are_those_the_user_wrote():
+    def model(g, x, y=None, *, n_g):
+        mu = numpyro.sample("mu", dist.Normal(0, 5))
+        tau = numpyro.sample("tau", dist.HalfNormal(2))
+        with numpyro.plate("g", n_g):
+            raw = numpyro.sample("raw", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+            scale = numpyro.sample("scale", dist.LogNormal(0.0, 0.3))
+            alpha = numpyro.deterministic("alpha", mu + tau * raw[:, 0])
+        numpyro.deterministic("at_rows", alpha[g])
+        numpyro.sample("y", dist.Normal(alpha[g] + raw[g, 1] * x, scale[g]), obs=y)
+
+    rng = np.random.default_rng(2)
+    g, x = np.repeat(np.arange(9), 4), rng.normal(size=36)
+    values = {"x": x, "y": rng.normal(size=36)}
+    draws = np.array([0.1, 0.0]) + 0.1 * rng.normal(size=(30, 2))
+    with precision(True):
+        shard_model = read(model, values, groups=["g"])
+        found = summarize(shard_model, data_of(values, {"g": g}), draws, draws.mean(axis=0), 1)
+        numbers = np.arange(30)
+        drawn = draw_effects(
+            shard_model, data_of(values, {"g": g}), draws, draws[0], 1, (0, 0, numbers)
+        )
+    assert {site.name: site.entry for site in local_sites(shard_model)} == {
+        "raw": (2,),
+        "scale": (),
+        "alpha": (),
+    }
+    assert found.statistics["raw"].shape == (5, 9, 2)
+    assert found.statistics["scale"].min() > 0
+    alpha = draws[:, :1] + np.exp(draws[:, 1:]) * drawn["raw"][..., 0]
+    np.testing.assert_allclose(drawn["alpha"], alpha, rtol=1e-6)
+    # alpha is a line in the first of raw: rows leave both the same share.
+    np.testing.assert_allclose(found.shrinkage["alpha"], found.shrinkage["raw"][:, 0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+@pytest.mark.parametrize(("q", "n"), [(1, 2), (2, 24), (5, 24), (3, 100)])
+def test_points_are_those_of_the_proposal(q, n, thorough):
+    points, shares = local_draws._points(q, n, thorough)
+    assert points.shape[::2] == (n, q)
+    np.testing.assert_allclose(points.mean(axis=1), 0, atol=1e-12)
+    flat = points.reshape(-1, q)
+    if not thorough:
+        np.testing.assert_allclose(flat.T @ flat / len(flat), np.eye(q), atol=1e-10)
+    elif n == 100:
+        exact = scipy.stats.t(local_draws._DEGREES)
+        assert scipy.stats.kstest(flat[:, 0], exact.cdf).statistic < 0.02
+    np.testing.assert_allclose(np.sort(shares), (np.arange(n) + 0.5) / n)
+
+
+def test_quantiles_of_a_gamma_distribution():
+    """Nearly normal for many degrees of freedom, far from it for few."""
+    exact = scipy.stats.gamma(np.array([[40.0], [0.7]]))
+    values = exact.ppf((np.arange(20_000) + 0.5)[None] / 20_000).T  # (A, 2)
+    origin = np.array([39.0, 1.0])
+    moments = np.stack([((values - origin) ** k).mean(axis=0) for k in (1, 2, 3, 4)])
+    mean, sd, *quantiles = local_draws._statistics(
+        origin[:, None], moments[:, :, None], values[:, :, None]
+    )
+    np.testing.assert_allclose(mean[:, 0], exact.mean()[:, 0], rtol=1e-3)
+    np.testing.assert_allclose(sd[:, 0], exact.std()[:, 0], rtol=2e-3)
+    for share, quantile in zip((0.05, 0.5, 0.95), quantiles, strict=True):
+        wrong = (quantile - exact.ppf(share)) / exact.std()
+        np.testing.assert_allclose(wrong, 0, atol=5e-3)
