@@ -3,7 +3,8 @@
 - ``osic``: means, sds and quantiles of 176 patients' intercepts and slopes on 5 and 20 shards, and
   their correlations, against NumPyro's NUTS on all rows.
 - ``coverage``: how often intervals of effects hold the values that the rows were simulated from,
-  for binary, count and Gaussian rows, groups of 1, 3 and 30 of them.
+  for binary, count and Gaussian rows, groups of 1, 3 and 30 of them; and how often those of the
+  exact posterior at the true shared parameters do, on a grid.
 - ``stored``: draws of the effects of many groups, written to Zarr by two worker processes: time,
   peaks of memory and size on disk.
 
@@ -28,6 +29,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pandas as pd
+import scipy.special
 from distributed import Client
 from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC, NUTS
@@ -66,8 +68,13 @@ def simulated_model(group, y=None, *, n_group, kind):
         numpyro.sample("obs", rows, obs=y)
 
 
-def simulated(kind: str, groups: int, size: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
-    """Simulate shared parameters, effects and rows from the model."""
+def simulated(
+    kind: str, groups: int, size: int, seed: int
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Simulate shared parameters, effects and rows from the model.
+
+    The ranks of the effects in their exact posterior, given the shared parameters, come third.
+    """
     rng = np.random.default_rng([seed, size, KINDS.index(kind)])
     mu, tau = rng.normal(0.5, 0.5), abs(rng.normal(0, 1.0))
     b = rng.normal(mu, tau, groups)
@@ -76,12 +83,24 @@ def simulated(kind: str, groups: int, size: int, seed: int) -> tuple[pd.DataFram
         y = (rng.random(len(g)) < 1 / (1 + np.exp(-b[g]))).astype(float)
     else:
         y = rng.poisson(np.exp(b[g])) if kind == "counts" else rng.normal(b[g], 1.0)
-    return pd.DataFrame({"group": g, "y": np.asarray(y, float)}), b
+    frame = pd.DataFrame({"group": g, "y": np.asarray(y, float)})
+    total, grid = frame.groupby("group")["y"].sum().to_numpy()[:, None], np.linspace(-12, 12, 8_001)
+    normalizer = {
+        "binary": np.logaddexp(0, grid),
+        "counts": np.exp(grid),
+        "gaussian": grid**2 / 2,
+    }[kind]
+    log_density = total * grid - size * normalizer - 0.5 * ((grid - mu) / tau) ** 2
+    below = np.cumsum(scipy.special.softmax(log_density, axis=1), axis=1)
+    ranks = np.array(
+        [np.interp(effect, grid, of_one) for effect, of_one in zip(b, below, strict=True)]
+    )
+    return frame, b, ranks
 
 
 def coverage(kind: str, size: int, seed: int, groups: int, draws: int) -> dict[str, Any]:
     """Say how many of the groups' intervals hold the truth, by draws and by the summary."""
-    frame, b = simulated(kind, groups, size, seed)
+    frame, b, ranks = simulated(kind, groups, size, seed)
     ddf = dd.from_pandas(frame, npartitions=4)
 
     def model(group, y=None, *, n_group):
@@ -99,6 +118,7 @@ def coverage(kind: str, size: int, seed: int, groups: int, draws: int) -> dict[s
     return {
         "groups": groups,
         "held": held,
+        "held_exactly": {s: int((abs(ranks - 0.5) < float(s[:-1]) / 200).sum()) for s in held},
         "held_summary": int(((low < b) & (b < high)).sum()),
         "below_median": int((b < mid).sum()),
         "good": bool(tree.attrs["verdict_good"]),

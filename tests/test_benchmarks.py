@@ -11,7 +11,17 @@ from pathlib import Path
 import dask
 import pytest
 
-from benchmarks import agreement, gradient, reference, rivals, sampling, scale, speed, verdict
+from benchmarks import (
+    agreement,
+    effects,
+    gradient,
+    reference,
+    rivals,
+    sampling,
+    scale,
+    speed,
+    verdict,
+)
 from benchmarks.cases.drawn import LIKELIHOODS, drawn_trial
 from benchmarks.cases.hostile import TRIALS
 from benchmarks.measure.script import RESULTS
@@ -69,6 +79,17 @@ def test_sampling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert row["all"] + len(row["asked"]) == 5
     assert all(asked <= 10 for asked in row["asked"])
     assert "| binary | 4,000 | 20 |" in capsys.readouterr().out
+
+
+def test_effects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    effects.main(["--toy", "--results", str(tmp_path)])
+    covered, stored = rows_of(tmp_path, "effects")
+    assert covered["groups"] == 60
+    assert 30 < covered["held_summary"] <= 60
+    assert stored["dims"] == {"chain": 1, "draw": 8, "group": 60}
+    printed = capsys.readouterr().out
+    assert "| binary | 3 | 60 |" in printed
+    assert "| 600 | 60 | 2 | 8 |" in printed
 
 
 @pytest.mark.slow

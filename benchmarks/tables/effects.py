@@ -58,6 +58,8 @@ def _coverage(rows: Sequence[Row]) -> str:
                 "good": sum(row["good"] for row in some),
                 "half": sum(row["held"]["50%"] for row in some) / groups,
                 "most": sum(row["held"]["90%"] for row in some) / groups,
+                "exact": sum(row["held_exactly"]["90%"] for row in some) / groups,
+                "exact_half": sum(row["held_exactly"]["50%"] for row in some) / groups,
                 "summary": sum(row["held_summary"] for row in some) / groups,
                 "below": sum(row["below_median"] for row in some) / groups,
             }
@@ -68,8 +70,10 @@ def _coverage(rows: Sequence[Row]) -> str:
         "groups": number("groups", ","),
         "of fits (good)": lambda row: f"{row['fits']} ({row['good']})",
         "in 50% intervals": lambda row: _share(row, "half", 0.5),
+        "of the exact posterior": lambda row: _share(row, "exact_half", 0.5),
         "in 90% intervals": lambda row: _share(row, "most", 0.9),
-        "in 90% intervals of the summary": lambda row: _share(row, "summary", 0.9),
+        "of the summary": lambda row: _share(row, "summary", 0.9),
+        "of the exact": lambda row: _share(row, "exact", 0.9),
         "below its median": lambda row: _share(row, "below", 0.5),
     }
     return markdown(columns, summed)
