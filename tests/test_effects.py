@@ -196,6 +196,37 @@ def test_chunks_that_hold_several_shards_and_parts_of_them(tmp_path, monkeypatch
     )
 
 
+def test_names_that_stand_in_each_others_way():
+    def named(rows, y=None, *, n_rows):
+        mu = numpyro.sample("mu", dist.Normal(0, 5))
+        with numpyro.plate("statistic", n_rows):
+            rows_ = numpyro.sample("who", dist.Normal(mu, 1.0))
+        numpyro.sample("obs", dist.Normal(rows_[rows], 1.0), obs=y)
+
+    frame, _ = table()
+    tree = fit(from_pandas(frame), named, by="who", columns={"rows": "who", "y": "y"}, **FIT)
+    local = tree["local"]
+    assert local["who"].dims == ("statistic", "who_")
+    assert set(local.data_vars) == {"who", "who_shrinkage", "rows"}
+    assert tree_to_frame(tree).columns[0] == "who_"
+
+
+def test_a_site_that_sees_other_groups_is_left_out_and_said_to_be():
+    def centred(g, y=None, *, n_g):
+        mu = numpyro.sample("mu", dist.Normal(0, 5))
+        with numpyro.plate("groups", n_g):
+            a = numpyro.sample("a", dist.Normal(mu, 1.0))
+        numpyro.deterministic("twice", 2 * a)
+        numpyro.deterministic("centred", a - a.mean())
+        numpyro.sample("obs", dist.Normal(a[g], 1.0), obs=y)
+
+    frame, _ = table()
+    columns = {"g": "who", "y": "y"}
+    told = plan(from_pandas(frame), centred, by="who", columns=columns, n_shards=3, local="summary")
+    assert [site.name for site in told.model.derived] == ["twice"]
+    assert any("centred: left out of the effects" in note for note in told.notes())
+
+
 def test_what_has_no_effects_is_said():
     frame, _ = table()
     ddf = from_pandas(frame)

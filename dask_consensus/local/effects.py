@@ -47,6 +47,7 @@ class Groups(NamedTuple):
 
     dim: str
     keys: dict[str, np.ndarray]  # (groups,) of each key column down to theirs
+    rows: str  # what their numbers of rows are called
 
     @property
     def n(self) -> int:
@@ -87,12 +88,17 @@ def groups_of(plan: Plan, shards: Shards) -> Groups:
     layout, level = plan.bindings.layout, unit_level(plan.model)
     of_shards = [labels[level] for labels in compute(shards.labels)]
     forms = plan.survey.forms(layout)
-    keys = {}
+    taken = {"statistic", "chain", "draw"}
+    for site in local_sites(plan.model):
+        taken |= {_stored(site.name), _shrinkage(site), *entry_dims(site)}
+    rows = _free("rows", taken)
+    keys: dict[str, np.ndarray] = {}
     for i in range(level + 1):
-        name, kinds = layout.by[i], [found.what for found in plan.survey.found[i]]
+        kinds = [found.what for found in plan.survey.found[i]]
         values = np.concatenate([labels[i] for labels in of_shards])
-        keys[str(name)] = readable(values, forms[i], kinds, plan.key_dtypes[i])
-    return Groups(str(layout.by[level]), keys)
+        dim = _free(str(layout.by[i]), taken | {rows, *keys})
+        keys[dim] = readable(values, forms[i], kinds, plan.key_dtypes[i])
+    return Groups(dim, keys, rows)
 
 
 def chosen(draws: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
@@ -139,14 +145,14 @@ def _summary(
         shrunk = np.concatenate([r.summary.shrinkage[site.name] for r in reports])
         name = _stored(site.name)
         variables[name] = (("statistic", *dims), summaries[:, order])
-        variables[f"{name}_shrinkage"] = (
+        variables[_shrinkage(site)] = (
             dims,
             shrunk[order],
             {"long_name": "share of the prior's variance that the group's own rows leave"},
         )
     rows = np.concatenate([report.rows for report in reports])
     efficiency = np.concatenate([report.summary.efficiency for report in reports])
-    variables["rows"] = (groups.dim, rows[order], {"long_name": "rows of the group"})
+    variables[groups.rows] = (groups.dim, rows[order], {"long_name": "rows of the group"})
     lost = sum(report.summary.modes_not_found for report in reports) / groups.n
     if lost > plan.options.verdict.modes_not_found:
         warnings.warn(
@@ -322,7 +328,24 @@ def _drawn(
 def entry_dims(site: LocalSite) -> tuple[str, ...]:
     """Name the axes that a site has beside that of the groups."""
     names = [_stored(dim or f"{site.name}_dim_{axis}") for axis, dim in enumerate(site.dims)]
-    return tuple(name for axis, name in enumerate(names) if axis != site.axis)
+    # No dimension may bear the name of a variable.
+    return tuple(
+        f"{name}_" if name == _stored(site.name) else name
+        for axis, name in enumerate(names)
+        if axis != site.axis
+    )
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Name a key, or the numbers of rows, as nothing else is."""
+    name = _stored(name)
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _shrinkage(site: LocalSite) -> str:
+    return f"{_stored(site.name)}_shrinkage"
 
 
 def _stored(name: str) -> str:

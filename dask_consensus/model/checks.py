@@ -148,9 +148,7 @@ class Probe:
         `local` terms, those with an axis of rows or groups, or else the others.
         """
         model = self.model
-        values, others = (draw_values(model, example, seed=1) for example in (small, other))
-        for site in model.local:
-            others[site.name] = embed(values[site.name], others[site.name], site.axis)
+        values, others = _same_values(model, small, other)
         ours, theirs = self.exact_terms(values, small), self.exact_terms(others, other)
         # Sums in another order differ by a few roundings of their largest term.
         relative = 1e-11 if self._exact else 1e-4
@@ -165,6 +163,41 @@ class Probe:
             if not np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True):
                 changed.add(term.name)
         return changed
+
+
+def _same_values(
+    model: ShardModel, small: Example, other: Example
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Draw values for both examples, the same where the other one holds the small one's groups."""
+    values, others = (draw_values(model, example, seed=1) for example in (small, other))
+    for site in model.local:
+        others[site.name] = embed(values[site.name], others[site.name], site.axis)
+    return values, others
+
+
+def sites_of_other_groups(model: ShardModel, small: Example, large: Example) -> set[str]:
+    """Name the derived sites whose values for a group, or row, change with other groups beside it.
+
+    Its values in a shard are then not those in the full model.
+    """
+    values, others = _same_values(model, small, large)
+
+    def derived(values: Mapping[str, Any], example: Example) -> dict[str, np.ndarray]:
+        def run(values: Any, arguments: Any) -> dict[str, jax.Array]:
+            _, trace = model.log_terms(values, arguments, example.groups)
+            return {site.name: trace[site.name]["value"] for site in model.derived}
+
+        return {k: np.asarray(v) for k, v in jax.jit(run)(values, example.arguments).items()}
+
+    ours, theirs = derived(values, small), derived(others, large)
+    changed = set()
+    for site in model.derived:
+        a, b = ours[site.name], theirs[site.name]
+        b = extract(b, a.shape[site.axis], site.axis)
+        size = np.abs(np.where(np.isfinite(a), a, 0.0)).max(initial=0.0)
+        if not np.allclose(a, b, rtol=0, atol=1e-4 * (1 + size), equal_nan=True):
+            changed.add(site.name)
+    return changed
 
 
 def _terms_of(model: ShardModel) -> Any:

@@ -101,6 +101,7 @@ class ShardModel:
     deterministics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # Those that follow groups or rows, and may depend on local sites and on data.
     derived: tuple[Derived, ...] = ()
+    foreign: tuple[str, ...] = ()  # and those whose values change with other groups
     x64: bool = False  # whether the user works in double precision
     double: bool = True  # whether the model can be evaluated in it
     cache: str = ""  # folder of compiled code; empty for none

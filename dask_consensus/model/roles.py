@@ -29,6 +29,7 @@ from .checks import (
     check_prior_term,
     check_renumbering,
     draw_values,
+    sites_of_other_groups,
     sources,
 )
 from .examples import Example, examples
@@ -105,6 +106,9 @@ def read_model(function: Callable[..., Any], inputs: ModelInputs, *, cache: str 
         check_prior_counts(probe, small, large)
         check_initial_density(probe, small)
         coupled = probe.changed_terms(small, large, local=True)
+        foreign = sites_of_other_groups(model, small, large) if model.derived else set()
+    own = tuple(site for site in model.derived if site.name not in foreign)
+    model = replace(model, derived=own, foreign=tuple(sorted(foreign)))
     return named(replace(model, double=probe.double, coupled=tuple(sorted(coupled))))
 
 

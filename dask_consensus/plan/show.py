@@ -47,6 +47,11 @@ def notes_of(plan: Plan) -> list[str]:
             "precision, perhaps), so log likelihoods are added up in single precision, which "
             "loses digits with many rows"
         )
+    if plan.model.foreign and not plan.no_local_because:
+        notes.append(
+            f"{', '.join(plan.model.foreign)}: left out of the effects of groups, since the value "
+            "for one group changes with the other groups, of which a shard has only some"
+        )
     if plan.fits_one_shard:
         notes.append(
             f"all {plan.survey.rows:,} rows fit in one shard (rows_per_shard is "
@@ -174,8 +179,8 @@ def _local(plan: Plan) -> str:
         return f"none, because {because}"
     draws = f"{plan.local_draws:,} draws of the shared parameters"
     if plan.options.local == "summary":
-        return f"summary over {draws}, each about 15 passes over the rows"
-    return f"one draw of each group for {draws}, each about 25 passes over the rows"
+        return f"summary over {draws}, for each 4 to 32 looks at every row"
+    return f"one draw of each group for {draws}, for each 4 to 32 looks at every row"
 
 
 def _arguments(plan: Plan) -> list[list[str]]:
