@@ -156,9 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         sys.exit(f"error: {error}")
     groups = {"by": "Patient", "columns": COLUMNS}
-    print(ddf.consensus.plan(model, **groups, n_shards=args.shards), "\n")
+    print(ddf.consensus.plan(model, **groups, n_shards=args.shards, local=None), "\n")
 
-    settings = {**groups, "num_samples": args.samples, "seed": args.seed}
+    settings = {**groups, "num_samples": args.samples, "seed": args.seed, "local": None}
     fit = functools.partial(ddf.consensus.fit, model, **settings)
     with warnings.catch_warnings():
         # Uncorrected on purpose: the table shows how far they are off.
