@@ -27,7 +27,7 @@ from .correction.peaks import moments_of
 from .correction.state import Correction, CorrectionSettings
 from .frame.assign import shards as rows_to_shards
 from .frame.unchanged import unchanged
-from .local.effects import local_effects
+from .local.effects import check_memory, local_effects
 from .local.store import check_store
 from .plan.coupling import around, near_zero, with_coupling
 from .plan.plan import Plan, make_plan
@@ -79,6 +79,7 @@ class LazyFit:
         check_store(self.options.store)
         with clock("plan"):
             plan = self.plan()
+            check_memory(plan)
         with clock("shard"):
             shards = shard_rows(self.frame, plan, self.progress)
         with clock("check"):

@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 
 from dask_consensus import tree_to_frame
+from dask_consensus.fit import shard_rows
 from dask_consensus.local import effects
 
 from . import fit, from_pandas, plan
@@ -196,6 +197,22 @@ def test_chunks_that_hold_several_shards_and_parts_of_them(tmp_path, monkeypatch
     )
 
 
+def test_modes_of_groups_are_counted_where_no_correction_did():
+    from .test_hills import two_populations
+
+    rng = np.random.default_rng(0)
+    g = np.repeat(np.arange(30), 5)
+    b = np.where(rng.random(30) < 0.3, 3.0, -1.0) + 0.2 * rng.normal(size=30)
+    frame = from_pandas(pd.DataFrame({"g": g, "y": b[g] + 2.5 * rng.normal(size=150)}))
+    for model_, expected in ((two_populations, 2), (model, 1)):
+        binding = {"by": "g"} if model_ is two_populations else {"by": "who", "columns": COLUMNS}
+        data = frame if model_ is two_populations else from_pandas(table()[0])
+        told = plan(data, model_, n_shards=1, local="summary", **binding)
+        shards = shard_rows(data, told, progress=False)
+        center = np.array([-1.0, -1.5]) if model_ is two_populations else np.zeros(3)
+        assert effects._n_modes(told, shards, center, None) == expected
+
+
 def test_names_that_stand_in_each_others_way():
     def named(rows, y=None, *, n_rows):
         mu = numpyro.sample("mu", dist.Normal(0, 5))
@@ -260,6 +277,7 @@ def test_what_has_no_effects_is_said():
 def test_more_than_a_client_can_hold_is_refused(monkeypatch, fitted):
     frame, *_ = fitted
     monkeypatch.setattr(effects, "_MOST_IN_MEMORY", 10_000)
+    monkeypatch.setattr("dask_consensus.fit.shard_rows", None)  # nothing is sharded before
     options = FIT | {"local": "draws", "local_draws": 100}
     with pytest.raises(
         ValueError, match=r"100 draws of the effects of 40 groups are .* pass store"

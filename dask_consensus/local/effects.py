@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from ..cluster.mapreduce import Answer, each, map_reduce
+from ..cluster.mapreduce import Answer, each, map_reduce, on_worker
 from ..cluster.shards import Shards
 from ..cluster.tasks import broadcast, compute
 from ..combination import gaussian
 from ..correction.state import Correction
 from ..frame.labels import readable
 from ..model.model import ShardModel
+from ..result.datatree import variable_name
 from ..shard.effects import unit_level
+from ..shard.engine import engine_of
 from ..shard.local_draws import (
     STATISTICS,
     LocalSite,
@@ -77,10 +78,33 @@ def local_effects(
     if plan.no_local_because:
         return None
     groups = groups_of(plan, shards)
-    shared = (plan.model, draws.reshape(-1, draws.shape[-1]).mean(axis=0), _n_modes(correction))
+    center = draws.reshape(-1, draws.shape[-1]).mean(axis=0)
+    shared = (plan.model, center, _n_modes(plan, shards, center, correction))
     if plan.options.local == "draws":
         return _draws(plan, shards, draws, groups, shared)
     return _summary(plan, shards, draws, groups, shared)
+
+
+def check_memory(plan: Plan) -> None:
+    """Refuse more draws than a client should be sent, before anything is sampled.
+
+    Raises
+    ------
+    ValueError
+        Saying how many they are, and what to do.
+    """
+    options = plan.options
+    if options.local != "draws" or options.store is not None or plan.no_local_because:
+        return
+    chains, groups = options.num_chains, plan.survey.n_groups
+    draws = chains * min(options.num_samples, max(1, plan.local_draws // chains))
+    size = 4 * draws * groups * sum(math.prod(site.entry) for site in local_sites(plan.model))
+    if size > _MOST_IN_MEMORY:
+        raise ValueError(
+            f"{draws:,} draws of the effects of {groups:,} groups are "
+            f"{size / 2**20:,.0f} MiB, too much to be brought to the client: pass store=, a folder "
+            "or URL that the workers can write to, or fewer local_draws"
+        )
 
 
 def groups_of(plan: Plan, shards: Shards) -> Groups:
@@ -90,7 +114,7 @@ def groups_of(plan: Plan, shards: Shards) -> Groups:
     forms = plan.survey.forms(layout)
     taken = {"statistic", "chain", "draw"}
     for site in local_sites(plan.model):
-        taken |= {_stored(site.name), _shrinkage(site), *entry_dims(site)}
+        taken |= {variable_name(site.name), _shrinkage(site), *entry_dims(site)}
     rows = _free("rows", taken)
     keys: dict[str, np.ndarray] = {}
     for i in range(level + 1):
@@ -143,7 +167,7 @@ def _summary(
         dims = (groups.dim, *entry_dims(site))
         summaries = np.concatenate([r.summary.statistics[site.name] for r in reports], axis=1)
         shrunk = np.concatenate([r.summary.shrinkage[site.name] for r in reports])
-        name = _stored(site.name)
+        name = variable_name(site.name)
         variables[name] = (("statistic", *dims), summaries[:, order])
         variables[_shrinkage(site)] = (
             dims,
@@ -222,7 +246,6 @@ def _draws(
         block = store.create(dims, shapes, coords)
         _write_draws(plan, shards, kept, shared, store, block)
         return store.opened()
-    _check_memory(shapes)
     order = groups.order()
     reports = map_reduce(
         each(_draw),
@@ -235,7 +258,7 @@ def _draws(
     variables = {}
     for site in sites:
         values = np.concatenate([report[site.name] for report in reports], axis=1)[:, order]
-        variables[_stored(site.name)] = (dims[site.name], values.reshape(shapes[site.name]))
+        variables[variable_name(site.name)] = (dims[site.name], values.reshape(shapes[site.name]))
     return xr.Dataset(variables, coords | groups.coords(order))
 
 
@@ -266,17 +289,6 @@ def _write_draws(
             )
             thorough = mapped.reports
             store.write(mapped.states, starts, chain, some)
-
-
-def _check_memory(shapes: Mapping[str, tuple[int, ...]]) -> None:
-    size = 4 * sum(math.prod(shape) for shape in shapes.values())
-    if size > _MOST_IN_MEMORY:
-        chains, draws, groups = next(iter(shapes.values()))[:3]
-        raise ValueError(
-            f"{chains * draws:,} draws of the effects of {groups:,} groups are "
-            f"{size / 2**20:,.0f} MiB, too much to be brought to the client: pass store=, a folder "
-            "or URL that the workers can write to, or fewer local_draws"
-        )
 
 
 _Shared = tuple[ShardModel, np.ndarray, int, int, _Kept]
@@ -327,10 +339,10 @@ def _drawn(
 
 def entry_dims(site: LocalSite) -> tuple[str, ...]:
     """Name the axes that a site has beside that of the groups."""
-    names = [_stored(dim or f"{site.name}_dim_{axis}") for axis, dim in enumerate(site.dims)]
+    names = [variable_name(dim or f"{site.name}_dim_{axis}") for axis, dim in enumerate(site.dims)]
     # No dimension may bear the name of a variable.
     return tuple(
-        f"{name}_" if name == _stored(site.name) else name
+        f"{name}_" if name == variable_name(site.name) else name
         for axis, name in enumerate(names)
         if axis != site.axis
     )
@@ -338,24 +350,26 @@ def entry_dims(site: LocalSite) -> tuple[str, ...]:
 
 def _free(name: str, taken: set[str]) -> str:
     """Name a key, or the numbers of rows, as nothing else is."""
-    name = _stored(name)
+    name = variable_name(name)
     while name in taken:
         name += "_"
     return name
 
 
 def _shrinkage(site: LocalSite) -> str:
-    return f"{_stored(site.name)}_shrinkage"
+    return f"{variable_name(site.name)}_shrinkage"
 
 
-def _stored(name: str) -> str:
-    """Name a variable after a site; a slash would be a path in the tree."""
-    return name.replace("/", ".")
+def _n_modes(plan: Plan, shards: Shards, center: np.ndarray, correction: Correction | None) -> int:
+    """Say around how many modes of a group to look: as the correction did, or a shard has."""
+    if correction is not None:
+        return int(correction.modes)
+    asked = on_worker(shards.execution, _most_modes, shards.data[0], plan.model, center[None])
+    return int(compute([asked])[0])
 
 
-def _n_modes(correction: Correction | None) -> int:
-    """Say around how many modes of a group to look."""
-    return 1 if correction is None else int(correction.modes)
+def _most_modes(data: ShardData, model: ShardModel, points: np.ndarray) -> int:
+    return engine_of(model).most_modes(data, points)
 
 
 def _sortable(key: np.ndarray) -> np.ndarray:

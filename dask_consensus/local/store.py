@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ..cluster.tasks import call, compute
+from ..result.datatree import variable_name
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -76,7 +77,7 @@ class DrawStore:
         )
         variables = {}
         for name, shape in shapes.items():
-            self._names[name] = name.replace("/", ".")
+            self._names[name] = variable_name(name)
             chunks = (1, block, self._chunk, *shape[3:])
             variables[self._names[name]] = (
                 dims[name],

@@ -105,7 +105,7 @@ def posterior_dataset(
             plate = plates[name][axis]
             dim = variable_name(plate or f"{name}_dim_{axis}")
             entries = labels.get(plate, ())
-            coords[dim] = storable_labels(entries) if len(entries) == size else np.arange(size)
+            coords[dim] = _storable_labels(entries) if len(entries) == size else np.arange(size)
             dims.append(dim)
         variables[variable_name(name)] = (("chain", "draw", *dims), array)
     chains, draws = next(iter(values.values())).shape[:2]
@@ -249,7 +249,7 @@ def variable_name(site: str) -> str:
     return f"{name}_" if name in ("chain", "draw") else name
 
 
-def storable_labels(entries: Sequence[Any]) -> np.ndarray:
+def _storable_labels(entries: Sequence[Any]) -> np.ndarray:
     """Turn labels that no file can hold (intervals, say) into text."""
     labels = np.asarray(entries)
     storable = labels.ndim == 1 and labels.dtype != object

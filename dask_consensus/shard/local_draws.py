@@ -9,9 +9,9 @@ weight, is a draw that belongs to the draw of ``u``.
 
 Where effects are as good as normal, and hardly move with ``u``, which weights show, a few normal
 candidates around the mode that was will do. Elsewhere modes are followed, and candidates are many,
-of a t distribution. Statistics rest on the same points in every unit, of exactly the moments of
-a normal distribution, so that of normal effects the mean and sd are exact; draws on points of their
-own in every unit, since they must be independent.
+of a t distribution. Statistics rest on the same points in every unit, the normal ones of exactly
+the mean and covariance that they stand for, so that those of normal effects are exact; draws rest
+on points of their own in every unit, since they must be independent.
 """
 
 from __future__ import annotations
@@ -227,8 +227,8 @@ def _nearly_all(efficiency: np.ndarray) -> bool:
 def _points(q: int, n_draws: int, thorough: bool) -> tuple[np.ndarray, np.ndarray]:
     """Make points ``(n_draws, candidates, q)``, and a uniform number of each draw.
 
-    They are standard normal, or `thorough` of a t distribution, with exactly the moments that
-    normal ones have. The half of a draw's are mirror images of the others; which draw has which is
+    They are standard normal, with exactly that mean and covariance; or, `thorough`, of a t
+    distribution. The half of a draw's are mirror images of the others; which draw has which is
     random.
     """
     pairs = (_MANY if thorough else _FEW) // 2
