@@ -15,6 +15,7 @@ from dask_consensus.correction.importance import correct
 from dask_consensus.correction.likelihood import LogPosterior
 from dask_consensus.correction.state import CorrectionSettings
 from dask_consensus.fit import shard_rows
+from dask_consensus.local import effects as local_effects
 from dask_consensus.plan import plan as plan_module
 from dask_consensus.shard import engine as engine_module
 from dask_consensus.shard.descent import Descents
@@ -81,7 +82,16 @@ class Stub:
 @pytest.fixture
 def stub(monkeypatch):
     stub = Stub([])
-    for module in (laplace, mode_search, pilot, ridges, subposterior, likelihood, plan_module):
+    for module in (
+        laplace,
+        mode_search,
+        pilot,
+        ridges,
+        subposterior,
+        likelihood,
+        local_effects,
+        plan_module,
+    ):
         monkeypatch.setattr(module, "engine_of", lambda model: stub)
     with dask.config.set(scheduler="synchronous"):
         yield stub
@@ -113,6 +123,7 @@ def test_nobody_else_makes_an_engine():
         "dask_consensus.combination.pilot",
         "dask_consensus.combination.subposterior",
         "dask_consensus.correction.likelihood",
+        "dask_consensus.local.effects",
         "dask_consensus.plan.plan",
     }
 
