@@ -230,7 +230,7 @@ def test_local_sites_go_on_from_where_their_chains_ended():
     made = plan(rows, ZOO["intercepts"].model, by="county", method="anchored", n_shards=2)
     shards = shard_rows(rows, made, progress=False)
     guess = Guess(np.array([1.0, -0.5, 0.0]), np.eye(3) * 10, informed=False, modes=1)
-    nuts = NutsSettings(20, 30, adapt_mass=False)
+    nuts = NutsSettings(200, 200)
     settings = AnchoredSettings(FitSettings(made.model, 1, True, 0), nuts, 2, guess)
     state = step(settings, shards, init(settings, shards))
     ends = dask.compute(*state.starts)
