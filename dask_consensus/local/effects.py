@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,11 +22,12 @@ from ..combination import gaussian
 from ..correction.state import Correction
 from ..frame.labels import readable
 from ..model.model import ShardModel
-from ..result.datatree import variable_name
+from ..result.names import variable_name
 from ..shard.effects import unit_level
 from ..shard.engine import engine_of
 from ..shard.local_draws import (
     STATISTICS,
+    GivenShared,
     LocalSite,
     Summary,
     draw_effects,
@@ -39,6 +41,7 @@ from .store import DrawStore
 if TYPE_CHECKING:
     from ..plan.plan import Plan
 
+GIVEN_SHARED = "given_shared"
 _TRIED = 16  # draws that tell how effects are to be drawn
 _MOST_IN_MEMORY = 2**28  # bytes of draws that are brought to the client without a store
 
@@ -66,22 +69,24 @@ class Groups(NamedTuple):
 
 def local_effects(
     plan: Plan, shards: Shards, draws: np.ndarray, correction: Correction | None
-) -> xr.Dataset | None:
+) -> dict[str, xr.Dataset]:
     """Find the effects of all groups at some of the draws ``(chains, draws, d)``.
 
     Returns
     -------
-    Dataset or None
-        Every site with one entry a group, with dims (statistic, <key>, ...) of a summary or
-        (chain, draw, <key>, ...) of draws; None where :attr:`Plan.no_local_because` says why.
+    dict of Datasets
+        ``local``: every site with one entry a group, with dims (statistic, <key>, ...) of a summary
+        or (chain, draw, <key>, ...) of draws. Beside a summary, ``local/given_shared``: the normal
+        distribution of the raw effects of each group given the shared parameters. Empty where
+        :attr:`Plan.no_local_because` says why.
     """
     if plan.no_local_because:
-        return None
+        return {}
     groups = groups_of(plan, shards)
     center = draws.reshape(-1, draws.shape[-1]).mean(axis=0)
     shared = (plan.model, center, _n_modes(plan, shards, center, correction))
     if plan.options.local == "draws":
-        return _draws(plan, shards, draws, groups, shared)
+        return {"local": _draws(plan, shards, draws, groups, shared)}
     return _summary(plan, shards, draws, groups, shared)
 
 
@@ -151,7 +156,7 @@ def representative(draws: np.ndarray, wanted: int) -> np.ndarray:
 
 def _summary(
     plan: Plan, shards: Shards, draws: np.ndarray, groups: Groups, shared: tuple[Any, ...]
-) -> xr.Dataset:
+) -> dict[str, xr.Dataset]:
     few = representative(draws, plan.local_draws)
     reports = map_reduce(
         each(_summarize),
@@ -191,7 +196,29 @@ def _summary(
         "modes_not_found": float(lost),
     }
     coords = {"statistic": list(STATISTICS), **groups.coords(order)}
-    return xr.Dataset(variables, coords, attributes)
+    local = xr.Dataset(variables, coords, attributes)
+    given = [report.summary.given_shared for report in reports]
+    return {"local": local, f"local/{GIVEN_SHARED}": _given_shared(given, groups, order, local)}
+
+
+def _given_shared(
+    given: Sequence[GivenShared], groups: Groups, order: np.ndarray, local: xr.Dataset
+) -> xr.Dataset:
+    """Lay out the normal distributions of raw effects, in the order of the groups."""
+    names: list[str] = []
+    for wanted in ("effect", "effect_", "shared"):
+        names.append(_free(wanted, {*map(str, local.dims), *names}))
+    effect, other, shared = names
+    told = {
+        "mean": ((effect,), "mean of the raw effects at that of the shared parameters"),
+        "slope": ((effect, shared), "its change with the unconstrained shared parameters"),
+        "covariance": ((effect, other), "given the shared parameters"),
+    }
+    variables = {}
+    for name, (dims, text) in told.items():
+        values = np.concatenate([getattr(one, name) for one in given])[order].astype(np.float32)
+        variables[name] = ((groups.dim, *dims), values, {"long_name": text})
+    return xr.Dataset(variables)
 
 
 class _Report(NamedTuple):

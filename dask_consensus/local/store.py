@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ..cluster.tasks import call, compute
-from ..result.datatree import variable_name
+from ..result.names import variable_name
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed

@@ -19,6 +19,8 @@ from ..model.model import ShardModel
 from ..plan.plan import Plan
 from ..shard.constrain import constrain
 from .clock import Clock, seconds_compiling
+from .names import variable_name
+from .recall import UNCONSTRAINED, memory_of, unconstrained_dataset
 from .verdict import Verdict
 
 _LIBRARIES = ("dask_consensus", "numpyro", "jax", "dask", "xarray", "numpy")
@@ -30,7 +32,7 @@ def result(
     combined: Combined,
     correction: Correction | None,
     draws: np.ndarray,
-    local: xr.Dataset | None,
+    local: Mapping[str, xr.Dataset],
     verdict: Verdict,
     clock: Clock,
 ) -> xr.DataTree:
@@ -40,6 +42,7 @@ def result(
     thresholds = settings.pop("verdict")
     groups = {
         "posterior": _posterior(plan, draws),
+        UNCONSTRAINED: unconstrained_dataset(model, draws),
         "shards": shards_dataset(model, combined.rounds),
         "rounds": rounds_dataset(model, combined.rounds),
     }
@@ -47,8 +50,7 @@ def result(
         groups["correction"] = correction_dataset(model, correction)
         if usable(correction):
             groups["uncorrected"] = _posterior(plan, combined.draws)
-    if local is not None:
-        groups["local"] = local
+    groups |= local
     # JSON has no infinity: an error of unknown size is null.
     sizes = [float(size) if np.isfinite(size) else None for size in verdict.error]
     attributes = {
@@ -64,6 +66,7 @@ def result(
         "method_used": combined.method,
         "searches": _searches(guess),
         "by": [str(key) for key in plan.bindings.layout.by],
+        "model": memory_of(plan),
         "sampling_time": clock.total(),
         "profile": clock.seconds | {"compile": seconds_compiling(combined, correction)},
         "verdict": verdict.text,
@@ -241,12 +244,6 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
         **_variables(correction, ("point", "coordinate"), of_points),
     }
     return xr.Dataset(variables, {"coordinate": model.coordinate_names()})
-
-
-def variable_name(site: str) -> str:
-    """Name a variable or dimension after a site or plate; a slash would be a path in the tree."""
-    name = site.replace("/", ".")
-    return f"{name}_" if name in ("chain", "draw") else name
 
 
 def _storable_labels(entries: Sequence[Any]) -> np.ndarray:

@@ -58,8 +58,21 @@ class Summary(NamedTuple):
 
     statistics: dict[str, np.ndarray]  # (statistics, U, *entry) of each site
     shrinkage: dict[str, np.ndarray]  # (U, *entry)
+    given_shared: GivenShared
     efficiency: np.ndarray  # (U,)
     modes_not_found: float  # units, averaged over draws
+
+
+class GivenShared(NamedTuple):
+    """The normal distribution of the raw effects of each unit, at any u.
+
+    Its mean is that at the center plus the slope times how far u is from there; what effects differ
+    from that line by, over draws of u and given each, gives its covariance.
+    """
+
+    mean: np.ndarray  # (U, q)
+    slope: np.ndarray  # (U, q, d)
+    covariance: np.ndarray  # (U, q, q)
 
 
 class LocalSite(NamedTuple):
@@ -133,7 +146,14 @@ def summarize(
         shrinkage[site.name] = shrunk[site.name][:real].reshape(shape)
     efficiency = sum(part.efficiency[:real] for part in parts) / n
     lost = sum(float(part.lost) for part in parts) / n
-    return Summary(statistics, shrinkage, np.asarray(efficiency), lost)
+    away = sum(part.residual[:real] for part in parts) / n
+    outer = sum(part.residual_outer[:real] for part in parts) / n
+    given_shared = GivenShared(
+        np.asarray(origin.effects[0, :real]) + away,
+        np.asarray(origin.slope[0, :real]),
+        outer - away[:, :, None] * away[:, None, :],
+    )
+    return Summary(statistics, shrinkage, given_shared, np.asarray(efficiency), lost)
 
 
 def far_from_normal(
@@ -214,6 +234,8 @@ class _Told(NamedTuple):
     origin: Mapping[str, Any]  # (U, entries) values at the center
     moments: Mapping[str, Any]  # (4, U, entries) powers of what values are beyond that
     kept: Mapping[str, Any]  # (B, kept, U, entries) candidates, as often as their weights say
+    residual: Any  # (U, q) raw effects less what they would be on a line in u
+    residual_outer: Any  # (U, q, q), its products
     efficiency: Any  # (U,) effective share of the candidates
     lost: Any  # () units whose mode was not found
 
@@ -399,9 +421,10 @@ def _candidates(model: ShardModel, thorough: bool) -> Callable[..., _Told]:
             def one(given: tuple[jax.Array, jax.Array]) -> Any:
                 point, share = (jnp.broadcast_to(part, (units, *part.shape)) for part in given)
                 effects, log_weight = around.candidate(point, share)
-                return _flat_values(model, u, effects, data), log_weight
+                return _flat_values(model, u, effects, data), effects - line, log_weight
 
-            sites, log_weight = lax.map(one, (normal, shares))
+            line = center.effects[0] + center.slope[0] @ (u - center.u)
+            sites, off, log_weight = lax.map(one, (normal, shares))
             weights = _normalised(log_weight)
             moments, kept = {}, {}
             so_far = jnp.cumsum(weights, axis=0)
@@ -414,16 +437,18 @@ def _candidates(model: ShardModel, thorough: bool) -> Callable[..., _Told]:
                 moments[name] = jnp.stack([jnp.einsum("cu,cue->ue", weights, p) for p in powers])
                 kept[name] = jnp.take_along_axis(values, which[:, :, None], axis=0)
             efficiency = 1 / (n * jnp.sum(weights**2, axis=0))
-            return moments, kept, efficiency, around.lost
+            residual = jnp.einsum("cu,cuq->uq", weights, off)
+            outer = jnp.einsum("cu,cuq,cur->uqr", weights, off, off)
+            return moments, kept, residual, outer, efficiency, around.lost
 
-        moments, kept, efficiency, lost = lax.map(at_draw, (draws, points, shares))
+        moments, kept, *rest = lax.map(at_draw, (draws, points, shares))
 
         def total(values: jax.Array) -> jax.Array:
             mask = counted.reshape(-1, *[1] * (values.ndim - 1))
             return jnp.sum(jnp.where(mask, values, 0), axis=0)
 
         added = jax.tree.map(total, moments)
-        return _Told(origin, added, kept, total(efficiency), total(lost))
+        return _Told(origin, added, kept, *map(total, rest))
 
     return run
 
