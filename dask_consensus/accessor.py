@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import dask.dataframe as dd
 from dask.dataframe.extensions import register_dataframe_accessor
@@ -182,6 +182,88 @@ class ConsensusAccessor:
         """
         lazy = self._lazy(model, by, columns, progress, options)
         return lazy.compute() if compute else lazy
+
+    def predict(
+        self,
+        tree: xr.DataTree,
+        model: Callable[..., Any],
+        *,
+        columns: Mapping[str, Hashable] | None = None,
+        statistics: Sequence[str] | None = None,
+        kind: Literal["predictive", "expected"] = "predictive",
+        draws: int | None = None,
+        check_verdict: bool = True,
+    ) -> dd.DataFrame:
+        """Set a prediction beside each row of the frame.
+
+        Nothing is computed yet. Rows stay where they are, in their order; columns that the response
+        comes from may be missing, or empty.
+
+        Parameters
+        ----------
+        tree : DataTree
+            What `fit` returned, as it was, or read from netCDF or Zarr. Its effects of groups are
+            used: of a summary as normal distributions given the shared parameters, draws as they
+            are.
+        model : callable
+            The model that was fitted.
+        columns : mapping, optional
+            Argument of the model -> column, where a column has another name than in the fit.
+        statistics : list of str, optional
+            Of ``mean``, ``sd``, quantiles by their percentage (``q05``, ``q97.5``), and
+            probabilities of values of discrete sites (``p0``, ``p1``). The default is mean, sd, q05
+            and q95; the probabilities of all categories of a categorical site.
+        kind : {"predictive", "expected"}
+            Of what would be observed, noise included; or of its expected value, given which only
+            the parameters are uncertain.
+        draws : int, optional
+            Draws of all unknowns that are averaged over; 64, or more if there are more than 16
+            shared parameters and effects a group.
+        check_verdict : bool
+            False predicts by a fit whose verdict is bad, too.
+
+        Returns
+        -------
+        dask.dataframe.DataFrame
+            The frame, its partitions and its index, with a column ``<site>_<statistic>`` of floats
+            for each observed site that follows the rows (``<site>[i]_<statistic>`` where a row has
+            several entries), and, where groups have effects, ``new_group``: whether the fit has not
+            seen the group, whose effects are then drawn from the population.
+
+        Raises
+        ------
+        ValueError
+            At once if the tree is another model's, was not to be relied on, or has no effects of
+            groups though rows need them; if the likelihood is a ``numpyro.factor``; if a column is
+            missing, or one that would be added is there. When computed, if a partition has missing
+            or infinite values, categories that the fit had not, or keys of another kind; the
+            message names the column and the rows.
+
+        Examples
+        --------
+        >>> import dask.dataframe as dd, numpyro, numpyro.distributions as dist, pandas as pd
+        >>> import dask_consensus
+        >>> def model(y):
+        ...     mu = numpyro.sample("mu", dist.Normal(0, 10))
+        ...     with numpyro.plate("rows", len(y)):
+        ...         numpyro.sample("obs", dist.Normal(mu, 1), obs=y)
+        >>> ddf = dd.from_pandas(pd.DataFrame({"y": [0.5, 1.5, 1.0, 1.0]}), npartitions=2)
+        >>> tree = ddf.consensus.fit(model, num_warmup=200, num_samples=200)
+        >>> ddf.consensus.predict(tree, model).columns.tolist()
+        ['y', 'obs_mean', 'obs_sd', 'obs_q05', 'obs_q95']
+        """
+        from .local.predictions import predict
+
+        return predict(
+            self._frame,
+            tree,
+            model,
+            columns=columns,
+            statistics=statistics,
+            kind=kind,
+            draws=draws,
+            check_verdict=check_verdict,
+        )
 
     def _lazy(
         self,

@@ -1,0 +1,198 @@
+"""Statistics of a mixture of distributions: that of a row over draws of all that is unknown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import scipy.special
+from jax import lax
+
+_SAMPLES = 16  # of a row at a draw, where nothing better is known of its distribution
+_STEPS, _CLOSE = 30, 1e-3  # towards a quantile of a mixture; in its sds
+_MOST_COUNTS = 400  # values of a row up to which probabilities are added up
+_NEARLY_NORMAL_SKEW, _NEARLY_NORMAL_EXCESS = 1.1, (-0.6, 2.5)
+
+
+class RowSite(NamedTuple):
+    """An observed site with one entry, or several, a row."""
+
+    name: str
+    axis: int  # of the rows
+    entry: tuple[int, ...]  # shape of what a row has
+    categories: int  # of a distribution over categories, which has no mean; else 0
+    discrete: bool
+    needs: tuple[str, ...]  # arguments that its distribution depends on
+
+
+class Mixture(NamedTuple):
+    """Distributions of the rows at all draws."""
+
+    fns: Any  # a distribution whose parameters have an axis of draws in front
+    keys: jax.Array  # (S,)
+    site: RowSite
+
+    def each(self, method: Callable[[Any], jax.Array]) -> jax.Array:
+        """Apply a function to the distribution of each draw."""
+        return jax.vmap(method)(self.fns)
+
+    def samples(self) -> jax.Array:
+        """Draw some values of each row at each draw, ``(S, samples, R, ...)``."""
+        return jax.vmap(lambda fn, key: fn.sample(key, (_SAMPLES,)))(self.fns, self.keys)
+
+    def moments(self) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance of each row at each draw, ``(S, R, ...)``."""
+        try:
+            return self.each(lambda fn: fn.mean), self.each(lambda fn: fn.variance)
+        except (NotImplementedError, AttributeError):
+            samples = self.samples()
+            return samples.mean(axis=1), samples.var(axis=1, ddof=1)
+
+    def probability(self, value: jax.Array | int) -> jax.Array:
+        """Probability of a value of a discrete site."""
+
+        def at_draw(fn: Any) -> jax.Array:
+            inside = fn.support(value)
+            return jnp.where(inside, jnp.exp(fn.log_prob(value)), 0.0)
+
+        return jnp.mean(self.each(at_draw), axis=0)
+
+
+def statistics_of(mixture: Mixture, statistics: tuple[str, ...], expected: bool) -> list[jax.Array]:
+    """Find statistics of what is observed, or `expected`; each in the shape of the site."""
+    told: dict[str, jax.Array] = {}
+    if {"mean", "sd"} & {*statistics} or _quantiles(statistics):
+        means, variances = mixture.moments()
+        told["mean"] = jnp.mean(means, axis=0)
+        variance = jnp.var(means, axis=0)
+        if not expected:
+            variance += jnp.mean(variances, axis=0)
+        told["sd"] = jnp.sqrt(variance)
+        shares = [share for _, share in _quantiles(statistics)]
+        if shares:
+            if expected:
+                found = _quantiles_of_draws(means, shares)
+            elif mixture.site.discrete:
+                found = _discrete_quantiles(mixture, told["mean"], told["sd"], shares)
+            else:
+                found = _continuous_quantiles(mixture, told["mean"], told["sd"], shares)
+            told |= {
+                name: value for (name, _), value in zip(_quantiles(statistics), found, strict=True)
+            }
+    for name in statistics:
+        if re.fullmatch(r"p\d+", name):
+            told[name] = mixture.probability(int(name[1:]))
+    return [told[name] for name in statistics]
+
+
+def _quantiles(statistics: tuple[str, ...]) -> list[tuple[str, float]]:
+    return [(name, share_of(name)) for name in statistics if name.startswith("q")]
+
+
+def share_of(quantile: str) -> float:
+    """Return the share of a quantile's name: 0.05 of ``q05``, 0.975 of ``q97.5``."""
+    return float(quantile[1:]) / 100
+
+
+def _quantiles_of_draws(values: jax.Array, shares: list[float]) -> list[jax.Array]:
+    """Quantiles over draws ``(S, ...)``, by Cornish and Fisher's expansion where it will do."""
+    mean, sd = jnp.mean(values, axis=0), jnp.std(values, axis=0)
+    standard = (values - mean) / jnp.where(sd > 0, sd, 1.0)
+    skew = jnp.mean(standard**3, axis=0)
+    excess = jnp.where(sd > 0, jnp.mean(standard**4, axis=0) - 3, 0.0)
+    low, high = _NEARLY_NORMAL_EXCESS
+    near = (jnp.abs(skew) < _NEARLY_NORMAL_SKEW) & (excess > low) & (excess < high)
+    by_order = jnp.quantile(values, jnp.array(shares), axis=0, method="hazen")
+    found = []
+    for share, exact in zip(shares, by_order, strict=True):
+        z = float(scipy.special.ndtri(share))
+        expanded = z + skew * (z**2 - 1) / 6 + excess * (z**3 - 3 * z) / 24
+        expanded -= skew**2 * (2 * z**3 - 5 * z) / 36
+        found.append(jnp.where(near, mean + sd * expanded, exact))
+    return found
+
+
+def _of_samples(mixture: Mixture, shares: list[float]) -> list[jax.Array]:
+    samples = mixture.samples()
+    flat = samples.reshape(-1, *samples.shape[2:])
+    method = "lower" if mixture.site.discrete else "hazen"
+    return list(jnp.quantile(flat.astype(float), jnp.array(shares), axis=0, method=method))
+
+
+def _continuous_quantiles(
+    mixture: Mixture, mean: jax.Array, sd: jax.Array, shares: list[float]
+) -> list[jax.Array]:
+    """Solve for quantiles by Newton's method, kept between those of single draws."""
+    try:
+        limits = [mixture.each(lambda fn, p=share: fn.icdf(p)) for share in shares]  # type: ignore[misc]
+        mixture.each(lambda fn: fn.cdf(mean))
+    except (NotImplementedError, AttributeError):
+        return _of_samples(mixture, shares)
+
+    def solve(share: float, at_draws: jax.Array) -> jax.Array:
+        low, high = jnp.min(at_draws, axis=0), jnp.max(at_draws, axis=0)
+        guess = mean + float(scipy.special.ndtri(share)) * sd
+        guess = jnp.where(jnp.isfinite(guess), guess, jnp.mean(at_draws, axis=0))
+        start = jnp.clip(guess, low, high)
+
+        def go_on(state: tuple[jax.Array, ...]) -> jax.Array:
+            step, *_, moved = state
+            return (step < _STEPS) & jnp.any(moved > _CLOSE)
+
+        def improve(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            step, low, high, at, _ = state
+            below = jnp.mean(mixture.each(lambda fn: fn.cdf(at)), axis=0)
+            density = jnp.mean(mixture.each(lambda fn: jnp.exp(fn.log_prob(at))), axis=0)
+            low = jnp.where(below < share, at, low)
+            high = jnp.where(below < share, high, at)
+            newton = at - (below - share) / density
+            inside = (newton >= low) & (newton <= high)
+            there = jnp.where(inside, newton, (low + high) / 2)
+            moved = jnp.abs(there - at) / (high - low + sd + 1e-30)
+            return step + 1, low, high, there, jnp.where(jnp.isfinite(moved), moved, 0.0)
+
+        everything = jnp.full(mean.shape, jnp.inf)
+        return lax.while_loop(go_on, improve, (0, low, high, start, everything))[3]
+
+    return [solve(share, at_draws) for share, at_draws in zip(shares, limits, strict=True)]
+
+
+def _discrete_quantiles(
+    mixture: Mixture, mean: jax.Array, sd: jax.Array, shares: list[float]
+) -> list[jax.Array]:
+    """Add up probabilities from the least value on, unless there are too many of them."""
+    support = mixture.fns.support
+    base = getattr(support, "base_constraint", support)
+    least = jnp.floor(jnp.min(jnp.asarray(getattr(base, "lower_bound", 0)))).astype(int)
+    if mixture.site.categories:
+        most = jnp.asarray(mixture.site.categories - 1)
+    else:
+        most = jnp.max(jnp.where(jnp.isfinite(mean + sd), jnp.ceil(mean + 8 * sd), 0)).astype(int)
+        most = jnp.maximum(most, least + 1)
+
+    def added(_: None) -> tuple[jax.Array, ...]:
+        def go_on(state: tuple[jax.Array, ...]) -> jax.Array:
+            value, below, *_ = state
+            return (value <= most) & jnp.any(below < max(shares))
+
+        def add(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            value, below, *found = state
+            now = below + mixture.probability(value)
+            found = [
+                jnp.where((below < share) & (now >= share), value.astype(now.dtype), at)
+                for share, at in zip(shares, found, strict=True)
+            ]
+            return value + 1, now, *found
+
+        nowhere = jnp.broadcast_to(most.astype(mean.dtype), mean.shape)
+        start = (least, jnp.zeros_like(mean), *[nowhere] * len(shares))
+        return lax.while_loop(go_on, add, start)[2:]
+
+    def sampled(_: None) -> tuple[jax.Array, ...]:
+        return tuple(value.astype(mean.dtype) for value in _of_samples(mixture, shares))
+
+    few = most - least <= _MOST_COUNTS
+    return list(lax.cond(few, added, sampled, None))

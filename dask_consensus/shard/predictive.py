@@ -1,0 +1,343 @@
+"""What a model says of rows, averaged over draws of the shared parameters and of effects.
+
+At each draw of u the effects of known groups are drawn given it, and those of groups never seen
+from the population; the model then gives the distribution of each row. The mixture of these over
+draws is the predictive distribution, and the draws of their means are those of the expected value.
+Standard normal numbers behind the effects are the same in every group, and of exactly the mean,
+the covariance and the lack of correlation with u that they stand for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import scipy.special
+import scipy.stats
+from numpyro.distributions import biject_to
+
+from ..model.model import TRACE_LOCK, ShardModel, precision
+from ..model.remembered import example
+from ..shard_data import ROWS
+from .compiling import compiled, on_device
+from .effects import effects_per_unit, unit_level, unpack
+from .mixtures import Mixture, RowSite, statistics_of
+
+ROWS_AT_ONCE, _LEAST_GROUPS = 2**14, 16  # answered by one call
+
+
+class Asked(NamedTuple):
+    """What is asked of a row: ``mean``, ``sd``, ``q05``, ``q99.5``, ``p0`` of each site."""
+
+    sites: tuple[RowSite, ...]
+    statistics: tuple[tuple[str, ...], ...]  # of each site
+    expected: bool  # of the expected value, not of what would be observed
+
+
+class Design(NamedTuple):
+    """At which draws rows are predicted: S of them."""
+
+    center: np.ndarray  # (d,) their mean
+    u: np.ndarray  # (S, d)
+    normal: np.ndarray  # (S, q), standard normal, uncorrelated with u
+
+
+class Normals(NamedTuple):
+    """Effects of G groups as normal distributions given u."""
+
+    mean: Any  # (G, q) at the center
+    slope: Any  # (G, q, d)
+    factor: Any  # (G, q, q), of the covariance, lower triangular
+
+
+class Rows(NamedTuple):
+    """Some rows, their groups coded from 0, and the effects of these."""
+
+    arguments: Mapping[str, Any]  # (R,) each
+    known: Any  # (G,) whether the fit has seen the group
+    effects: Any  # Normals; or draws of sites as the model has them, (S, ..., G, ...); or None
+
+
+def row_sites(model: ShardModel, dtypes: Mapping[str, str]) -> tuple[RowSite, ...]:
+    """Find the observed sites that follow the rows.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or a likelihood is written by ``numpyro.factor``.
+    """
+    arguments, groups = example(model, dtypes)
+    axes = {t.name: t.axis for t in model.terms if t.observed and t.level == ROWS}
+    of_groups = {t.name for t in model.terms if t.observed and t.level not in (None, ROWS)}
+    found: dict[str, RowSite] = {}
+
+    def read(arguments: Mapping[str, Any]) -> Any:
+        u, q = jnp.zeros(model.dim), effects_per_unit(model) if model.local else 0
+        rows = Rows(arguments, jnp.zeros(_units(model, groups, arguments), bool), None)
+        fns, factors = _distributions(
+            model, rows, groups, (u, jnp.zeros(q), jax.random.key(0), None), u
+        )
+        refused = sorted(factors & ({*axes} | of_groups))
+        if refused:
+            raise ValueError(
+                f"site {refused[0]!r} is a numpyro.factor: a log density without a distribution "
+                "says nothing of what would be observed. Write it as numpyro.sample(..., obs=...) "
+                "with a distribution of numpyro, or one of your own that has `sample`, `mean` and "
+                "`variance`"
+            )
+        for name, axis in axes.items():
+            if name not in fns:
+                continue
+            fn = fns[name]
+            shape = list(fn.shape())
+            del shape[axis]
+            categorical = isinstance(fn, dist.CategoricalProbs | dist.CategoricalLogits)
+            categories = _n_categories(fn) if categorical else 0
+            discrete = bool(fn.support.is_discrete)
+            found[name] = RowSite(name, axis, tuple(shape), categories, discrete, ())
+        return {name: jax.tree.leaves(fns[name]) for name in found}
+
+    with precision(model.x64), TRACE_LOCK:
+        ready = {name: jnp.asarray(value) for name, value in arguments.items()}
+        traced = jax.make_jaxpr(read, return_shape=True)(ready)
+    if not found:
+        raise ValueError("the model has no observed site with one entry a row to predict")
+    needs = _needs(*traced, list(ready))
+    return tuple(site._replace(needs=needs[name]) for name, site in found.items())
+
+
+def _needs(traced: Any, shapes: Any, arguments: list[str]) -> dict[str, tuple[str, ...]]:
+    """Tell which arguments each output depends on."""
+    jaxpr = traced.jaxpr
+    after: dict[Any, frozenset[str]] = {}
+    # The leaves of a dict are in the order of its sorted keys.
+    for variable, name in zip(jaxpr.invars, sorted(arguments), strict=True):
+        after[variable] = frozenset([name])
+
+    def of(variable: Any) -> frozenset[str]:
+        return frozenset() if hasattr(variable, "val") else after.get(variable, frozenset())
+
+    for equation in jaxpr.eqns:
+        together = frozenset().union(*map(of, equation.invars))
+        after |= dict.fromkeys(equation.outvars, together)
+    outputs = iter(map(of, jaxpr.outvars))
+    return {
+        name: tuple(sorted(frozenset().union(*(next(outputs) for _ in leaves))))
+        for name, leaves in sorted(shapes.items())
+    }
+
+
+def make_design(model: ShardModel, u: np.ndarray) -> Design:
+    """Set standard normal numbers beside draws ``(S, d)`` of u."""
+    n, d = u.shape
+    q = effects_per_unit(model) if model.local else 0
+    if not q:
+        return Design(u.mean(axis=0), u, np.zeros((n, 0)))
+    uniform = scipy.stats.qmc.Halton(q, rng=0).random(n)
+    normal = scipy.special.ndtri(np.clip(uniform, 1e-12, 1 - 1e-12))
+    beside = np.column_stack([np.ones(n), u])
+    if n > d + 1 + q:
+        normal -= beside @ np.linalg.lstsq(beside, normal, rcond=None)[0]
+        factor = np.linalg.cholesky(normal.T @ normal / n)
+        normal = np.linalg.solve(factor, normal.T).T
+    return Design(u.mean(axis=0), u, normal)
+
+
+def ask(model: ShardModel, asked: Asked, design: Design, rows: Rows) -> list[np.ndarray]:
+    """Answer what is asked of each site, ``(R, entries, statistics)``.
+
+    Codes of groups among the arguments rise from 0 within `rows`, of which there are at most
+    :data:`ROWS_AT_ONCE`.
+    """
+    level = unit_level(model) if model.local else None
+    sizes, padded = _padded(model, rows)
+    with precision(model.x64):
+        given = on_device((tuple(design), padded.arguments, padded.known, padded.effects))
+
+        def build() -> Callable[..., Any]:
+            def run(
+                design: tuple[Any, ...], arguments: Any, known: Any, effects: Any
+            ) -> list[jax.Array]:
+                return _answers(
+                    model, asked, sizes, Design(*design), Rows(arguments, known, effects)
+                )
+
+            return run
+
+        kind = ("predictive", asked, sizes, level)
+        run = compiled(model, kind, build, *given)
+        answers = jax.device_get(run(*given))
+    n = len(next(iter(rows.arguments.values())))
+    return [np.asarray(answer[:n], np.float64) for answer in answers]
+
+
+def _padded(model: ShardModel, rows: Rows) -> tuple[tuple[int, ...], Rows]:
+    """Bring rows and groups to one of few shapes."""
+    n = len(next(iter(rows.arguments.values())))
+    n_rows = min(ROWS_AT_ONCE, 1 << max(n - 1, 255).bit_length())
+    arguments = {
+        name: np.concatenate([values, np.repeat(values[-1:], n_rows - n, axis=0)])
+        for name, values in rows.arguments.items()
+    }
+    counts = {level: 0 for level in range(len(model.levels))}
+    for name, level in model.codes.items():
+        counts[level] = max(counts[level], int(rows.arguments[name].max(initial=-1)) + 1)
+    sizes = tuple(_rounded(count) for count in counts.values())
+    if not model.local or unit_level(model) == ROWS:
+        return sizes, rows._replace(arguments=arguments)
+    more = sizes[unit_level(model)] - len(rows.known)
+
+    def pad(values: np.ndarray, axis: int = 0) -> np.ndarray:
+        widths = [(0, more if i == axis else 0) for i in range(values.ndim)]
+        return np.pad(values, widths)
+
+    effects = rows.effects
+    if isinstance(effects, Normals):
+        effects = Normals(*map(pad, effects))
+    elif effects is not None:
+        axes = {site.name: site.axis + 1 for site in model.local}
+        effects = {name: pad(values, axes[name]) for name, values in effects.items()}
+    return sizes, Rows(arguments, pad(rows.known), effects)
+
+
+def _rounded(count: int) -> int:
+    """Round up to 16, 64, 256, ..."""
+    size = _LEAST_GROUPS
+    while size < count:
+        size *= 4
+    return size
+
+
+def _units(model: ShardModel, groups: tuple[int, ...], arguments: Mapping[str, Any]) -> int:
+    if not model.local:
+        return 0
+    n_rows = len(next(iter(arguments.values())))
+    return model.size_of(unit_level(model), n_rows, groups)
+
+
+# The model at a draw
+
+
+def _distributions(
+    model: ShardModel,
+    rows: Rows,
+    groups: tuple[int, ...],
+    draw: tuple[jax.Array, jax.Array, jax.Array, Any],
+    center: jax.Array,
+) -> tuple[dict[str, Any], set[str]]:
+    """Distributions of the observed sites at a draw, and the names of those that are factors."""
+    u, normal, key, drawn = draw
+    shared = model.unravel(u)
+    units = _units(model, groups, rows.arguments)
+    levels = {site.name: site for site in model.local}
+    standard = unpack(model, jnp.broadcast_to(normal, (units, len(normal)))) if levels else {}
+    given: dict[str, jax.Array] = {}
+    if isinstance(rows.effects, Normals):
+        mean, slope, factor = rows.effects
+        effects = mean + slope @ (u - center) + factor @ normal
+        given = unpack(model, effects)
+
+    def place(site: dict[str, Any]) -> jax.Array | None:
+        if site["type"] != "sample" or site["is_observed"]:
+            return None
+        name, fn = site["name"], site["fn"]
+        if name in shared:
+            return biject_to(fn.support)(shared[name])
+        if name not in levels:
+            return None
+        unseen = _from_population(
+            fn, standard[name], jax.random.fold_in(key, list(levels).index(name))
+        )
+        if rows.effects is None:
+            return unseen
+        seen = drawn[name] if drawn is not None else biject_to(fn.support)(given[name])
+        shape = [1] * unseen.ndim
+        shape[levels[name].axis] = -1
+        return jnp.where(rows.known.reshape(shape), seen, unseen)
+
+    seeded = numpyro.handlers.seed(model.function, key)
+    placed = numpyro.handlers.substitute(seeded, substitute_fn=place)
+    trace = numpyro.handlers.trace(placed).get_trace(**model.keywords(rows.arguments, groups))
+    observed = {name: site for name, site in trace.items() if site["type"] == "sample"}
+    factors = {name for name, site in observed.items() if isinstance(_base(site["fn"]), dist.Unit)}
+    fns = {
+        name: _without_mask(site["fn"])
+        for name, site in observed.items()
+        if name not in shared and name not in levels and name not in factors
+    }
+    return fns, factors
+
+
+def _without_mask(fn: Any) -> Any:
+    """Leave out which rows a likelihood counts: all are predicted."""
+    if isinstance(fn, dist.MaskedDistribution):
+        return _without_mask(fn.base_dist)
+    if isinstance(fn, dist.ExpandedDistribution):
+        inner = _without_mask(fn.base_dist)
+        return inner if inner.batch_shape == fn.batch_shape else inner.expand(fn.batch_shape)
+    return fn
+
+
+def _base(fn: Any) -> Any:
+    wrappers = (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)
+    while isinstance(fn, wrappers):
+        fn = fn.base_dist
+    return fn
+
+
+def _n_categories(fn: Any) -> int:
+    parameters = fn.probs if isinstance(fn, dist.CategoricalProbs) else fn.logits
+    return int(parameters.shape[-1])
+
+
+def _from_population(fn: Any, normal: jax.Array, key: jax.Array) -> jax.Array:
+    """Turn standard normal numbers into draws of a distribution, where there is a way."""
+    base = _base(fn)
+    if tuple(fn.shape()) != normal.shape:
+        return fn.sample(key)
+    if isinstance(base, dist.TransformedDistribution):
+        inner = base.base_dist
+        if tuple(inner.shape()) != tuple(base.shape()):
+            return fn.sample(key)
+        value = _from_population(inner.expand(fn.batch_shape), normal, key)
+        for transform in base.transforms:
+            value = transform(value)
+        return value
+    if isinstance(base, dist.Normal):
+        return jnp.broadcast_to(base.loc + base.scale * normal, fn.shape())
+    if isinstance(base, dist.MultivariateNormal):
+        return base.loc + jnp.einsum("...ij,...j->...i", base.scale_tril, normal)
+    try:
+        uniform = jnp.clip(jax.scipy.special.ndtr(normal), 1e-7, 1 - 1e-7)
+        return jnp.broadcast_to(base.icdf(uniform), fn.shape())
+    except (NotImplementedError, AttributeError):
+        return fn.sample(key)
+
+
+# Statistics of a mixture
+
+
+def _answers(
+    model: ShardModel, asked: Asked, groups: tuple[int, ...], design: Design, rows: Rows
+) -> list[jax.Array]:
+    """Statistics of each site, ``(R, entries, statistics)``."""
+    keys = jax.random.split(jax.random.key(0), len(design.u))
+    drawn = rows.effects if isinstance(rows.effects, dict) else None
+
+    def at_draw(u: jax.Array, normal: jax.Array, key: jax.Array, drawn: Any) -> dict[str, Any]:
+        fns, _ = _distributions(model, rows, groups, (u, normal, key, drawn), design.center)
+        return {site.name: fns[site.name] for site in asked.sites}
+
+    mixtures = jax.vmap(at_draw)(design.u, design.normal, keys, drawn)
+    answers = []
+    for site, statistics in zip(asked.sites, asked.statistics, strict=True):
+        told = statistics_of(Mixture(mixtures[site.name], keys, site), statistics, asked.expected)
+        rows_first = [jnp.moveaxis(value, site.axis, 0) for value in told]
+        flat = [value.reshape(len(value), -1) for value in rows_first]
+        answers.append(jnp.stack(flat, axis=2))
+    return answers
