@@ -98,16 +98,23 @@ def share_of(quantile: str) -> float:
 
 
 def _quantiles_of_draws(values: jax.Array, shares: list[float]) -> list[jax.Array]:
-    """Quantiles over draws ``(S, ...)``, by Cornish and Fisher's expansion where it will do."""
+    """Find quantiles over draws ``(S, ...)``; Cornish and Fisher expand them where that will do."""
     mean, sd = jnp.mean(values, axis=0), jnp.std(values, axis=0)
     standard = (values - mean) / jnp.where(sd > 0, sd, 1.0)
     skew = jnp.mean(standard**3, axis=0)
     excess = jnp.where(sd > 0, jnp.mean(standard**4, axis=0) - 3, 0.0)
     low, high = _NEARLY_NORMAL_EXCESS
     near = (jnp.abs(skew) < _NEARLY_NORMAL_SKEW) & (excess > low) & (excess < high)
-    by_order = jnp.quantile(values, jnp.array(shares), axis=0, method="hazen")
+
+    def by_order(values: jax.Array) -> jax.Array:
+        return jnp.stack(_by_order(values, shares))
+
+    def not_needed(values: jax.Array) -> jax.Array:
+        return jnp.zeros((len(shares), *values.shape[1:]), values.dtype)
+
+    ordered = lax.cond(jnp.all(near), not_needed, by_order, values)
     found = []
-    for share, exact in zip(shares, by_order, strict=True):
+    for share, exact in zip(shares, ordered, strict=True):
         z = float(scipy.special.ndtri(share))
         expanded = z + skew * (z**2 - 1) / 6 + excess * (z**3 - 3 * z) / 24
         expanded -= skew**2 * (2 * z**3 - 5 * z) / 36
@@ -115,11 +122,24 @@ def _quantiles_of_draws(values: jax.Array, shares: list[float]) -> list[jax.Arra
     return found
 
 
+def _by_order(values: jax.Array, shares: list[float]) -> list[jax.Array]:
+    """Interpolate between ordered values, each in the middle of its share (Hazen's rule)."""
+    ordered = jnp.sort(values, axis=0)
+    found = []
+    for share in shares:
+        at = min(max(share * len(values) - 0.5, 0.0), len(values) - 1.0)
+        below = min(int(at), len(values) - 2)
+        found.append(ordered[below] + (at - below) * (ordered[below + 1] - ordered[below]))
+    return found
+
+
 def _of_samples(mixture: Mixture, shares: list[float]) -> list[jax.Array]:
     samples = mixture.samples()
     flat = samples.reshape(-1, *samples.shape[2:])
-    method = "lower" if mixture.site.discrete else "hazen"
-    return list(jnp.quantile(flat.astype(float), jnp.array(shares), axis=0, method=method))
+    if mixture.site.discrete:
+        ordered = jnp.sort(flat, axis=0)
+        return [ordered[min(int(share * len(flat)), len(flat) - 1)] for share in shares]
+    return _by_order(flat, shares)
 
 
 def _continuous_quantiles(
