@@ -76,7 +76,7 @@ def simulated(
     The ranks of the effects in their exact posterior, given the shared parameters, come third.
     """
     rng = np.random.default_rng([seed, size, KINDS.index(kind)])
-    mu, tau = rng.normal(0.5, 0.5), abs(rng.normal(0, 1.0))
+    mu, tau = _shared(rng)
     b = rng.normal(mu, tau, groups)
     g = np.repeat(np.arange(groups), size)
     if kind == "binary":
@@ -96,6 +96,15 @@ def simulated(
         [np.interp(effect, grid, of_one) for effect, of_one in zip(b, below, strict=True)]
     )
     return frame, b, ranks
+
+
+def shared_of(kind: str, size: int, seed: int) -> tuple[float, float]:
+    """Return the mean and the sd of the effects of :func:`simulated`."""
+    return _shared(np.random.default_rng([seed, size, KINDS.index(kind)]))
+
+
+def _shared(rng: np.random.Generator) -> tuple[float, float]:
+    return rng.normal(0.5, 0.5), abs(rng.normal(0, 1.0))
 
 
 def coverage(kind: str, size: int, seed: int, groups: int, draws: int) -> dict[str, Any]:

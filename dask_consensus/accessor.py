@@ -217,7 +217,7 @@ class ConsensusAccessor:
             Of what would be observed, noise included; or of its expected value, given which only
             the parameters are uncertain.
         draws : int, optional
-            Draws of all unknowns that are averaged over; 64, or more if there are more than 16
+            Draws of all unknowns that are averaged over; 128, or more if there are more than 32
             shared parameters and effects a group.
         check_verdict : bool
             False predicts by a fit whose verdict is bad, too.

@@ -1,4 +1,4 @@
-"""Which groups of some rows has the fit seen, and what are their effects?
+"""Groups that the fit has seen among those of some rows, and their effects.
 
 Keys of the tree and of a partition meet in the form in which the fit told groups apart
 (:mod:`..frame.keys`), whatever dtype either holds them in.

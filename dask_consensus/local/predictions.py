@@ -40,7 +40,7 @@ from .known import KnownGroups, groups_here, known_groups
 
 Kind = Literal["predictive", "expected"]
 NEW = "new_group"
-_DRAWS = 64
+_DRAWS = 128
 _STATISTICS = ("mean", "sd", "q05", "q95")
 
 
