@@ -18,7 +18,7 @@ from dask.base import tokenize
 
 from ..cluster.tasks import broadcast
 from ..frame.arrays import Column, Layout, encode_values
-from ..frame.values import cast, exact_numbers, missing, out_of_range, unfit
+from ..frame.values import exact_numbers, missing, out_of_range, unfit
 from ..model.model import ShardModel
 from ..result.names import variable_name
 from ..result.recall import Recalled, recall
@@ -58,6 +58,8 @@ def predict(
     """Predict every row of a frame; see :meth:`..accessor.ConsensusAccessor.predict`."""
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be 'predictive' or 'expected', not {kind!r}")
+    if draws is not None and draws < 2:
+        raise ValueError(f"draws must be at least 2, not {draws}")
     recalled = recall(tree, model, check_verdict=check_verdict)
     sites = row_sites(recalled.model, recalled.dtypes)
     asked = _asked(sites, statistics, kind)
@@ -74,9 +76,8 @@ def predict(
         raise ValueError(
             f"the frame has a column {taken[0]!r} already: drop or rename it before predicting"
         )
-    meta = frame._meta.assign(
-        **{name: pd.Series(dtype=bool if name == NEW else float) for name in names}
-    )
+    added = {name: pd.Series(dtype=bool if name == NEW else float) for name in names}
+    meta = pd.concat([frame._meta, pd.DataFrame(added, frame._meta.index)], axis=1)
     return frame.map_partitions(
         _predicted,
         broadcast(task),
@@ -237,7 +238,7 @@ def _effects(
     local = tree["local"]
     level = unit_level(model)
     if GIVEN_SHARED in local.children:
-        known = known_groups(local.to_dataset(), level, _normals(local[GIVEN_SHARED]), {})
+        known = known_groups(local.to_dataset(), level, _normals(local.children[GIVEN_SHARED]), {})
         return known, make_design(model, representative(recalled.draws, wanted))
     drawn = local.to_dataset()
     n = drawn.sizes["chain"] * drawn.sizes["draw"]
@@ -291,8 +292,10 @@ def _predicted(
         for first in range(0, n, ROWS_AT_ONCE):
             some = slice(first, first + ROWS_AT_ONCE)
             values[some] = _ask(task, design, known, arguments, codes, places, some)
-    added = dict(zip(columns, values.T, strict=True))
-    return partition.assign(**added, **({NEW: new} if NEW in names else {}))
+    added = pd.DataFrame(values, partition.index, columns)
+    if NEW in names:
+        added[NEW] = new
+    return pd.concat([partition, added], axis=1)
 
 
 def _ask(
@@ -342,9 +345,9 @@ def _check(rows: pd.DataFrame, task: _Task) -> None:
                 f"column {name!r} (argument {column.argument!r}) has dtype {rows[name].dtype}, "
                 f"where the fit had {dtype}: convert it with astype"
             )
+        _refuse(~np.isfinite(numbers), name, "are infinite", "drop or replace them")
         wrong = unfit(numbers, dtype) | out_of_range(numbers, dtype)
         _refuse(wrong, name, f"are no {dtype}, which the fit had", "convert the column")
-        _refuse(~np.isfinite(cast(numbers, dtype)), name, "are infinite", "drop or replace them")
 
 
 def _check_categories(

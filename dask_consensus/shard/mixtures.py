@@ -12,9 +12,20 @@ import scipy.special
 from jax import lax
 
 _SAMPLES = 16  # of a row at a draw, where nothing better is known of its distribution
+_FAR = 10.0  # beyond samples, in their range, up to which a quantile is looked for
 _STEPS, _CLOSE = 30, 1e-3  # towards a quantile of a mixture; in its sds
 _MOST_COUNTS = 400  # values of a row up to which probabilities are added up
 _NEARLY_NORMAL_SKEW, _NEARLY_NORMAL_EXCESS = 1.1, (-0.6, 2.5)
+
+# What a distribution raises that lacks a method, needs another library for it, or values of its
+# parameters that compiled code has not.
+UNKNOWN = (
+    NotImplementedError,
+    AttributeError,
+    ImportError,
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+)
 
 
 class RowSite(NamedTuple):
@@ -47,11 +58,11 @@ class Mixture(NamedTuple):
         """Mean and variance of each row at each draw, ``(S, R, ...)``."""
         try:
             return self.each(lambda fn: fn.mean), self.each(lambda fn: fn.variance)
-        except (NotImplementedError, AttributeError):
+        except UNKNOWN:
             samples = self.samples()
             return samples.mean(axis=1), samples.var(axis=1, ddof=1)
 
-    def probability(self, value: jax.Array | int) -> jax.Array:
+    def probability(self, value: jax.Array) -> jax.Array:
         """Probability of a value of a discrete site."""
 
         def at_draw(fn: Any) -> jax.Array:
@@ -59,6 +70,21 @@ class Mixture(NamedTuple):
             return jnp.where(inside, jnp.exp(fn.log_prob(value)), 0.0)
 
         return jnp.mean(self.each(at_draw), axis=0)
+
+    def distribution_at(self, value: jax.Array, middle: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Distribution function and density of a continuous site at one value a row.
+
+        Beyond its support the first is 0 below some `middle` value, and 1 above.
+        """
+
+        def at_draw(fn: Any) -> tuple[jax.Array, jax.Array]:
+            inside = fn.support(value)
+            beyond = (value > middle).astype(value.dtype)
+            below = jnp.where(inside, fn.cdf(value), beyond)
+            return below, jnp.where(inside, jnp.exp(fn.log_prob(value)), 0.0)
+
+        below, density = jax.vmap(at_draw)(self.fns)
+        return jnp.mean(below, axis=0), jnp.mean(density, axis=0)
 
 
 def statistics_of(mixture: Mixture, statistics: tuple[str, ...], expected: bool) -> list[jax.Array]:
@@ -84,7 +110,7 @@ def statistics_of(mixture: Mixture, statistics: tuple[str, ...], expected: bool)
             }
     for name in statistics:
         if re.fullmatch(r"p\d+", name):
-            told[name] = mixture.probability(int(name[1:]))
+            told[name] = mixture.probability(jnp.asarray(int(name[1:])))
     return [told[name] for name in statistics]
 
 
@@ -147,37 +173,47 @@ def _continuous_quantiles(
 ) -> list[jax.Array]:
     """Solve for quantiles by Newton's method, kept between those of single draws."""
     try:
-        limits = [mixture.each(lambda fn, p=share: fn.icdf(p)) for share in shares]  # type: ignore[misc]
         mixture.each(lambda fn: fn.cdf(mean))
-    except (NotImplementedError, AttributeError):
+    except UNKNOWN:
         return _of_samples(mixture, shares)
+    try:
+        limits = [_range(mixture.each(lambda fn, p=share: fn.icdf(p))) for share in shares]  # type: ignore[misc]
+    except UNKNOWN:
+        samples = mixture.samples()
+        least, middle, most = _range(samples.reshape(-1, *samples.shape[2:]))
+        wide = _FAR * (most - least)
+        limits = [(least - wide, middle, most + wide)] * len(shares)
 
-    def solve(share: float, at_draws: jax.Array) -> jax.Array:
-        low, high = jnp.min(at_draws, axis=0), jnp.max(at_draws, axis=0)
+    def solve(share: float, limit: tuple[jax.Array, ...]) -> jax.Array:
+        low, middle, high = limit
         guess = mean + float(scipy.special.ndtri(share)) * sd
-        guess = jnp.where(jnp.isfinite(guess), guess, jnp.mean(at_draws, axis=0))
+        guess = jnp.where(jnp.isfinite(guess), guess, middle)
         start = jnp.clip(guess, low, high)
 
-        def go_on(state: tuple[jax.Array, ...]) -> jax.Array:
+        def go_on(state: Any) -> jax.Array:
             step, *_, moved = state
             return (step < _STEPS) & jnp.any(moved > _CLOSE)
 
-        def improve(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def improve(state: Any) -> Any:
             step, low, high, at, _ = state
-            below = jnp.mean(mixture.each(lambda fn: fn.cdf(at)), axis=0)
-            density = jnp.mean(mixture.each(lambda fn: jnp.exp(fn.log_prob(at))), axis=0)
+            below, density = mixture.distribution_at(at, middle)
             low = jnp.where(below < share, at, low)
             high = jnp.where(below < share, high, at)
             newton = at - (below - share) / density
             inside = (newton >= low) & (newton <= high)
             there = jnp.where(inside, newton, (low + high) / 2)
-            moved = jnp.abs(there - at) / (high - low + sd + 1e-30)
-            return step + 1, low, high, there, jnp.where(jnp.isfinite(moved), moved, 0.0)
+            moved = jnp.abs(there - at) / (jnp.where(jnp.isfinite(sd), sd, high - low) + 1e-30)
+            return step + 1, low, high, there, moved
 
         everything = jnp.full(mean.shape, jnp.inf)
-        return lax.while_loop(go_on, improve, (0, low, high, start, everything))[3]
+        found: jax.Array = lax.while_loop(go_on, improve, (0, low, high, start, everything))[3]
+        return found
 
-    return [solve(share, at_draws) for share, at_draws in zip(shares, limits, strict=True)]
+    return [solve(share, limit) for share, limit in zip(shares, limits, strict=True)]
+
+
+def _range(values: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return jnp.min(values, axis=0), jnp.median(values, axis=0), jnp.max(values, axis=0)
 
 
 def _discrete_quantiles(
@@ -214,5 +250,9 @@ def _discrete_quantiles(
     def sampled(_: None) -> tuple[jax.Array, ...]:
         return tuple(value.astype(mean.dtype) for value in _of_samples(mixture, shares))
 
+    try:
+        jax.eval_shape(sampled, None)
+    except UNKNOWN:
+        return list(added(None))
     few = most - least <= _MOST_COUNTS
     return list(lax.cond(few, added, sampled, None))

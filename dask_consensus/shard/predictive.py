@@ -19,16 +19,20 @@ import numpyro
 import numpyro.distributions as dist
 import scipy.special
 import scipy.stats
-from numpyro.distributions import biject_to
+from jax import lax
+from numpyro.distributions import constraints
+from numpyro.infer.util import _unconstrain_reparam as _placed
 
 from ..model.model import TRACE_LOCK, ShardModel, precision
 from ..model.remembered import example
 from ..shard_data import ROWS
 from .compiling import compiled, on_device
 from .effects import effects_per_unit, unit_level, unpack
-from .mixtures import Mixture, RowSite, statistics_of
+from .mixtures import UNKNOWN, Mixture, RowSite, statistics_of
 
 ROWS_AT_ONCE, _LEAST_GROUPS = 2**14, 16  # answered by one call
+
+_WIDE, _HALVINGS = 40.0, 40  # range of the inverse hyperbolic sine of effects; steps to find one
 
 
 class Asked(NamedTuple):
@@ -42,9 +46,9 @@ class Asked(NamedTuple):
 class Design(NamedTuple):
     """At which draws rows are predicted: S of them."""
 
-    center: np.ndarray  # (d,) their mean
-    u: np.ndarray  # (S, d)
-    normal: np.ndarray  # (S, q), standard normal, uncorrelated with u
+    center: Any  # (d,) their mean
+    u: Any  # (S, d)
+    normal: Any  # (S, q), standard normal, uncorrelated with u
 
 
 class Normals(NamedTuple):
@@ -90,11 +94,10 @@ def row_sites(model: ShardModel, dtypes: Mapping[str, str]) -> tuple[RowSite, ..
                 "with a distribution of numpyro, or one of your own that has `sample`, `mean` and "
                 "`variance`"
             )
-        for name, axis in axes.items():
-            if name not in fns:
+        for name, fn in fns.items():
+            if name not in axes:
                 continue
-            fn = fns[name]
-            shape = list(fn.shape())
+            axis, shape = axes[name], list(fn.shape())
             del shape[axis]
             categorical = isinstance(fn, dist.CategoricalProbs | dist.CategoricalLogits)
             categories = _n_categories(fn) if categorical else 0
@@ -247,7 +250,7 @@ def _distributions(
             return None
         name, fn = site["name"], site["fn"]
         if name in shared:
-            return biject_to(fn.support)(shared[name])
+            return _placed(shared, site)
         if name not in levels:
             return None
         unseen = _from_population(
@@ -255,7 +258,7 @@ def _distributions(
         )
         if rows.effects is None:
             return unseen
-        seen = drawn[name] if drawn is not None else biject_to(fn.support)(given[name])
+        seen = drawn[name] if drawn is not None else _placed(given, site)
         shape = [1] * unseen.ndim
         shape[levels[name].axis] = -1
         return jnp.where(rows.known.reshape(shape), seen, unseen)
@@ -266,11 +269,18 @@ def _distributions(
     observed = {name: site for name, site in trace.items() if site["type"] == "sample"}
     factors = {name for name, site in observed.items() if isinstance(_base(site["fn"]), dist.Unit)}
     fns = {
-        name: _without_mask(site["fn"])
+        name: _row_by_row(site["fn"], site["value"])
         for name, site in observed.items()
         if name not in shared and name not in levels and name not in factors
     }
     return fns, factors
+
+
+def _row_by_row(fn: Any, value: jax.Array) -> Any:
+    """Give a distribution the batch shape of its log density, which one without a plate lacks."""
+    batch = jax.eval_shape(fn.log_prob, value).shape
+    fn = _without_mask(fn)
+    return fn if fn.batch_shape == batch else fn.expand(batch)
 
 
 def _without_mask(fn: Any) -> Any:
@@ -312,11 +322,31 @@ def _from_population(fn: Any, normal: jax.Array, key: jax.Array) -> jax.Array:
         return jnp.broadcast_to(base.loc + base.scale * normal, fn.shape())
     if isinstance(base, dist.MultivariateNormal):
         return base.loc + jnp.einsum("...ij,...j->...i", base.scale_tril, normal)
+    uniform = jnp.clip(jax.scipy.special.ndtr(normal), 1e-7, 1 - 1e-7)
     try:
-        uniform = jnp.clip(jax.scipy.special.ndtr(normal), 1e-7, 1 - 1e-7)
         return jnp.broadcast_to(base.icdf(uniform), fn.shape())
-    except (NotImplementedError, AttributeError):
+    except UNKNOWN:
+        pass
+    try:
+        return _where_cdf_is(base, jnp.broadcast_to(uniform, fn.shape()))
+    except UNKNOWN:
         return fn.sample(key)
+
+
+def _where_cdf_is(fn: Any, share: jax.Array) -> jax.Array:
+    """Invert a distribution function on the real line by bisection."""
+    if fn.support is not constraints.real:
+        raise NotImplementedError
+
+    def halve(_: int, limits: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = limits
+        middle = (low + high) / 2
+        below = fn.cdf(jnp.sinh(middle)) < share
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    everywhere = jnp.full(share.shape, _WIDE)
+    low, high = lax.fori_loop(0, _HALVINGS, halve, (-everywhere, everywhere))
+    return jnp.sinh((low + high) / 2)
 
 
 # Statistics of a mixture
