@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 import scipy.special
 from jax import lax
 
@@ -15,7 +16,6 @@ _SAMPLES = 16  # of a row at a draw, where nothing better is known of its distri
 _FAR = 10.0  # beyond samples, in their range, up to which a quantile is looked for
 _STEPS, _CLOSE = 30, 1e-3  # towards a quantile of a mixture; in its sds
 _MOST_COUNTS = 400  # values of a row up to which probabilities are added up
-_NEARLY_NORMAL_SKEW, _NEARLY_NORMAL_EXCESS = 1.1, (-0.6, 2.5)
 
 # What a distribution raises that lacks a method, needs another library for it, or values of its
 # parameters that compiled code has not.
@@ -103,6 +103,8 @@ def statistics_of(mixture: Mixture, statistics: tuple[str, ...], expected: bool)
                 found = _quantiles_of_draws(means, shares)
             elif mixture.site.discrete:
                 found = _discrete_quantiles(mixture, told["mean"], told["sd"], shares)
+            elif isinstance(mixture.fns, dist.Normal):
+                found = _normal_quantiles(mixture, means, variances, shares)
             else:
                 found = _continuous_quantiles(mixture, told["mean"], told["sd"], shares)
             told |= {
@@ -124,27 +126,70 @@ def share_of(quantile: str) -> float:
 
 
 def _quantiles_of_draws(values: jax.Array, shares: list[float]) -> list[jax.Array]:
-    """Find quantiles over draws ``(S, ...)``; Cornish and Fisher expand them where that will do."""
-    mean, sd = jnp.mean(values, axis=0), jnp.std(values, axis=0)
-    standard = (values - mean) / jnp.where(sd > 0, sd, 1.0)
-    skew = jnp.mean(standard**3, axis=0)
-    excess = jnp.where(sd > 0, jnp.mean(standard**4, axis=0) - 3, 0.0)
-    low, high = _NEARLY_NORMAL_EXCESS
-    near = (jnp.abs(skew) < _NEARLY_NORMAL_SKEW) & (excess > low) & (excess < high)
+    """Find quantiles over draws ``(S, ...)``: by their moments where they are nearly normal."""
 
-    def by_order(values: jax.Array) -> jax.Array:
-        return jnp.stack(_by_order(values, shares))
+    def by_order(values: jax.Array) -> list[jax.Array]:
+        return _by_order(values, shares)
 
-    def not_needed(values: jax.Array) -> jax.Array:
-        return jnp.zeros((len(shares), *values.shape[1:]), values.dtype)
+    return _expanded(_powers(values), shares, (1.1, -0.6, 2.5), by_order, values)
 
-    ordered = lax.cond(jnp.all(near), not_needed, by_order, values)
+
+def _normal_quantiles(
+    mixture: Mixture, means: jax.Array, variances: jax.Array, shares: list[float]
+) -> list[jax.Array]:
+    """Find quantiles of mixtures of normals: by their moments where these are nearly normal.
+
+    Draws are few, and their mixture is lumpy where they differ by more than each is wide; its
+    moments are not.
+    """
+    mean = jnp.mean(means, axis=0)
+    away, spread = means - mean, jnp.mean(variances, axis=0)
+    second, third, fourth = (jnp.mean(away**power, axis=0) for power in (2, 3, 4))
+    third += 3 * jnp.mean(away * variances, axis=0)
+    fourth += jnp.mean(6 * away**2 * variances + 3 * variances**2, axis=0)
+    sd = jnp.sqrt(second + spread)
+
+    def solved(_: None) -> list[jax.Array]:
+        return _continuous_quantiles(mixture, mean, sd, shares)
+
+    return _expanded((mean, sd, third, fourth), shares, (0.5, -0.6, 0.6), solved, None)
+
+
+def _powers(values: jax.Array) -> tuple[jax.Array, ...]:
+    """Mean, sd, third and fourth central moment over draws ``(S, ...)``."""
+    mean = jnp.mean(values, axis=0)
+    away = values - mean
+    third, fourth = (jnp.mean(away**power, axis=0) for power in (3, 4))
+    return mean, jnp.std(values, axis=0), third, fourth
+
+
+def _expanded(
+    moments: tuple[jax.Array, ...],
+    shares: list[float],
+    limits: tuple[float, float, float],
+    otherwise: Callable[[Any], list[jax.Array]],
+    given: Any,
+) -> list[jax.Array]:
+    """Expand quantiles about those of a normal (Cornish and Fisher 1938), or find them otherwise.
+
+    `limits` are the largest skewness, the least and the largest excess with which that will do.
+    """
+    mean, sd, third, fourth = moments
+    scale = jnp.where(sd > 0, sd, 1.0)
+    skew = third / scale**3
+    excess = jnp.where(sd > 0, fourth / scale**4 - 3, 0.0)
+    near = (jnp.abs(skew) < limits[0]) & (excess > limits[1]) & (excess < limits[2])
+
+    def not_needed(_: Any) -> list[jax.Array]:
+        return [jnp.zeros_like(mean)] * len(shares)
+
+    exact = lax.cond(jnp.all(near), not_needed, otherwise, given)
     found = []
-    for share, exact in zip(shares, ordered, strict=True):
+    for share, exactly in zip(shares, exact, strict=True):
         z = float(scipy.special.ndtri(share))
         expanded = z + skew * (z**2 - 1) / 6 + excess * (z**3 - 3 * z) / 24
         expanded -= skew**2 * (2 * z**3 - 5 * z) / 36
-        found.append(jnp.where(near, mean + sd * expanded, exact))
+        found.append(jnp.where(near, mean + sd * expanded, exactly))
     return found
 
 
