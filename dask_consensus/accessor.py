@@ -265,6 +265,63 @@ class ConsensusAccessor:
             check_verdict=check_verdict,
         )
 
+    def check(
+        self,
+        tree: xr.DataTree,
+        model: Callable[..., Any],
+        *,
+        statistics: Sequence[str] = ("mean", "sd", "q05", "q50", "q95", "zeros"),
+        by: Hashable | None = None,
+        columns: Mapping[str, Hashable] | None = None,
+        draws: int = 100,
+        check_verdict: bool = True,
+    ) -> xr.Dataset:
+        """Compare the data with data that the fitted model would make.
+
+        A posterior predictive check (Gelman, Meng, Stern 1996): at each of some draws of all
+        unknowns every row is made anew where it lies, in groups that keep their effects, and a few
+        statistics are compared. :func:`dask_consensus.plots.checks` draws the result.
+
+        Parameters
+        ----------
+        tree, model, columns, check_verdict
+            As for :meth:`predict`; the response must be there.
+        statistics : list of str
+            Of ``mean``, ``sd``, ``min``, ``max``, ``zeros`` (the share of zeros), and quantiles by
+            their percentage (``q05``).
+        by : column, optional
+            Compare the rows of each of its values apart.
+        draws : int
+            Data sets that are made; more where there are many shared parameters.
+
+        Returns
+        -------
+        xarray.Dataset
+            Of each observed site: ``<site>``, the statistics of the data, dims (statistic[, by]);
+            ``<site>_replicated``, those of the data sets made, dims (draw, statistic[, by]);
+            ``<site>_p``, the share of these below the data's: near 0 or 1 the model does not make
+            such data. Quantiles are interpolated in histograms of 4,096 bins (512 with `by`). Rows
+            that a mask of the model leaves out are not compared.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`predict`; and if a statistic is unknown, or `by` is missing, has missing or
+            too many values.
+        """
+        from .local.checks import check
+
+        return check(
+            self._frame,
+            tree,
+            model,
+            statistics=statistics,
+            by=by,
+            columns=columns,
+            draws=draws,
+            check_verdict=check_verdict,
+        )
+
     def _lazy(
         self,
         model: Callable[..., Any],

@@ -259,6 +259,87 @@ def weights(tree: xr.DataTree) -> Figure:
     return figure
 
 
+def checks(check: xr.Dataset) -> Figure:
+    """Draw statistics of the data over those of data that the model made, one panel each.
+
+    Parameters
+    ----------
+    check : xarray.Dataset
+        What ``ddf.consensus.check`` returned. Replicas are a grey area, the data a line; with `by`
+        they are bars from the 5% to the 95% quantile and points, in the order of the data's.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    panels = list(_compared(check))
+    if not panels:
+        raise ValueError("expected what ddf.consensus.check returned, with statistics that vary")
+    figure, axes = _panels(len(panels))
+    for ax, (title, observed, replicated, by) in zip(axes, panels, strict=True):
+        if by is None:
+            _replicas(ax, float(observed), replicated)
+        else:
+            _replicas_by(ax, observed, replicated, by)
+        _bare(ax, title)
+    _explain(figure, "statistics of the rows, and of rows that the model made", axes[0])
+    return figure
+
+
+def _compared(
+    check: xr.Dataset,
+) -> Iterator[tuple[str, Draws, Draws, npt.NDArray[np.generic] | None]]:
+    """Yield title, data, replicas and values of `by` for each entry of each statistic."""
+    by = next((name for name in check.coords if name != "statistic"), None)
+    values = None if by is None else check[by].to_numpy()
+    for name in check.data_vars:
+        if f"{name}_replicated" not in check:
+            continue
+        entries = [dim for dim in check[name].dims if dim not in ("statistic", by)]
+        order = ["statistic", *entries, *([] if by is None else [by])]
+        data = check[name].transpose(*order).to_numpy()
+        made = check[f"{name}_replicated"].transpose("draw", *order).to_numpy()
+        for index in np.ndindex(data.shape[: 1 + len(entries)]):
+            replicated = made[(slice(None), *index)]
+            if np.isfinite(replicated).all() and np.ptp(replicated) > 0:
+                entry = f"[{', '.join(map(str, index[1:]))}]" if entries else ""
+                statistic = check["statistic"].values[index[0]]
+                yield f"{name}{entry}: {statistic}", data[index], replicated, values
+
+
+def _replicas(ax: Axes, observed: float, replicated: Draws) -> None:
+    values, counts = np.unique(replicated, return_counts=True)
+    if len(values) < len(replicated) / 4:  # of whole numbers
+        ax.bar(
+            values, counts, np.diff(values).min(initial=1.0) * 0.9, color=REFERENCE, label="model"
+        )
+    else:
+        grid = np.linspace(replicated.min(), replicated.max(), 200)
+        height = gaussian_kde(replicated)(grid)
+        ax.fill_between(grid, height, color=REFERENCE, linewidth=0, label="model")
+    ax.axvline(observed, color=COMBINED, lw=2, label="data")
+    ax.set_yticks([])
+    ax.set_ylim(bottom=0)
+    ax.locator_params(axis="x", nbins=4)
+
+
+def _replicas_by(ax: Axes, observed: Draws, replicated: Draws, by: npt.NDArray[np.generic]) -> None:
+    order = np.argsort(observed, kind="stable")
+    low, high = np.quantile(replicated[:, order], [0.05, 0.95], axis=0)
+    at = np.arange(len(order))
+    ax.vlines(
+        at, low, high, color=REFERENCE, lw=max(1.0, min(6.0, 160 / len(at))), label="model, 90%"
+    )
+    ax.plot(at, observed[order], ".", ms=6 if len(at) < 50 else 3, color=COMBINED, label="data")
+    ax.set_xlim(-0.7, len(at) - 0.3)
+    labels = [str(value) for value in by[order]]
+    if len(labels) <= 12:
+        long = len("".join(labels)) > 24
+        ax.set_xticks(at, labels, rotation=30 if long else 0, ha="right" if long else "center")
+    else:
+        ax.set_xticks([])
+
+
 # What the pictures share
 
 

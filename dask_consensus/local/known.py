@@ -16,7 +16,12 @@ import xarray as xr
 from ..frame.key_kinds import read_keys
 from ..frame.keys import Form, Keys, common_form, conflicts, in_form
 from ..frame.labels import readable
-from ..shard.predictive import Normals
+from ..result.names import variable_name
+from ..result.recall import Recalled
+from ..shard.effects import effects_per_unit, unit_level
+from ..shard.predictive import Design, Normals, make_design
+from ..shard_data import ROWS
+from .effects import GIVEN_SHARED, representative
 from .frame import group_dim
 
 Effects = Normals | dict[str, np.ndarray]
@@ -72,6 +77,13 @@ class KnownGroups:
             for name, values in self.effects.items()
         }
 
+    def first(self, draws: int) -> KnownGroups:
+        """Return the same groups with their first few draws, if their effects are draws."""
+        if isinstance(self.effects, Normals):
+            return self
+        few = {name: values[:draws] for name, values in self.effects.items()}
+        return KnownGroups(self.names, self.keys, few, self.axes)
+
     def _index(self, forms: tuple[Form, ...]) -> pd.Index:
         if forms not in self._indices:
             values = [in_form(one, form) for one, form in zip(self.keys, forms, strict=True)]
@@ -85,7 +97,7 @@ class KnownGroups:
         return (self.names, self.keys, self.effects)
 
 
-def known_groups(
+def _known_groups(
     local: xr.Dataset, level: int, effects: Effects, axes: dict[str, int]
 ) -> KnownGroups:
     """Read the keys of a tree's groups, those of the innermost `level` and of all around it."""
@@ -94,6 +106,60 @@ def known_groups(
     names = [name for name, _ in named[: level + 1]]
     keys = [read_keys(pd.Series(values)) for _, values in named[: level + 1]]
     return KnownGroups(names, keys, effects, axes)
+
+
+def effects_of(
+    tree: xr.DataTree, recalled: Recalled, draws: int
+) -> tuple[KnownGroups | None, Design]:
+    """Take the effects of groups out of a tree, and choose the draws that they go with.
+
+    These are `draws`, or more where there are many shared parameters and effects a group.
+
+    Raises
+    ------
+    ValueError
+        If the model has effects of groups, and the tree none.
+    """
+    model = recalled.model
+    d, q = model.dim, effects_per_unit(model) if model.local else 0
+    wanted = max(draws, 4 * (d + q))
+    if not model.local or unit_level(model) == ROWS:
+        return None, make_design(model, representative(recalled.draws, wanted))
+    if "local" not in tree.children:
+        raise ValueError(
+            "the tree has no effects of groups, which predictions of their rows need: fit with "
+            "local='summary' or 'draws'; print(plan) says why a model has none"
+        )
+    local = tree["local"]
+    level = unit_level(model)
+    if GIVEN_SHARED in local.children:
+        known = _known_groups(local.to_dataset(), level, _normals(local.children[GIVEN_SHARED]), {})
+        return known, make_design(model, representative(recalled.draws, wanted))
+    drawn = local.to_dataset()
+    n = drawn.sizes["chain"] * drawn.sizes["draw"]
+    which = np.unique(np.linspace(0, n - 1, min(n, wanted)).round().astype(int))
+    chain, draw = np.divmod(which, drawn.sizes["draw"])
+    numbers = drawn["draw"].to_numpy()[draw]
+    u = recalled.draws[chain, numbers]
+    sites = {}
+    for site in model.local:
+        array = drawn[variable_name(site.name)]
+        array = array.isel(
+            chain=xr.DataArray(chain, dims="sample"), draw=xr.DataArray(draw, dims="sample")
+        )
+        # Groups were set in front; the model has them along an axis of its own.
+        sites[site.name] = np.moveaxis(array.to_numpy(), 1, site.axis + 1)
+    known = _known_groups(drawn, level, sites, {s.name: s.axis + 1 for s in model.local})
+    return known, make_design(model, u)
+
+
+def _normals(given: xr.DataTree) -> Normals:
+    covariance = given["covariance"].to_numpy().astype(np.float64)
+    # What rounding took may leave a direction without variance.
+    scale = np.einsum("gii->gi", covariance)
+    tiny = 1e-10 * np.maximum(scale.max(axis=1), 1e-30)
+    factor = np.linalg.cholesky(covariance + tiny[:, None, None] * np.eye(covariance.shape[1]))
+    return Normals(given["mean"].to_numpy(), given["slope"].to_numpy(), factor.astype(np.float32))
 
 
 def groups_here(

@@ -17,26 +17,17 @@ import xarray as xr
 from dask.base import tokenize
 
 from ..cluster.tasks import broadcast
-from ..frame.arrays import Column, Layout, encode_values
-from ..frame.values import exact_numbers, missing, out_of_range, unfit
-from ..model.model import ShardModel
-from ..result.names import variable_name
-from ..result.recall import Recalled, recall
-from ..shard.effects import effects_per_unit, unit_level
+from ..result.recall import recall
+from ..shard.effects import unit_level
 from ..shard.mixtures import RowSite
 from ..shard.predictive import (
-    ROWS_AT_ONCE,
     Asked,
     Design,
-    Normals,
-    Rows,
     ask,
-    make_design,
     row_sites,
 )
-from ..shard_data import ROWS
-from .effects import GIVEN_SHARED, representative
-from .known import KnownGroups, groups_here, known_groups
+from .known import KnownGroups, effects_of
+from .rows import RowReader, reader
 
 Kind = Literal["predictive", "expected"]
 NEW = "new_group"
@@ -64,12 +55,9 @@ def predict(
     sites = row_sites(recalled.model, recalled.dtypes)
     asked = _asked(sites, statistics, kind)
     needed = {name for site in sites for name in site.needs}
-    layout = _layout(frame, recalled, needed, dict(columns or {}))
-    by = _key_columns(frame, recalled, dict(columns or {}))
-    known, design = _effects(tree, recalled, draws)
-    constant = tuple((a.name, a.dtype) for a in recalled.arguments if a.name not in needed)
+    known, design = effects_of(tree, recalled, draws or _DRAWS)
     level = None if known is None else unit_level(recalled.model)
-    task = _Task(recalled.model, asked, layout, by, level, constant)
+    task = _Task(reader(frame, recalled, needed, columns or {}, level), asked)
     names = task.names
     taken = [name for name in names if name in frame.columns]
     if taken:
@@ -84,24 +72,20 @@ def predict(
         broadcast((known, design)),
         meta=meta,
         enforce_metadata=False,
-        token=f"predict-{tokenize(task.token, design, known)}",
+        token=f"predict-{tokenize(task.reader.token, asked, design, known)}",
     )
 
 
 class _Task(NamedTuple):
     """What is done with each partition."""
 
-    model: ShardModel
+    reader: RowReader
     asked: Asked
-    layout: Layout  # of the columns that predictions depend on, but keys
-    by: tuple[Hashable, ...]  # key columns of all levels that the model knows
-    level: int | None  # of the groups that carry effects; None without any
-    constant: tuple[tuple[str, str], ...]  # arguments on which nothing depends, and their dtypes
 
     @property
-    def token(self) -> tuple[Any, ...]:
-        """What the answer depends on."""
-        return (self.model.token, self.asked, self.layout, self.by, self.level, self.constant)
+    def flagged(self) -> bool:
+        """Whether rows tell if their group was seen."""
+        return self.reader.level is not None
 
     @property
     def names(self) -> list[str]:
@@ -112,7 +96,7 @@ class _Task(NamedTuple):
             for entry in np.ndindex(site.entry)
             for statistic in statistics
         ]
-        return names if self.level is None else [*names, NEW]
+        return [*names, NEW] if self.flagged else names
 
 
 def _index(entry: tuple[int, ...]) -> str:
@@ -161,112 +145,6 @@ def _of_site(site: RowSite, statistics: Sequence[str] | None) -> tuple[str, ...]
     return tuple(dict.fromkeys(statistics))
 
 
-# Columns of the frame
-
-
-def _layout(
-    frame: dd.DataFrame, recalled: Recalled, needed: set[str], columns: dict[str, Hashable]
-) -> Layout:
-    """Find the columns that predictions depend on."""
-    arguments = {argument.name: argument for argument in recalled.arguments}
-    for name in columns:
-        if name not in arguments:
-            raise ValueError(
-                f"columns names {name!r}, which no column fed in the fit; those that one did are "
-                f"{', '.join(arguments)}"
-            )
-    found = []
-    for argument in recalled.arguments:
-        if argument.name not in needed or argument.kind == "group":
-            continue
-        column = _find(frame, columns.get(argument.name, argument.column), argument.name)
-        kind: Any = argument.kind
-        categories = tuple(argument.categories)
-        found.append(
-            Column(argument.name, column, kind, categories=categories, dtype=argument.dtype)
-        )
-    return Layout((), tuple(found), recalled.model.x64)
-
-
-def _key_columns(
-    frame: dd.DataFrame, recalled: Recalled, columns: dict[str, Hashable]
-) -> tuple[Hashable, ...]:
-    """Find the key columns, down to those of the innermost level that the model knows."""
-    levels = [site.level for site in recalled.model.local if site.level is not None]
-    used = max([*recalled.model.codes.values(), *levels], default=-1)
-    renamed = {
-        argument.level: columns[argument.name]
-        for argument in recalled.arguments
-        if argument.kind == "group" and argument.name in columns
-    }
-    return tuple(
-        _find(frame, renamed.get(level, name), "key")
-        for level, name in enumerate(recalled.by[: used + 1])
-    )
-
-
-def _find(frame: dd.DataFrame, wanted: Hashable, what: str) -> Hashable:
-    index = [] if frame.index.name is None else [frame.index.name]
-    available = [*frame.columns, *index]
-    for column in available:
-        if column == wanted or str(column) == wanted:
-            return column
-    raise ValueError(
-        f"{what}: the frame has no column {wanted!r}, which the fit had; its columns are "
-        f"{', '.join(map(str, available))}. Where it has another name here, pass "
-        "columns={argument: column}"
-    )
-
-
-# Effects of groups
-
-
-def _effects(
-    tree: xr.DataTree, recalled: Recalled, draws: int | None
-) -> tuple[KnownGroups | None, Design]:
-    """Take the effects of groups out of the tree, and choose the draws that they go with."""
-    model = recalled.model
-    d, q = model.dim, effects_per_unit(model) if model.local else 0
-    wanted = draws or max(_DRAWS, 4 * (d + q))
-    if not model.local or unit_level(model) == ROWS:
-        return None, make_design(model, representative(recalled.draws, wanted))
-    if "local" not in tree.children:
-        raise ValueError(
-            "the tree has no effects of groups, which predictions of their rows need: fit with "
-            "local='summary' or 'draws'; print(plan) says why a model has none"
-        )
-    local = tree["local"]
-    level = unit_level(model)
-    if GIVEN_SHARED in local.children:
-        known = known_groups(local.to_dataset(), level, _normals(local.children[GIVEN_SHARED]), {})
-        return known, make_design(model, representative(recalled.draws, wanted))
-    drawn = local.to_dataset()
-    n = drawn.sizes["chain"] * drawn.sizes["draw"]
-    which = np.unique(np.linspace(0, n - 1, min(n, wanted)).round().astype(int))
-    chain, draw = np.divmod(which, drawn.sizes["draw"])
-    numbers = drawn["draw"].to_numpy()[draw]
-    u = recalled.draws[chain, numbers]
-    sites = {}
-    for site in model.local:
-        array = drawn[variable_name(site.name)]
-        array = array.isel(
-            chain=xr.DataArray(chain, dims="sample"), draw=xr.DataArray(draw, dims="sample")
-        )
-        # Groups were set in front; the model has them along an axis of its own.
-        sites[site.name] = np.moveaxis(array.to_numpy(), 1, site.axis + 1)
-    known = known_groups(drawn, level, sites, {s.name: s.axis + 1 for s in model.local})
-    return known, make_design(model, u)
-
-
-def _normals(given: xr.DataTree) -> Normals:
-    covariance = given["covariance"].to_numpy().astype(np.float64)
-    # What rounding took may leave a direction without variance.
-    scale = np.einsum("gii->gi", covariance)
-    tiny = 1e-10 * np.maximum(scale.max(axis=1), 1e-30)
-    factor = np.linalg.cholesky(covariance + tiny[:, None, None] * np.eye(covariance.shape[1]))
-    return Normals(given["mean"].to_numpy(), given["slope"].to_numpy(), factor.astype(np.float32))
-
-
 # A partition
 
 
@@ -276,94 +154,13 @@ def _predicted(
     """Predict the rows of a partition; runs on a worker."""
     known, design = given
     n, names = len(partition), task.names
-    columns = [name for name in names if name != NEW]
-    values, new = np.empty((n, len(columns))), np.zeros(n, bool)
+    values, new = np.empty((n, len(names) - task.flagged)), np.zeros(n, bool)
     if n:
-        rows = _used(partition, task)
-        _check(rows, task)
-        arguments = encode_values(rows, task.layout)
-        _check_categories(rows, task.layout, arguments)
-        arguments |= {name: np.zeros(n, dtype) for name, dtype in task.constant}
-        codes, keys = groups_here(rows, task.by)
-        places = None
-        if known is not None and task.level is not None:
-            places = known.places(keys[task.level], task.by[: task.level + 1])
-            new = places[codes[task.level]] < 0
-        for first in range(0, n, ROWS_AT_ONCE):
-            some = slice(first, first + ROWS_AT_ONCE)
-            values[some] = _ask(task, design, known, arguments, codes, places, some)
-    added = pd.DataFrame(values, partition.index, columns)
-    if NEW in names:
+        blocks, new = task.reader.read(partition, known)
+        for block in blocks:
+            answers = ask(task.reader.model, task.asked, design, block.rows)
+            values[block.some] = np.hstack([answer.reshape(len(answer), -1) for answer in answers])
+    added = pd.DataFrame(values, partition.index, names[: values.shape[1]])
+    if task.flagged:
         added[NEW] = new
     return pd.concat([partition, added], axis=1)
-
-
-def _ask(
-    task: _Task,
-    design: Design,
-    known: KnownGroups | None,
-    arguments: Mapping[str, np.ndarray],
-    codes: Sequence[np.ndarray],
-    places: np.ndarray | None,
-    some: slice,
-) -> np.ndarray:
-    """Predict some of the rows, as ``(rows, columns)``."""
-    model = task.model
-    rows = {name: values[some] for name, values in arguments.items()}
-    here = [np.unique(code[some], return_inverse=True) for code in codes]
-    integer = np.int64 if model.x64 else np.int32
-    for name, level in model.codes.items():
-        rows[name] = here[level][1].astype(integer)
-    seen, effects = np.zeros(0, bool), None
-    if known is not None and places is not None and task.level is not None:
-        there = places[here[task.level][0]]
-        seen, effects = there >= 0, known.effects_at(there)
-    answers = ask(model, task.asked, design, Rows(rows, seen, effects))
-    return np.concatenate([answer.reshape(len(answer), -1) for answer in answers], axis=1)
-
-
-def _used(partition: pd.DataFrame, task: _Task) -> pd.DataFrame:
-    """Take the columns that are used, one of which may be the index."""
-    wanted = [*dict.fromkeys([*task.by, *(column.column for column in task.layout.columns)])]
-    columns = {
-        name: partition[name] if name in partition.columns else partition.index.to_series()
-        for name in wanted
-    }
-    return pd.DataFrame({name: values.array for name, values in columns.items()})
-
-
-def _check(rows: pd.DataFrame, task: _Task) -> None:
-    """Refuse what no prediction could be made of."""
-    for name in rows.columns:
-        null, nan = missing(rows[name])
-        _refuse(null | nan, name, "have no value", "drop or fill them before predicting")
-    for column in task.layout.values:
-        name, dtype = column.column, np.dtype(column.dtype)
-        numbers = exact_numbers(rows[name])
-        if numbers is None:
-            raise ValueError(
-                f"column {name!r} (argument {column.argument!r}) has dtype {rows[name].dtype}, "
-                f"where the fit had {dtype}: convert it with astype"
-            )
-        _refuse(~np.isfinite(numbers), name, "are infinite", "drop or replace them")
-        wrong = unfit(numbers, dtype) | out_of_range(numbers, dtype)
-        _refuse(wrong, name, f"are no {dtype}, which the fit had", "convert the column")
-
-
-def _check_categories(
-    rows: pd.DataFrame, layout: Layout, arguments: Mapping[str, np.ndarray]
-) -> None:
-    for column in layout.columns:
-        if column.kind == "category":
-            unknown = arguments[column.argument] < 0
-            _refuse(
-                unknown, column.column, "are categories that the fit had not", "map or drop them"
-            )
-
-
-def _refuse(wrong: np.ndarray, name: Hashable, what: str, remedy: str) -> None:
-    if wrong.any():
-        raise ValueError(
-            f"column {name!r}: {np.count_nonzero(wrong):,} of the {len(wrong):,} values of a "
-            f"partition {what} (the first in row {int(np.argmax(wrong)):,} of it); {remedy}"
-        )

@@ -82,10 +82,10 @@ def row_sites(model: ShardModel, dtypes: Mapping[str, str]) -> tuple[RowSite, ..
 
     def read(arguments: Mapping[str, Any]) -> Any:
         u, q = jnp.zeros(model.dim), effects_per_unit(model) if model.local else 0
-        rows = Rows(arguments, jnp.zeros(_units(model, groups, arguments), bool), None)
-        fns, factors = _distributions(
-            model, rows, groups, (u, jnp.zeros(q), jax.random.key(0), None), u
-        )
+        units = _units(model, groups, arguments)
+        rows = Rows(arguments, jnp.zeros(units, bool), None)
+        draw = (u, jnp.zeros((units, q)), jax.random.key(0), None)
+        fns, factors = _distributions(model, _trace(model, rows, groups, draw, u))
         refused = sorted(factors & ({*axes} | of_groups))
         if refused:
             raise ValueError(
@@ -179,6 +179,105 @@ def ask(model: ShardModel, asked: Asked, design: Design, rows: Rows) -> list[np.
     return [np.asarray(answer[:n], np.float64) for answer in answers]
 
 
+class Replicas(NamedTuple):
+    """What was observed in some rows at a site, and what might have been."""
+
+    observed: np.ndarray  # (R, entries)
+    counted: np.ndarray  # (R,) rows that a mask of the model does not leave out
+    replicated: np.ndarray  # (S, R, entries)
+
+
+def replicate(
+    model: ShardModel,
+    sites: tuple[RowSite, ...],
+    design: Design,
+    rows: Rows,
+    named: tuple[np.ndarray, int],
+) -> list[Replicas]:
+    """Draw what might have been observed in some rows, once at each draw of a design.
+
+    Parameters
+    ----------
+    named : (G,) array of uint32, and int
+        What the random numbers of the effects of each group follow from, wherever its rows are;
+        and those of the rows.
+    """
+    sizes, padded = _padded(model, rows)
+    more = 0 if padded.known is rows.known else len(padded.known) - len(rows.known)
+    numbers, block = np.append(named[0], np.zeros(more, np.uint32)).astype(np.uint32), named[1]
+    with precision(model.x64):
+        given = on_device((tuple(design), padded.arguments, padded.known, padded.effects))
+        given = (*given, numbers, np.uint32(block))
+
+        def build() -> Callable[..., Any]:
+            def run(
+                design: tuple[Any, ...], arguments: Any, known: Any, effects: Any, *named: Any
+            ) -> list[tuple[Any, ...]]:
+                rows = Rows(arguments, known, effects)
+                return _replicated(model, sites, sizes, Design(*design), rows, named)
+
+            return run
+
+        run = compiled(model, ("replicas", sites, sizes), build, *given)
+        told = jax.device_get(run(*given))
+    n = len(next(iter(rows.arguments.values())))
+    return [Replicas(seen[:n], counted[:n], might[:, :n]) for seen, counted, might in told]
+
+
+def _replicated(
+    model: ShardModel,
+    sites: tuple[RowSite, ...],
+    groups: tuple[int, ...],
+    design: Design,
+    rows: Rows,
+    named: tuple[Any, ...],
+) -> list[tuple[Any, ...]]:
+    numbers, block = named
+    units, q = _units(model, groups, rows.arguments), design.normal.shape[1]
+    of_rows = bool(model.local) and unit_level(model) == ROWS
+    drawn = rows.effects if isinstance(rows.effects, dict) else None
+    keys = jax.random.split(jax.random.key(1), len(design.u))
+
+    def flat(values: jax.Array, axis: int) -> jax.Array:
+        moved = jnp.moveaxis(values, axis, 0)
+        return moved.reshape(len(moved), -1)
+
+    def at_draw(given: tuple[jax.Array, jax.Array, Any]) -> list[tuple[jax.Array, ...]]:
+        u, key, drawn = given
+        own = jax.random.fold_in(jax.random.fold_in(key, 0), block)
+        if of_rows:
+            normal = jax.random.normal(own, (units, q))
+        else:
+            of_groups = jax.random.fold_in(key, 1)
+            normal = jax.vmap(
+                lambda number: jax.random.normal(jax.random.fold_in(of_groups, number), (q,))
+            )(numbers[:units])
+        trace = _trace(model, rows, groups, (u, normal, own, drawn), design.center)
+        fns, _ = _distributions(model, trace)
+        told: list[tuple[jax.Array, ...]] = []
+        for i, site in enumerate(sites):
+            fn = fns[site.name]
+            value = trace[site.name]["value"]
+            might = fn.sample(jax.random.fold_in(own, i))
+            counted = jnp.broadcast_to(_mask(trace[site.name]["fn"]), fn.batch_shape)
+            seen = jnp.broadcast_to(jnp.asarray(value, might.dtype), might.shape)
+            all_counted = flat(counted, site.axis).all(axis=1)
+            told.append((flat(seen, site.axis), all_counted, flat(might, site.axis)))
+        return told
+
+    told = lax.map(at_draw, (design.u, keys, drawn))
+    return [(seen[0], counted[0], might) for seen, counted, might in told]
+
+
+def _mask(fn: Any) -> jax.Array:
+    """Tell which entries a likelihood counts."""
+    if isinstance(fn, dist.MaskedDistribution):
+        return jnp.asarray(fn._mask) & _mask(fn.base_dist)
+    if isinstance(fn, dist.ExpandedDistribution):
+        return _mask(fn.base_dist)
+    return jnp.asarray(True)
+
+
 def _padded(model: ShardModel, rows: Rows) -> tuple[tuple[int, ...], Rows]:
     """Bring rows and groups to one of few shapes."""
     n = len(next(iter(rows.arguments.values())))
@@ -226,23 +325,22 @@ def _units(model: ShardModel, groups: tuple[int, ...], arguments: Mapping[str, A
 # The model at a draw
 
 
-def _distributions(
+def _trace(
     model: ShardModel,
     rows: Rows,
     groups: tuple[int, ...],
     draw: tuple[jax.Array, jax.Array, jax.Array, Any],
     center: jax.Array,
-) -> tuple[dict[str, Any], set[str]]:
-    """Distributions of the observed sites at a draw, and the names of those that are factors."""
+) -> dict[str, Any]:
+    """Run the model at a draw: of u, of standard normal numbers ``(U, q)``, of all effects."""
     u, normal, key, drawn = draw
     shared = model.unravel(u)
-    units = _units(model, groups, rows.arguments)
     levels = {site.name: site for site in model.local}
-    standard = unpack(model, jnp.broadcast_to(normal, (units, len(normal)))) if levels else {}
+    standard = unpack(model, normal) if levels else {}
     given: dict[str, jax.Array] = {}
     if isinstance(rows.effects, Normals):
         mean, slope, factor = rows.effects
-        effects = mean + slope @ (u - center) + factor @ normal
+        effects = mean + slope @ (u - center) + jnp.einsum("uij,uj->ui", factor, normal)
         given = unpack(model, effects)
 
     def place(site: dict[str, Any]) -> jax.Array | None:
@@ -265,13 +363,25 @@ def _distributions(
 
     seeded = numpyro.handlers.seed(model.function, key)
     placed = numpyro.handlers.substitute(seeded, substitute_fn=place)
-    trace = numpyro.handlers.trace(placed).get_trace(**model.keywords(rows.arguments, groups))
-    observed = {name: site for name, site in trace.items() if site["type"] == "sample"}
+    trace: dict[str, Any] = numpyro.handlers.trace(placed).get_trace(
+        **model.keywords(rows.arguments, groups)
+    )
+    return trace
+
+
+def _distributions(model: ShardModel, trace: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """Distributions of the observed sites, and the names of those that are factors."""
+    latent = {site.name for site in model.latents}
+    observed = {
+        name: site
+        for name, site in trace.items()
+        if site["type"] == "sample" and name not in latent
+    }
     factors = {name for name, site in observed.items() if isinstance(_base(site["fn"]), dist.Unit)}
     fns = {
         name: _row_by_row(site["fn"], site["value"])
         for name, site in observed.items()
-        if name not in shared and name not in levels and name not in factors
+        if name not in factors
     }
     return fns, factors
 
@@ -360,7 +470,9 @@ def _answers(
     drawn = rows.effects if isinstance(rows.effects, dict) else None
 
     def at_draw(u: jax.Array, normal: jax.Array, key: jax.Array, drawn: Any) -> dict[str, Any]:
-        fns, _ = _distributions(model, rows, groups, (u, normal, key, drawn), design.center)
+        units = _units(model, groups, rows.arguments)
+        draw = (u, jnp.broadcast_to(normal, (units, len(normal))), key, drawn)
+        fns, _ = _distributions(model, _trace(model, rows, groups, draw, design.center))
         return {site.name: fns[site.name] for site in asked.sites}
 
     mixtures = jax.vmap(at_draw)(design.u, design.normal, keys, drawn)

@@ -1,0 +1,211 @@
+"""How the rows of a partition reach the model: checked, cast, coded, some thousand at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+
+from ..frame.arrays import Column, Layout, encode_values
+from ..frame.keys import Keys, hash_keys, mix
+from ..frame.values import exact_numbers, missing, out_of_range, unfit
+from ..model.model import ShardModel
+from ..result.recall import Recalled
+from ..shard.predictive import ROWS_AT_ONCE, Rows
+from .known import KnownGroups, groups_here
+
+
+class Block(NamedTuple):
+    """Some rows of a partition, as the model takes them."""
+
+    some: slice  # which rows
+    rows: Rows
+    numbers: np.ndarray  # (G,) one for each of their groups that carry effects, wherever it is
+
+
+class RowReader(NamedTuple):
+    """Which columns of a frame feed the model, and as what."""
+
+    model: ShardModel
+    layout: Layout  # of the columns that are needed, but keys
+    by: tuple[Hashable, ...]  # key columns of all levels that the model knows
+    level: int | None  # of the groups that carry effects; None without any
+    constant: tuple[tuple[str, str], ...]  # arguments on which nothing depends, and their dtypes
+
+    @property
+    def token(self) -> tuple[Any, ...]:
+        """What rows are read by."""
+        return (self.model.token, self.layout, self.by, self.level, self.constant)
+
+    def read(
+        self, partition: pd.DataFrame, known: KnownGroups | None
+    ) -> tuple[Iterator[Block], np.ndarray]:
+        """Read the rows of a partition, and tell which are of groups never seen.
+
+        Raises
+        ------
+        ValueError
+            If values are missing, infinite, of another kind or of another category than in the fit.
+        """
+        rows = self._used(partition)
+        self._check(rows)
+        arguments = encode_values(rows, self.layout)
+        self._check_categories(arguments)
+        arguments |= {name: np.zeros(len(rows), dtype) for name, dtype in self.constant}
+        codes, keys = groups_here(rows, self.by)
+        places = None
+        new = np.zeros(len(rows), bool)
+        if known is not None and self.level is not None:
+            places = known.places(keys[self.level], self.by[: self.level + 1])
+            new = places[codes[self.level]] < 0
+        numbers = _numbers(keys[self.level]) if self.level is not None else np.zeros(0, np.uint32)
+        return self._blocks(arguments, codes, places, numbers, known), new
+
+    def _blocks(
+        self,
+        arguments: Mapping[str, np.ndarray],
+        codes: list[np.ndarray],
+        places: np.ndarray | None,
+        numbers: np.ndarray,
+        known: KnownGroups | None,
+    ) -> Iterator[Block]:
+        n = len(next(iter(arguments.values())))
+        integer = np.int64 if self.model.x64 else np.int32
+        for first in range(0, n, ROWS_AT_ONCE):
+            some = slice(first, first + ROWS_AT_ONCE)
+            here = [np.unique(code[some], return_inverse=True) for code in codes]
+            fed = {name: values[some] for name, values in arguments.items()}
+            for name, level in self.model.codes.items():
+                fed[name] = here[level][1].astype(integer)
+            seen, effects, of_groups = np.zeros(0, bool), None, numbers
+            if known is not None and places is not None and self.level is not None:
+                there = places[here[self.level][0]]
+                seen, effects = there >= 0, known.effects_at(there)
+                of_groups = numbers[here[self.level][0]]
+            yield Block(some, Rows(fed, seen, effects), of_groups)
+
+    def _used(self, partition: pd.DataFrame) -> pd.DataFrame:
+        """Take the columns that are used, one of which may be the index."""
+        wanted = [*dict.fromkeys([*self.by, *(column.column for column in self.layout.columns)])]
+        columns = {
+            name: partition[name] if name in partition.columns else partition.index.to_series()
+            for name in wanted
+        }
+        return pd.DataFrame({name: values.array for name, values in columns.items()})
+
+    def _check(self, rows: pd.DataFrame) -> None:
+        """Refuse what nothing could be said of."""
+        for name in rows.columns:
+            null, nan = missing(rows[name])
+            _refuse(null | nan, name, "have no value", "drop or fill them first")
+        for column in self.layout.values:
+            name, dtype = column.column, np.dtype(column.dtype)
+            numbers = exact_numbers(rows[name])
+            if numbers is None:
+                raise ValueError(
+                    f"column {name!r} (argument {column.argument!r}) has dtype {rows[name].dtype}, "
+                    f"where the fit had {dtype}: convert it with astype"
+                )
+            _refuse(~np.isfinite(numbers), name, "are infinite", "drop or replace them")
+            wrong = unfit(numbers, dtype) | out_of_range(numbers, dtype)
+            _refuse(wrong, name, f"are no {dtype}, which the fit had", "convert the column")
+
+    def _check_categories(self, arguments: Mapping[str, np.ndarray]) -> None:
+        for column in self.layout.columns:
+            if column.kind == "category":
+                unknown = arguments[column.argument] < 0
+                what = "are categories that the fit had not"
+                _refuse(unknown, column.column, what, "map or drop them")
+
+
+def reader(
+    frame: dd.DataFrame,
+    recalled: Recalled,
+    needed: set[str],
+    columns: Mapping[str, Hashable],
+    level: int | None,
+) -> RowReader:
+    """Find the columns of a frame that `needed` arguments of a model are fed by.
+
+    Raises
+    ------
+    ValueError
+        If one is missing, or `columns` names an argument that no column fed in the fit.
+    """
+    layout = _layout(frame, recalled, needed, columns)
+    constant = tuple((a.name, a.dtype) for a in recalled.arguments if a.name not in needed)
+    by = _key_columns(frame, recalled, columns)
+    return RowReader(recalled.model, layout, by, level, constant)
+
+
+def _numbers(keys: Sequence[Keys]) -> np.ndarray:
+    """Name groups by their keys, whatever dtype these are of."""
+    number = np.zeros(1, np.uint64)
+    for key in keys:
+        number = mix(number * np.uint64(31) + hash_keys(key))
+    return (number >> np.uint64(32)).astype(np.uint32)
+
+
+def _layout(
+    frame: dd.DataFrame, recalled: Recalled, needed: set[str], columns: Mapping[str, Hashable]
+) -> Layout:
+    """Find the columns that are needed."""
+    arguments = {argument.name: argument for argument in recalled.arguments}
+    for name in columns:
+        if name not in arguments:
+            raise ValueError(
+                f"columns names {name!r}, which no column fed in the fit; those that one did are "
+                f"{', '.join(arguments)}"
+            )
+    found = []
+    for argument in recalled.arguments:
+        if argument.name not in needed or argument.kind == "group":
+            continue
+        column = _find(frame, columns.get(argument.name, argument.column), argument.name)
+        kind: Any = argument.kind
+        categories = tuple(argument.categories)
+        found.append(
+            Column(argument.name, column, kind, categories=categories, dtype=argument.dtype)
+        )
+    return Layout((), tuple(found), recalled.model.x64)
+
+
+def _key_columns(
+    frame: dd.DataFrame, recalled: Recalled, columns: Mapping[str, Hashable]
+) -> tuple[Hashable, ...]:
+    """Find the key columns, down to those of the innermost level that the model knows."""
+    levels = [site.level for site in recalled.model.local if site.level is not None]
+    used = max([*recalled.model.codes.values(), *levels], default=-1)
+    renamed = {
+        argument.level: columns[argument.name]
+        for argument in recalled.arguments
+        if argument.kind == "group" and argument.name in columns
+    }
+    return tuple(
+        _find(frame, renamed.get(level, name), "key")
+        for level, name in enumerate(recalled.by[: used + 1])
+    )
+
+
+def _find(frame: dd.DataFrame, wanted: Hashable, what: str) -> Hashable:
+    index = [] if frame.index.name is None else [frame.index.name]
+    available = [*frame.columns, *index]
+    for column in available:
+        if column == wanted or str(column) == wanted:
+            return column
+    raise ValueError(
+        f"{what}: the frame has no column {wanted!r}, which the fit had; its columns are "
+        f"{', '.join(map(str, available))}. Where it has another name here, pass "
+        "columns={argument: column}"
+    )
+
+
+def _refuse(wrong: np.ndarray, name: Hashable, what: str, remedy: str) -> None:
+    if wrong.any():
+        raise ValueError(
+            f"column {name!r}: {np.count_nonzero(wrong):,} of the {len(wrong):,} values of a "
+            f"partition {what} (the first in row {int(np.argmax(wrong)):,} of it); {remedy}"
+        )
