@@ -28,6 +28,7 @@ REFERENCE = "#c4c4c4"
 STYLES = (("#d55e00", "-"), ("#0072b2", "--"), ("#009e73", "-."), ("#cc79a7", ":"))
 INK = "#404040"
 MAX_COLUMNS = 3
+_LABELLED = 12  # values of a column that are named under a picture
 SHARD, COMBINED = STYLES[1][0], STYLES[0][0]
 UNCONSTRAINED = "mean and sd, unconstrained: the logarithm of what must be positive"
 
@@ -266,7 +267,8 @@ def checks(check: xr.Dataset) -> Figure:
     ----------
     check : xarray.Dataset
         What ``ddf.consensus.check`` returned. Replicas are a grey area, the data a line; with `by`
-        they are bars from the 5% to the 95% quantile and points, in the order of the data's.
+        they are bars from the 5% to the 95% quantile and points; those of many values are in the
+        order of the data's.
 
     Returns
     -------
@@ -324,7 +326,8 @@ def _replicas(ax: Axes, observed: float, replicated: Draws) -> None:
 
 
 def _replicas_by(ax: Axes, observed: Draws, replicated: Draws, by: npt.NDArray[np.generic]) -> None:
-    order = np.argsort(observed, kind="stable")
+    few = len(observed) <= _LABELLED
+    order = np.arange(len(observed)) if few else np.argsort(observed, kind="stable")
     low, high = np.quantile(replicated[:, order], [0.05, 0.95], axis=0)
     at = np.arange(len(order))
     ax.vlines(
@@ -333,7 +336,7 @@ def _replicas_by(ax: Axes, observed: Draws, replicated: Draws, by: npt.NDArray[n
     ax.plot(at, observed[order], ".", ms=6 if len(at) < 50 else 3, color=COMBINED, label="data")
     ax.set_xlim(-0.7, len(at) - 0.3)
     labels = [str(value) for value in by[order]]
-    if len(labels) <= 12:
+    if few:
         long = len("".join(labels)) > 24
         ax.set_xticks(at, labels, rotation=30 if long else 0, ha="right" if long else "center")
     else:

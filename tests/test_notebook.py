@@ -1,4 +1,4 @@
-"""The notebook runs, and what is committed of it is whole."""
+"""The notebooks run, and what is committed of them is whole."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "notebooks" / "why_shards_disagree.ipynb"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+each_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def test_it_runs():
+@each_notebook
+def test_it_runs(notebook):
     # A process of its own: this one turns warnings of Jupyter's libraries into errors.
     command = [sys.executable, "-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider"]
     run = subprocess.run(
-        [*command, "--nbmake", "--nbmake-timeout=600", str(NOTEBOOK)],
+        [*command, "--nbmake", "--nbmake-timeout=600", str(notebook)],
         env=os.environ | {"DASK_CONSENSUS_NOTEBOOK_SMALL": "1"},
         cwd=ROOT,
         capture_output=True,
@@ -25,8 +29,9 @@ def test_it_runs():
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_committed_outputs_are_of_one_run_without_errors():
-    cells = [c for c in json.loads(NOTEBOOK.read_text())["cells"] if c["cell_type"] == "code"]
+@each_notebook
+def test_committed_outputs_are_of_one_run_without_errors(notebook):
+    cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert {output["output_type"] for output in outputs} <= {
@@ -34,4 +39,4 @@ def test_committed_outputs_are_of_one_run_without_errors():
     }  # fmt: skip
     # Warnings would show the folders of whoever ran it.
     assert not any(output.get("name") == "stderr" for output in outputs)
-    assert NOTEBOOK.stat().st_size < 1_000_000
+    assert notebook.stat().st_size < 1_000_000
