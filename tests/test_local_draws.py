@@ -10,10 +10,12 @@ import scipy.stats
 
 from dask_consensus.model.model import precision
 from dask_consensus.shard import local_draws
+from dask_consensus.shard.candidates import DEGREES, LOOKS, points_of
+from dask_consensus.shard.engine import engine_of
 from dask_consensus.shard.local_draws import (
     draw_effects,
-    far_from_normal,
     local_sites,
+    look_at,
     summarize,
 )
 
@@ -67,8 +69,8 @@ def test_draws_belong_to_the_draws_of_u_and_are_independent_between_groups(gauss
     with precision(True):
         model = read(slopes, values, groups=["g"])
         data = data_of(values, codes, padding=2)
-        assert not far_from_normal(model, data, np.repeat(center[None], 20, 0), center, 1)
-        assert far_from_normal(model, data, draws[:16], center, 1)
+        assert look_at(model, data, np.repeat(center[None], 20, 0), center, 1) == 0
+        assert look_at(model, data, draws[:16], center, 1) == 1
         drawn = draw_effects(model, data, draws, center, 1, (3, 0, np.arange(1500)))["b"]
     assert drawn.shape == (1500, 12, 2)
     standard = np.empty_like(drawn)
@@ -90,13 +92,18 @@ def test_a_draw_does_not_depend_on_those_drawn_with_it(gaussian_case):
         data = data_of(values, codes)
         numbers = np.arange(40)
         together = draw_effects(model, data, draws, center, 1, (3, 1, numbers))["b"]
-        quick = draw_effects(model, data, draws, center, 1, (3, 1, numbers), thorough=False)["b"]
+        quick = draw_effects(model, data, draws, center, 1, (3, 1, numbers), look=0)["b"]
         apart = draw_effects(model, data, draws[30:], center, 1, (3, 1, numbers[30:]))["b"]
         elsewhere = draw_effects(model, data, draws, center, 1, (3, 2, numbers))["b"]
     np.testing.assert_array_equal(together[30:], apart)
     assert not (together == elsewhere).any()
     spread = together.std(axis=0)
     assert np.abs((quick.mean(axis=0) - together.mean(axis=0)) / spread).max() < 1
+
+
+def most_modes(model, data, center):
+    """Modes of a group that a fit would follow."""
+    return int(engine_of(model).most_modes(data, center[None]))
 
 
 def sparse(g, y=None, *, n_g):
@@ -209,19 +216,98 @@ def test_sites_are_those_the_user_wrote():
     np.testing.assert_allclose(found.shrinkage["alpha"], found.shrinkage["raw"][:, 0], rtol=1e-9)
 
 
-@pytest.mark.parametrize("thorough", [False, True])
+@pytest.mark.parametrize("look", LOOKS[:2], ids=["normal", "t"])
 @pytest.mark.parametrize(("q", "n"), [(1, 2), (2, 24), (5, 24), (3, 100)])
-def test_points_are_those_of_the_proposal(q, n, thorough):
-    points, shares = local_draws._points(q, n, thorough)
+def test_points_are_those_of_the_proposal(q, n, look):
+    points, shares = points_of(q, n, look)
     assert points.shape[::2] == (n, q)
     np.testing.assert_allclose(points.mean(axis=1), 0, atol=1e-12)
     flat = points.reshape(-1, q)
-    if not thorough:
+    if look.normal:
         np.testing.assert_allclose(flat.T @ flat / len(flat), np.eye(q), atol=1e-10)
     elif n == 100:
-        exact = scipy.stats.t(local_draws._DEGREES)
+        exact = scipy.stats.t(DEGREES)
         assert scipy.stats.kstest(flat[:, 0], exact.cdf).statistic < 0.02
     np.testing.assert_allclose(np.sort(shares), (np.arange(n) + 0.5) / n)
+
+
+def heavy(prior, rows):
+    """One effect a group, one row a group, of any distributions."""
+
+    def model(g, y=None, *, n_g):
+        mu = numpyro.sample("mu", dist.Normal(0, 5))
+        with numpyro.plate("g", n_g):
+            b = numpyro.sample("b", prior(mu))
+        numpyro.sample("y", rows(b[g]), obs=y)
+
+    return model
+
+
+# Distributions of the model, and their log densities of effects and of rows.
+HEAVY = {
+    "student": (
+        heavy(lambda m: dist.StudentT(3.0, m, 1.0), lambda b: dist.Normal(b, 3.0)),
+        lambda b, m: scipy.stats.t.logpdf(b, 3, m), lambda y, b: scipy.stats.norm.logpdf(y, b, 3),
+    ),
+    "cauchy": (
+        heavy(lambda m: dist.Cauchy(m, 1.0), lambda b: dist.Normal(b, 3.0)),
+        lambda b, m: scipy.stats.cauchy.logpdf(b, m), lambda y, b: scipy.stats.norm.logpdf(y, b, 3),
+    ),
+    "laplace": (
+        heavy(lambda m: dist.Laplace(m, 1.0), lambda b: dist.Normal(b, 2.0)),
+        lambda b, m: scipy.stats.laplace.logpdf(b, m),
+        lambda y, b: scipy.stats.norm.logpdf(y, b, 2),
+    ),
+    "gumbel": (
+        heavy(lambda m: dist.Gumbel(m, 1.0), lambda b: dist.Normal(b, 3.0)),
+        lambda b, m: scipy.stats.gumbel_r.logpdf(b, m),
+        lambda y, b: scipy.stats.norm.logpdf(y, b, 3),
+    ),
+    "heavy-rows": (
+        heavy(lambda m: dist.Normal(m, 2.0), lambda b: dist.StudentT(2.0, b, 0.7)),
+        lambda b, m: scipy.stats.norm.logpdf(b, m, 2),
+        lambda y, b: scipy.stats.t.logpdf(y, 2, b, 0.7),
+    ),
+}  # fmt: skip
+
+
+QUICK = {"student", "heavy-rows"}
+
+
+@pytest.mark.parametrize(
+    "kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in HEAVY]
+)
+def test_heavy_tails_against_a_grid(kind):
+    """Groups at all distances from the others, the farthest at 25."""
+    model, log_prior, log_rows = HEAVY[kind]
+    y = np.array([-25.0, -12, -8, -6, -4, -3, -2, -1, 0, 0.5, 1.5, 2.5, 3.5, 5, 7, 10, 16])
+    center = np.array([0.3])
+    draws = np.repeat(center[None], 24, axis=0)
+    with precision(True):
+        shard_model = read(model, {"y": y}, groups=["g"])
+        data = data_of({"y": y}, {"g": np.arange(len(y))}, padding=2)
+        n_modes = most_modes(shard_model, data, center)
+        found = summarize(shard_model, data, draws, center, n_modes)
+        look = look_at(shard_model, data, draws[:16], center, n_modes)
+        numbers = np.arange(1000)
+        drawn = draw_effects(
+            shard_model, data, np.repeat(center[None], 1000, 0), center, n_modes,
+            (0, 0, numbers), look=look,
+        )["b"]  # fmt: skip
+    grid = np.linspace(-60, 60, 120_001)
+    for j, row in enumerate(y):
+        logs = log_prior(grid, center[0]) + log_rows(row, grid)
+        density = scipy.special.softmax(logs)
+        mean = density @ grid
+        sd = np.sqrt(density @ (grid - mean) ** 2)
+        ends = np.interp([0.05, 0.5, 0.95], np.cumsum(density), grid)
+        told = found.statistics["b"][:, j]
+        assert abs(told[0] - mean) / sd < 0.05, row
+        assert abs(told[1] / sd - 1) < 0.05, row
+        assert np.abs((told[2:] - ends) / sd).max() < 0.1, row
+        assert abs(drawn[:, j].mean() - mean) / sd < 4 / np.sqrt(1000), row
+        upto = np.interp(drawn[:, j], grid, np.cumsum(density))
+        assert scipy.stats.kstest(upto, "uniform").pvalue > 1e-4, row
 
 
 def test_quantiles_of_a_gamma_distribution():

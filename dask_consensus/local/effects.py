@@ -31,8 +31,8 @@ from ..shard.local_draws import (
     LocalSite,
     Summary,
     draw_effects,
-    far_from_normal,
     local_sites,
+    look_at,
     summarize,
 )
 from ..shard_data import ShardData
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ..plan.plan import Plan
 
 GIVEN_SHARED = "given_shared"
+_ENOUGH = 100  # effective points below which statistics of a group are not to be relied on
 _TRIED = 16  # draws that tell how effects are to be drawn
 _MOST_IN_MEMORY = 2**28  # bytes of draws that are brought to the client without a store
 
@@ -190,9 +191,20 @@ def _summary(
             UserWarning,
             stacklevel=5,
         )
+    effective = np.concatenate([report.summary.effective for report in reports])
+    thin = int(np.sum(effective < _ENOUGH))
+    if thin:
+        warnings.warn(
+            f"the effects of {thin:,} of {groups.n:,} groups are far from any distribution that "
+            f"they were looked for in: their statistics rest on as few as {effective.min():.0f} "
+            f"effective points; raise local_draws, now {len(few)}",
+            UserWarning,
+            stacklevel=5,
+        )
     attributes = {
         "draws": len(few),
         "least_efficiency": float(efficiency.min()),
+        "least_effective": float(effective.min()),
         "modes_not_found": float(lost),
     }
     coords = {"statistic": list(STATISTICS), **groups.coords(order)}
@@ -301,20 +313,20 @@ def _write_draws(
     chains, n = kept.shared.shape[:2]
     level = unit_level(plan.model)
     starts = np.cumsum([0, *(size.groups[level] for size in shards.sizes)])
-    thorough: list[bool | None] = [None] * shards.n
+    looks: list[int | None] = [None] * shards.n
     for chain in range(chains):
         for first in range(0, n, block):
             some = slice(first, min(first + block, n))
             mapped = map_reduce(
                 each(_draw_and_keep),
                 shards,
-                list(enumerate(thorough)),
+                list(enumerate(looks)),
                 [broadcast((*shared, plan.options.seed, kept)), broadcast((chain, some))],
                 _nothing,
                 title=f"group effects, {chain * n + some.stop:,} of {chains * n:,} draws",
                 keep_states=True,
             )
-            thorough = mapped.reports
+            looks = mapped.reports
             store.write(mapped.states, starts, chain, some)
 
 
@@ -324,40 +336,38 @@ _Shared = tuple[ShardModel, np.ndarray, int, int, _Kept]
 
 def _draw(data: ShardData, shard: int, shared: _Shared) -> Answer:
     """Draw the effects of one shard's groups; runs on a worker."""
-    thorough = _thorough(data, shared)
+    look = _look(data, shared)
     chains = range(len(shared[-1].shared))
-    parts = [_drawn(data, shard, thorough, shared, chain, slice(None)) for chain in chains]
+    parts = [_drawn(data, shard, look, shared, chain, slice(None)) for chain in chains]
     return Answer(None, {name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
 
 
 def _draw_and_keep(
     data: ShardData,
     shard: int,
-    thorough: bool | None,
+    look: int | None,
     shared: _Shared,
     which: tuple[int, slice],
 ) -> Answer:
     """Draw the effects of one shard's groups, and leave them where they are; runs on a worker."""
-    if thorough is None:
-        thorough = _thorough(data, shared)
-    return Answer(None, thorough, _drawn(data, shard, thorough, shared, *which))
+    if look is None:
+        look = _look(data, shared)
+    return Answer(None, look, _drawn(data, shard, look, shared, *which))
 
 
-def _thorough(data: ShardData, shared: _Shared) -> bool:
+def _look(data: ShardData, shared: _Shared) -> int:
     """Tell what all draws of a shard are made with, whichever are made together."""
     model, center, n_modes, _, kept = shared
-    return far_from_normal(model, data, kept.shared[0, :_TRIED], center, n_modes)
+    return look_at(model, data, kept.shared[0, :_TRIED], center, n_modes)
 
 
 def _drawn(
-    data: ShardData, shard: int, thorough: bool, shared: _Shared, chain: int, some: slice
+    data: ShardData, shard: int, look: int, shared: _Shared, chain: int, some: slice
 ) -> dict[str, np.ndarray]:
     """Draw at some draws of one chain; single precision is more than draws need."""
     model, center, n_modes, seed, kept = shared
     named = (seed, shard, kept.numbers(chain)[some])
-    drawn = draw_effects(
-        model, data, kept.shared[chain, some], center, n_modes, named, thorough=thorough
-    )
+    drawn = draw_effects(model, data, kept.shared[chain, some], center, n_modes, named, look=look)
     return {name: value.astype(np.float32) for name, value in drawn.items()}
 
 

@@ -179,8 +179,8 @@ def _local(plan: Plan) -> str:
         return f"none, because {because}"
     draws = f"{plan.local_draws:,} draws of the shared parameters"
     if plan.options.local == "summary":
-        return f"summary over {draws}, for each 4 to 32 looks at every row"
-    return f"one draw of each group for {draws}, for each 4 to 32 looks at every row"
+        return f"summary over {draws}, for each 4 to 192 looks at every row"
+    return f"one draw of each group for {draws}, for each 4 to 192 looks at every row"
 
 
 def _arguments(plan: Plan) -> list[list[str]]:

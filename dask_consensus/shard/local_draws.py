@@ -29,7 +29,8 @@ from jax import lax
 
 from ..model.model import ShardModel, precision
 from ..shard_data import ShardData
-from . import hills, newton
+from . import newton
+from .candidates import DEGREES, LOOKS, Look, around, points_of
 from .compiling import compiled, on_device
 from .effects import effects_per_unit, unit_density, unit_level, unpack
 from .marginal import Center, center_at
@@ -37,15 +38,9 @@ from .target import Terms
 
 QUANTILES = (0.05, 0.5, 0.95)
 STATISTICS = ("mean", "sd", "q05", "q50", "q95")
-_FEW, _MANY = 4, 32  # candidates at a draw of u, in mirrored pairs
-_DEGREES = 6  # of freedom, of the t distribution; even, so that uniform numbers make it
-_KEPT = 8  # candidates of a draw that quantiles of what is far from normal are taken of
-_NEARLY_ALL = 0.98  # efficiency of all units with which few will do
 _NEARLY_NORMAL_SKEW, _NEARLY_NORMAL_EXCESS = 1.1, (-0.6, 2.5)
 _BLOCK = 16  # draws of u answered by one call
 _AT_ONCE = 32_000_000  # numbers that are brought back at a time
-_LOOKS, _NEAR = 8, 0.03  # at a draw of u, from modes moved along with it
-_LOST = 0.5  # squared Newton decrement beyond which a unit's mode was not found
 
 
 class Summary(NamedTuple):
@@ -53,13 +48,14 @@ class Summary(NamedTuple):
 
     Shrinkage is the share of the prior's variance, given u, that the unit's own rows leave: 1
     where they say nothing, 0 where they say all. Efficiency is the effective share of the
-    candidates.
+    candidates, effective their number over all draws.
     """
 
     statistics: dict[str, np.ndarray]  # (statistics, U, *entry) of each site
     shrinkage: dict[str, np.ndarray]  # (U, *entry)
     given_shared: GivenShared
     efficiency: np.ndarray  # (U,)
+    effective: np.ndarray  # (U,)
     modes_not_found: float  # units, averaged over draws
 
 
@@ -109,29 +105,30 @@ def summarize(
     The model has local effects, and no :func:`.effects.obstacle`. The center is where `draws` are.
     """
     level, q = unit_level(model), effects_per_unit(model)
-    real = int(np.sum(data.mask(level)))
-    size = max(1, min(_BLOCK, len(draws), _AT_ONCE // (_KEPT * max(len(data.mask(level)), 1) * q)))
+    real, numbers = int(np.sum(data.mask(level))), max(len(data.mask(level)), 1) * q
     with precision(model.double):
         arrays, here = on_device((data, center))
         origin = center_at(model, arrays, here, n_modes)
 
-        def ask(first: int, thorough: bool) -> _Told:
+        def ask(first: int, look: Look) -> _Told:
+            size = _block(look, numbers, len(draws))
             where = np.resize(np.arange(first, min(first + size, len(draws))), size)
             counted = np.arange(size) < len(draws) - first
-            points, shares = _points(q, len(draws), thorough)
+            points, shares = points_of(q, len(draws), look)
             given = (arrays, origin, *on_device((draws[where], points[where], shares[where])))
             given = (*given, counted)
-            kind = ("local candidates", thorough)
-            run = compiled(model, kind, lambda: _candidates(model, thorough), *given)
+            run = compiled(
+                model, ("local candidates", look), lambda: _candidates(model, look), *given
+            )
             told: _Told = jax.device_get(run(*given))
             return told._replace(kept={k: v[counted] for k, v in told.kept.items()})
 
-        thorough = n_modes > 1
-        first = ask(0, thorough)
-        if not thorough and not _nearly_all(first.efficiency[:real] / min(size, len(draws))):
-            thorough = True
-            first = ask(0, thorough)
-        parts = [first, *(ask(at, thorough) for at in range(size, len(draws), size))]
+        for look in LOOKS[1:] if n_modes > 1 else LOOKS:
+            first = ask(0, look)
+            size = _block(look, numbers, len(draws))
+            if _enough(first.efficiency[:real] / size, look):
+                break
+        parts = [first, *(ask(at, look) for at in range(size, len(draws), size))]
         shrink = compiled(model, "shrinkage", lambda: _shrinkage(model), arrays, origin)
         shrunk = jax.device_get(shrink(arrays, origin))
     n = len(draws)
@@ -141,11 +138,14 @@ def summarize(
         moments = sum(part.moments[site.name][:, :real] for part in parts) / n
         kept = np.concatenate([part.kept[site.name] for part in parts])[..., :real, :]
         kept = kept.reshape(-1, real, kept.shape[-1])
-        told = _statistics(first.origin[site.name][:real], moments, kept)
+        told = _statistics(
+            first.origin[site.name][:real], moments, kept, by_order=look is LOOKS[-1]
+        )
         statistics[site.name] = told.reshape(len(STATISTICS), *shape)
         shrinkage[site.name] = shrunk[site.name][:real].reshape(shape)
-    efficiency = sum(part.efficiency[:real] for part in parts) / n
+    efficiency = np.asarray(sum(part.efficiency[:real] for part in parts) / n)
     lost = sum(float(part.lost) for part in parts) / n
+    effective = efficiency * look.candidates * n
     away = sum(part.residual[:real] for part in parts) / n
     outer = sum(part.residual_outer[:real] for part in parts) / n
     given_shared = GivenShared(
@@ -153,20 +153,23 @@ def summarize(
         np.asarray(origin.slope[0, :real]),
         outer - away[:, :, None] * away[:, None, :],
     )
-    return Summary(statistics, shrinkage, given_shared, np.asarray(efficiency), lost)
+    return Summary(statistics, shrinkage, given_shared, efficiency, effective, lost)
 
 
-def far_from_normal(
+def look_at(
     model: ShardModel, data: ShardData, draws: np.ndarray, center: np.ndarray, n_modes: int
-) -> bool:
-    """Tell from some draws of u whether many candidates are needed for :func:`draw_effects`."""
-    if n_modes > 1:
-        return True
+) -> int:
+    """Tell from some draws of u which of the :data:`.candidates.LOOKS` effects need."""
     named = (0, 0, np.arange(len(draws)))
     real = int(np.sum(data.mask(unit_level(model))))
-    parts = _draw_in_blocks(model, data, draws, center, n_modes, named, thorough=False)
-    efficiency = np.concatenate([part[1] for part in parts])[: len(draws), :real]
-    return not _nearly_all(efficiency.mean(axis=0))
+    for which, look in enumerate(LOOKS[:-1]):
+        if n_modes > 1 and not look.followed:
+            continue
+        parts = _draw_in_blocks(model, data, draws, center, n_modes, named, look)
+        efficiency = np.concatenate([part[1] for part in parts])[: len(draws), :real]
+        if _enough(efficiency.mean(axis=0), look):
+            return which
+    return len(LOOKS) - 1
 
 
 def draw_effects(
@@ -177,12 +180,12 @@ def draw_effects(
     n_modes: int,
     named: tuple[int, int, np.ndarray],
     *,
-    thorough: bool = True,
+    look: int = 1,
 ) -> dict[str, np.ndarray]:
     """Draw the effects of all units once for each of the draws ``(G, d)`` of u.
 
     Random numbers are `named` by a seed, the shard, and a number of each of the draws.
-    `thorough` takes as many candidates as effects need that are :func:`far_from_normal`.
+    `look` is what :func:`look_at` says that the effects need.
 
     Returns
     -------
@@ -190,7 +193,7 @@ def draw_effects(
         By the names of :func:`local_sites`.
     """
     n, real = len(draws), int(np.sum(data.mask(unit_level(model))))
-    parts = _draw_in_blocks(model, data, draws, center, n_modes, named, thorough)
+    parts = _draw_in_blocks(model, data, draws, center, n_modes, named, LOOKS[look])
     return {
         site.name: np.concatenate([sites[site.name] for sites, _ in parts])[:n, :real].reshape(
             n, real, *site.entry
@@ -206,7 +209,7 @@ def _draw_in_blocks(
     center: np.ndarray,
     n_modes: int,
     named: tuple[int, int, np.ndarray],
-    thorough: bool,
+    look: Look,
 ) -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Draw local sites, ``(B, U, entries)``; how even weights were, ``(B, U)``, comes second."""
     parts = []
@@ -219,8 +222,7 @@ def _draw_in_blocks(
         for first in range(0, len(draws), _BLOCK):
             where = np.resize(np.arange(first, min(first + _BLOCK, len(draws))), _BLOCK)
             given = (arrays, origin, on_device(draws[where]), keys[where])
-            kind = ("local draws", thorough)
-            run = compiled(model, kind, lambda: _drawn(model, thorough), *given)
+            run = compiled(model, ("local draws", look), lambda: _drawn(model, look), *given)
             parts.append(jax.device_get(run(*given)))
     return parts
 
@@ -240,47 +242,25 @@ class _Told(NamedTuple):
     lost: Any  # () units whose mode was not found
 
 
-def _nearly_all(efficiency: np.ndarray) -> bool:
+def _block(look: Look, numbers: int, draws: int) -> int:
+    """Draws of u at a time, of which a candidate has so many `numbers`."""
+    return max(1, min(_BLOCK, draws, _AT_ONCE // (look.kept * numbers)))
+
+
+def _enough(efficiency: np.ndarray, look: Look) -> bool:
     """Tell whether no unit's weights differ by much."""
-    return bool(efficiency.min(initial=1.0) >= _NEARLY_ALL)
+    return bool(efficiency.min(initial=1.0) >= look.enough)
 
 
-@lru_cache(maxsize=8)
-def _points(q: int, n_draws: int, thorough: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Make points ``(n_draws, candidates, q)``, and a uniform number of each draw.
-
-    They are standard normal, with exactly that mean and covariance; or, `thorough`, of a t
-    distribution. The half of a draw's are mirror images of the others; which draw has which is
-    random.
-    """
-    pairs = (_MANY if thorough else _FEW) // 2
-    uniform = scipy.stats.qmc.Halton(q + 1, rng=0).random(n_draws * pairs)
-    half = scipy.special.ndtri(np.clip(uniform[:, :q], 1e-12, 1 - 1e-12))
-    if len(half) > q:
-        factor = np.linalg.cholesky(half.T @ half / len(half))
-        half = np.linalg.solve(factor, half.T).T
-    if thorough:
-        half *= np.sqrt(_DEGREES / scipy.stats.chi2.ppf(uniform[:, q], _DEGREES))[:, None]
-    rng = np.random.default_rng(0)
-    half = rng.permutation(half).reshape(n_draws, pairs, q)
-    shares = (np.arange(n_draws) + 0.5) / n_draws
-    return np.concatenate([half, -half], axis=1), rng.permutation(shares)
-
-
-def _log_proposal(normal: jax.Array, thorough: bool) -> jax.Array:
-    """Log density of standardised points ``(..., q)``, but for a constant."""
-    square = jnp.sum(normal**2, axis=-1)
-    if not thorough:
-        return -square / 2
-    return -(_DEGREES + normal.shape[-1]) / 2 * jnp.log1p(square / _DEGREES)
-
-
-def _statistics(origin: np.ndarray, moments: np.ndarray, kept: np.ndarray) -> np.ndarray:
+def _statistics(
+    origin: np.ndarray, moments: np.ndarray, kept: np.ndarray, *, by_order: bool = False
+) -> np.ndarray:
     """Make mean, sd and quantiles ``(statistics, U, entries)`` of moments about an origin.
 
     Quantiles of what is nearly normal follow from its moments (Cornish and Fisher 1938, Revue de
     l'Institut international de statistique 5), far more precisely than from `kept` values
-    ``(A, U, entries)``.
+    ``(A, U, entries)``; not where candidates were of many widths, all of them kept, since humps and
+    shoulders may have the moments of what is nearly normal.
     """
     first, second, third, fourth = moments
     variance = np.maximum(second - first**2, 0.0)
@@ -290,12 +270,12 @@ def _statistics(origin: np.ndarray, moments: np.ndarray, kept: np.ndarray) -> np
         central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
         excess = central / variance**2 - 3
     low, high = _NEARLY_NORMAL_EXCESS
-    far = ~((np.abs(skew) < _NEARLY_NORMAL_SKEW) & (excess > low) & (excess < high))
+    far = by_order | ~((np.abs(skew) < _NEARLY_NORMAL_SKEW) & (excess > low) & (excess < high))
     mean = origin + first
     quantiles = [mean + sd * _expanded_quantile(share, skew, excess) for share in QUANTILES]
     if far.any():
-        by_order = np.quantile(kept[:, far], QUANTILES, axis=0, method="hazen")
-        for quantile, exact in zip(quantiles, by_order, strict=True):
+        ordered = np.quantile(kept[:, far], QUANTILES, axis=0, method="hazen")
+        for quantile, exact in zip(quantiles, ordered, strict=True):
             quantile[far] = exact
     return np.stack([mean, sd, *quantiles])
 
@@ -337,68 +317,7 @@ def _flat_values(
 # Compiled code
 
 
-class _Around(NamedTuple):
-    """The modes of all units at one draw of u."""
-
-    density: newton.Density
-    hills: hills.Hills
-    lost: jax.Array  # units
-    thorough: bool
-
-    def candidate(self, normal: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Make points of standardised ones ``(U, q)``, and give the log of their weights.
-
-        Of several modes a unit takes the one that its `share` ``(U,)``, uniform, falls to.
-        """
-        effects, factor, log_mass = self.hills
-        if len(effects) == 1:
-            point = effects[0] + newton.back_solve(factor[0], normal)
-            log_proposal = _log_proposal(normal, self.thorough)
-        else:
-            # Where no mode is there, the first place is as good as any.
-            nowhere = ~jnp.isfinite(log_mass).any(axis=0)
-            log_share = jax.nn.log_softmax(log_mass.at[0].max(jnp.where(nowhere, 0.0, -jnp.inf)), 0)
-            taken = jnp.sum(jnp.cumsum(jnp.exp(log_share), axis=0)[:-1] < share, axis=0)
-            units = jnp.arange(effects.shape[1])
-            point = effects[taken, units] + newton.back_solve(factor[taken, units], normal)
-            away = jnp.einsum("muji,muj->mui", factor, point - effects)
-            logs = log_share + hills.log_determinant(factor) + _log_proposal(away, self.thorough)
-            log_proposal = jax.scipy.special.logsumexp(logs, axis=0)
-        value = self.density(point)[0]
-        return point, jnp.where(jnp.isnan(value), -jnp.inf, value) - log_proposal
-
-
-def _around(
-    model: ShardModel, data: ShardData, center: Center, u: jax.Array, thorough: bool
-) -> _Around:
-    """Find the modes of all units at `u`, from those at the center.
-
-    If not `thorough` they move as they begin to, and have the shape that they had.
-    """
-
-    def density(effects: jax.Array) -> tuple[jax.Array, Terms]:
-        return unit_density(model, u, effects, data, center.reference)
-
-    def follow(mode: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-        effects, slope = mode
-        near = newton.ascend(density, effects, _LOOKS, _NEAR, slope @ (u - center.u))
-        arrived = near.decrement < _LOST
-        there = near.effects + jnp.where(arrived[:, None], near.step, 0.0)
-        log_mass = near.value - hills.log_determinant(near.factor)
-        return there, near.factor, jnp.where(arrived, log_mass, -jnp.inf), arrived
-
-    if not thorough:
-        moved = center.effects + center.slope @ (u - center.u)
-        nothing = jnp.zeros(moved.shape[:2], u.dtype)
-        summits = hills.Hills(moved, center.factor, nothing)
-        return _Around(density, summits, jnp.zeros((), int), thorough)
-    effects, factor, log_mass, arrived = lax.map(follow, (center.effects, center.slope))
-    log_mass = jnp.where(center.present, log_mass, -jnp.inf)
-    lost = jnp.sum(data.mask(unit_level(model)) & ~arrived.any(axis=0))
-    return _Around(density, hills.Hills(effects, factor, log_mass), lost, thorough)
-
-
-def _candidates(model: ShardModel, thorough: bool) -> Callable[..., _Told]:
+def _candidates(model: ShardModel, look: Look) -> Callable[..., _Told]:
     """Make what candidates say at a block of draws of u, those that are counted."""
 
     def run(
@@ -413,14 +332,14 @@ def _candidates(model: ShardModel, thorough: bool) -> Callable[..., _Told]:
 
         def at_draw(given: tuple[jax.Array, ...]) -> tuple[Any, ...]:
             u, normal, share = given
-            around = _around(model, data, center, u, thorough)
-            units, n = around.hills.effects.shape[1], len(normal)
+            near = around(model, data, center, u, look)
+            units, n = near.hills.effects.shape[1], len(normal)
             # As many candidates fall to a mode as are its due.
             shares = (share + jnp.arange(n)) / n
 
             def one(given: tuple[jax.Array, jax.Array]) -> Any:
                 point, share = (jnp.broadcast_to(part, (units, *part.shape)) for part in given)
-                effects, log_weight = around.candidate(point, share)
+                effects, log_weight = near.candidate(point, share)
                 return _flat_values(model, u, effects, data), effects - line, log_weight
 
             line = center.effects[0] + center.slope[0] @ (u - center.u)
@@ -428,7 +347,7 @@ def _candidates(model: ShardModel, thorough: bool) -> Callable[..., _Told]:
             weights = _normalised(log_weight)
             moments, kept = {}, {}
             so_far = jnp.cumsum(weights, axis=0)
-            n_kept = min(n, _KEPT)
+            n_kept = look.kept
             at = (jnp.arange(n_kept) + share) / n_kept
             which = jnp.sum(so_far[None, :-1] < at[:, None, None], axis=1)  # (kept, U)
             for name, values in sites.items():
@@ -439,7 +358,7 @@ def _candidates(model: ShardModel, thorough: bool) -> Callable[..., _Told]:
             efficiency = 1 / (n * jnp.sum(weights**2, axis=0))
             residual = jnp.einsum("cu,cuq->uq", weights, off)
             outer = jnp.einsum("cu,cuq,cur->uqr", weights, off, off)
-            return moments, kept, residual, outer, efficiency, around.lost
+            return moments, kept, residual, outer, efficiency, near.lost
 
         moments, kept, *rest = lax.map(at_draw, (draws, points, shares))
 
@@ -459,31 +378,32 @@ def _normalised(log_weight: jax.Array) -> jax.Array:
     return jax.nn.softmax(jnp.where(jnp.isfinite(largest), log_weight, 0.0), axis=0)
 
 
-def _drawn(model: ShardModel, thorough: bool) -> Callable[..., Any]:
+def _drawn(model: ShardModel, look: Look) -> Callable[..., Any]:
     """Draw local sites once at each draw of u, ``(B, U, entries)``, by weights of candidates.
 
     The effective share of the candidates comes second, ``(B, U)``.
     """
-    n_candidates = _MANY if thorough else _FEW
+    n_candidates, widths = look.candidates, np.array(look.widths)
 
     def run(data: ShardData, center: Center, draws: jax.Array, keys: jax.Array) -> Any:
         def at_draw(given: tuple[jax.Array, jax.Array]) -> Any:
             u, key = given
-            around = _around(model, data, center, u, thorough)
-            units, q = around.hills.effects.shape[1:]
+            near = around(model, data, center, u, look)
+            units, q = near.hills.effects.shape[1:]
 
             def add(i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
                 taken, best, total, square = state
                 keys = jax.random.split(jax.random.fold_in(key, i), 4)
                 points = jax.random.normal(keys[0], (units, q), u.dtype)
                 share = jax.random.uniform(keys[1], (units,), u.dtype)
-                if thorough:
+                if not look.normal:
                     uniform = jax.random.uniform(
-                        keys[3], (_DEGREES // 2, units), u.dtype, minval=1e-12
+                        keys[3], (DEGREES // 2, units), u.dtype, minval=1e-12
                     )
                     chi_square = -2 * jnp.sum(jnp.log(uniform), axis=0)
-                    points *= jnp.sqrt(_DEGREES / chi_square)[:, None]
-                effects, log_weight = around.candidate(points, share)
+                    points *= jnp.sqrt(DEGREES / chi_square)[:, None]
+                    points *= jnp.asarray(widths, u.dtype)[i % len(widths)]
+                effects, log_weight = near.candidate(points, share)
                 # The largest of these is each candidate as often as its weight says; the first is
                 # taken in any case.
                 level = log_weight + jax.random.gumbel(keys[2], (units,), u.dtype)

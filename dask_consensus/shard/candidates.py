@@ -1,0 +1,147 @@
+"""Candidates for the effects of each unit at a draw of ``u``, and their weights.
+
+They are drawn around every mode that a unit has, and weighted by what the density is beside that of
+the proposal. How many, how wide, and whether modes are followed as ``u`` moves is a :class:`Look`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+import scipy.stats
+from jax import lax
+
+from ..model.model import ShardModel
+from ..shard_data import ShardData
+from . import hills, newton
+from .effects import unit_density, unit_level
+from .marginal import Center
+from .target import Terms
+
+DEGREES = 6  # of freedom, of the t distribution; even, so that uniform numbers make it
+_STEPS, _NEAR = 8, 0.03  # at a draw of u, from modes moved along with it
+_LOST = 0.5  # squared Newton decrement beyond which a unit's mode was not found
+
+
+class Look(NamedTuple):
+    """How effects are looked at, at a draw of u.
+
+    Candidates are of as many t distributions as there are widths, in turn: those of the curvature
+    at the mode, times the width; or normal. A mode that is not `followed` moves with u as it begins
+    to, and keeps its curvature.
+    """
+
+    candidates: int  # in mirrored pairs of each width
+    widths: tuple[float, ...]
+    normal: bool
+    followed: bool
+    kept: int  # of the candidates at a draw, that quantiles of what is far from normal are taken of
+    enough: float  # efficiency of all units with which no closer look is needed
+
+    def width_of(self, pair: int) -> float:
+        """Width of a pair of candidates."""
+        return self.widths[pair % len(self.widths)]
+
+
+LOOKS = (
+    Look(4, (1.0,), normal=True, followed=False, kept=4, enough=0.98),
+    Look(32, (1.0,), normal=False, followed=True, kept=8, enough=0.7),
+    Look(192, (1.0, 3.0, 10.0), normal=False, followed=True, kept=192, enough=0.0),
+)
+
+
+@lru_cache(maxsize=8)
+def points_of(q: int, n_draws: int, look: Look) -> tuple[np.ndarray, np.ndarray]:
+    """Make points ``(n_draws, candidates, q)``, and a uniform number of each draw.
+
+    They are standard normal, with exactly that mean and covariance; or of t distributions. The half
+    of a draw's are mirror images of the others; which draw has which is random.
+    """
+    pairs = look.candidates // 2
+    uniform = scipy.stats.qmc.Halton(q + 1, rng=0).random(n_draws * pairs)
+    half = scipy.special.ndtri(np.clip(uniform[:, :q], 1e-12, 1 - 1e-12))
+    if len(half) > q:
+        factor = np.linalg.cholesky(half.T @ half / len(half))
+        half = np.linalg.solve(factor, half.T).T
+    if not look.normal:
+        half *= np.sqrt(DEGREES / scipy.stats.chi2.ppf(uniform[:, q], DEGREES))[:, None]
+    rng = np.random.default_rng(0)
+    half = rng.permutation(half).reshape(n_draws, pairs, q)
+    half *= np.resize(look.widths, pairs)[:, None]
+    shares = (np.arange(n_draws) + 0.5) / n_draws
+    return np.concatenate([half, -half], axis=1), rng.permutation(shares)
+
+
+def _log_proposal(standardised: jax.Array, look: Look) -> jax.Array:
+    """Log density of points ``(..., q)`` in units of the curvature, but for a constant."""
+    square, q = jnp.sum(standardised**2, axis=-1), standardised.shape[-1]
+    if look.normal:
+        return -square / 2
+    of_widths = [
+        -q * float(np.log(width)) - (DEGREES + q) / 2 * jnp.log1p(square / (DEGREES * width**2))
+        for width in look.widths
+    ]
+    if len(of_widths) == 1:
+        return of_widths[0]
+    return jax.scipy.special.logsumexp(jnp.stack(of_widths), axis=0)
+
+
+class Around(NamedTuple):
+    """The modes of all units at one draw of u."""
+
+    density: newton.Density
+    hills: hills.Hills
+    lost: jax.Array  # units
+    look: Look
+
+    def candidate(self, normal: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Make points of standardised ones ``(U, q)``, and give the log of their weights.
+
+        Of several modes a unit takes the one that its `share` ``(U,)``, uniform, falls to.
+        """
+        effects, factor, log_mass = self.hills
+        if len(effects) == 1:
+            point = effects[0] + newton.back_solve(factor[0], normal)
+            log_proposal = _log_proposal(normal, self.look)
+        else:
+            # Where no mode is there, the first place is as good as any.
+            nowhere = ~jnp.isfinite(log_mass).any(axis=0)
+            log_share = jax.nn.log_softmax(log_mass.at[0].max(jnp.where(nowhere, 0.0, -jnp.inf)), 0)
+            taken = jnp.sum(jnp.cumsum(jnp.exp(log_share), axis=0)[:-1] < share, axis=0)
+            units = jnp.arange(effects.shape[1])
+            point = effects[taken, units] + newton.back_solve(factor[taken, units], normal)
+            away = jnp.einsum("muji,muj->mui", factor, point - effects)
+            logs = log_share + hills.log_determinant(factor) + _log_proposal(away, self.look)
+            log_proposal = jax.scipy.special.logsumexp(logs, axis=0)
+        value = self.density(point)[0]
+        return point, jnp.where(jnp.isnan(value), -jnp.inf, value) - log_proposal
+
+
+def around(model: ShardModel, data: ShardData, center: Center, u: jax.Array, look: Look) -> Around:
+    """Find the modes of all units at `u`, from those at the center."""
+
+    def density(effects: jax.Array) -> tuple[jax.Array, Terms]:
+        return unit_density(model, u, effects, data, center.reference)
+
+    def follow(mode: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+        effects, slope = mode
+        near = newton.ascend(density, effects, _STEPS, _NEAR, slope @ (u - center.u))
+        arrived = near.decrement < _LOST
+        there = near.effects + jnp.where(arrived[:, None], near.step, 0.0)
+        log_mass = near.value - hills.log_determinant(near.factor)
+        return there, near.factor, jnp.where(arrived, log_mass, -jnp.inf), arrived
+
+    if not look.followed:
+        moved = center.effects + center.slope @ (u - center.u)
+        nothing = jnp.zeros(moved.shape[:2], u.dtype)
+        summits = hills.Hills(moved, center.factor, nothing)
+        return Around(density, summits, jnp.zeros((), int), look)
+    effects, factor, log_mass, arrived = lax.map(follow, (center.effects, center.slope))
+    log_mass = jnp.where(center.present, log_mass, -jnp.inf)
+    lost = jnp.sum(data.mask(unit_level(model)) & ~arrived.any(axis=0))
+    return Around(density, hills.Hills(effects, factor, log_mass), lost, look)
