@@ -106,6 +106,7 @@ def test_verdict_is_good_and_says_how_accurate(conjugate, corrected):
 def test_groups_of_the_result(corrected):
     assert set(corrected.children) == {
         "posterior",
+        "unconstrained_posterior",
         "uncorrected",
         "shards",
         "rounds",

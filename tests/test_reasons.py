@@ -360,6 +360,7 @@ def test_one_shard_integrates_nothing():
     assert not {"integration", "modes-not-found", "coupling"} & set(alone.reasons)
 
 
+@pytest.mark.slow
 def test_one_shard_has_no_hessian_between_groups():
     """No small model couples groups and hides it from the plan: a limit of nothing stands in."""
     y = np.random.default_rng(7).normal(size=40)
