@@ -322,6 +322,73 @@ class ConsensusAccessor:
             check_verdict=check_verdict,
         )
 
+    def loo(
+        self,
+        tree: xr.DataTree,
+        model: Callable[..., Any],
+        *,
+        columns: Mapping[str, Hashable] | None = None,
+        draws: int = 400,
+        check_verdict: bool = True,
+    ) -> Any:
+        """Estimate how well the model predicts rows that it was not given.
+
+        Leave-one-row-out cross-validation by importance sampling (PSIS-LOO: Vehtari, Gelman, Gabry
+        2017, Statistics and Computing 27), where the rows lie. The frame must be the one that was
+        fitted.
+
+        Parameters
+        ----------
+        tree, model, columns, check_verdict
+            As for :meth:`predict`. A summary's effects are taken as normal given the shared
+            parameters; draws (``local="draws"``) as they are, which is what ``arviz.loo`` does.
+        draws : int
+            Draws of all unknowns, at least 50; those of a tree with draws of effects at most.
+
+        Returns
+        -------
+        ELPDData
+            Of the ArviZ that is installed, for its ``compare``: elpd (nats), its standard error,
+            p_loo, and of each row, in the order of the frame, elpd and the Pareto shape.
+            :meth:`pointwise` has these beside the rows.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`predict`; and if rows are of groups that the fit has not seen.
+        ImportError
+            Without ArviZ.
+        """
+        from .local.loo import loo
+
+        return loo(
+            self._frame, tree, model, columns=columns, draws=draws, check_verdict=check_verdict
+        )
+
+    def pointwise(
+        self,
+        tree: xr.DataTree,
+        model: Callable[..., Any],
+        *,
+        columns: Mapping[str, Hashable] | None = None,
+        draws: int = 400,
+        check_verdict: bool = True,
+    ) -> dd.DataFrame:
+        """Set beside each row what :meth:`loo` adds up; lazily, with its parameters.
+
+        Returns
+        -------
+        dask.dataframe.DataFrame
+            The frame with three columns: ``elpd``, the log predictive density of the row left out
+            (nats), ``lpd``, that with the row left in, and ``pareto_k``, beyond about 0.7 of which
+            the first cannot be trusted.
+        """
+        from .local.loo import pointwise
+
+        return pointwise(
+            self._frame, tree, model, columns=columns, draws=draws, check_verdict=check_verdict
+        )
+
     def _lazy(
         self,
         model: Callable[..., Any],

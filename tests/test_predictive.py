@@ -150,7 +150,7 @@ def test_effects_move_with_the_shared_parameters(grouped):
     mean = np.array([[0.5, -1.0], [2.0, 0.2]], np.float32)
     slope = np.array([[[-0.8], [0.1]], [[0.5], [-0.2]]], np.float32)
     factor = np.linalg.cholesky(np.array([[[0.2, 0.05], [0.05, 0.1]], [[0.3, 0.0], [0.0, 0.2]]]))
-    effects = Normals(mean, slope, factor.astype(np.float32))
+    effects = Normals(mean, slope, 0 * slope, factor.astype(np.float32))
     x = np.array([0.0, 0.0])
     told = answer(model, dtypes, u, x, effects=effects, known=np.ones(2, bool))
     np.testing.assert_allclose(told["mean"][:, 0], mean[:, 0], atol=1e-5)

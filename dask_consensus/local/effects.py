@@ -224,7 +224,8 @@ def _given_shared(
     told = {
         "mean": ((effect,), "mean of the raw effects at that of the shared parameters"),
         "slope": ((effect, shared), "its change with the unconstrained shared parameters"),
-        "covariance": ((effect, other), "given the shared parameters"),
+        "widening": ((effect, shared), "change of the logarithms of sds with these"),
+        "covariance": ((effect, other), "given the shared parameters, at their mean"),
     }
     variables = {}
     for name, (dims, text) in told.items():

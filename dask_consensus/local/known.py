@@ -159,7 +159,8 @@ def _normals(given: xr.DataTree) -> Normals:
     scale = np.einsum("gii->gi", covariance)
     tiny = 1e-10 * np.maximum(scale.max(axis=1), 1e-30)
     factor = np.linalg.cholesky(covariance + tiny[:, None, None] * np.eye(covariance.shape[1]))
-    return Normals(given["mean"].to_numpy(), given["slope"].to_numpy(), factor.astype(np.float32))
+    mean, slope, widening = (given[name].to_numpy() for name in ("mean", "slope", "widening"))
+    return Normals(mean, slope, widening, factor.astype(np.float32))
 
 
 def groups_here(

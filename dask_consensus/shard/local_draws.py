@@ -62,13 +62,15 @@ class Summary(NamedTuple):
 class GivenShared(NamedTuple):
     """The normal distribution of the raw effects of each unit, at any u.
 
-    Its mean is that at the center plus the slope times how far u is from there; what effects differ
-    from that line by, over draws of u and given each, gives its covariance.
+    Its mean is that at the center plus the slope times how far u is from there, and the logarithms
+    of its sds move likewise; what effects differ from that line by, over draws of u and given each,
+    in units of these sds, gives its covariance.
     """
 
     mean: np.ndarray  # (U, q)
     slope: np.ndarray  # (U, q, d)
-    covariance: np.ndarray  # (U, q, q)
+    widening: np.ndarray  # (U, q, d) of the logarithms of sds
+    covariance: np.ndarray  # (U, q, q) at the center
 
 
 class LocalSite(NamedTuple):
@@ -110,13 +112,15 @@ def summarize(
         arrays, here = on_device((data, center))
         origin = center_at(model, arrays, here, n_modes)
 
+        widening = _widening_at(model, arrays, origin, draws)
+
         def ask(first: int, look: Look) -> _Told:
             size = _block(look, numbers, len(draws))
             where = np.resize(np.arange(first, min(first + size, len(draws))), size)
             counted = np.arange(size) < len(draws) - first
             points, shares = points_of(q, len(draws), look)
             given = (arrays, origin, *on_device((draws[where], points[where], shares[where])))
-            given = (*given, counted)
+            given = (*given, counted, widening)
             run = compiled(
                 model, ("local candidates", look), lambda: _candidates(model, look), *given
             )
@@ -151,6 +155,7 @@ def summarize(
     given_shared = GivenShared(
         np.asarray(origin.effects[0, :real]) + away,
         np.asarray(origin.slope[0, :real]),
+        np.asarray(widening[:real]),
         outer - away[:, :, None] * away[:, None, :],
     )
     return Summary(statistics, shrinkage, given_shared, efficiency, effective, lost)
@@ -327,6 +332,7 @@ def _candidates(model: ShardModel, look: Look) -> Callable[..., _Told]:
         points: jax.Array,
         shares: jax.Array,
         counted: jax.Array,
+        widening: jax.Array,
     ) -> _Told:
         origin = _flat_values(model, center.u, center.effects[0], data)
 
@@ -340,8 +346,10 @@ def _candidates(model: ShardModel, look: Look) -> Callable[..., _Told]:
             def one(given: tuple[jax.Array, jax.Array]) -> Any:
                 point, share = (jnp.broadcast_to(part, (units, *part.shape)) for part in given)
                 effects, log_weight = near.candidate(point, share)
-                return _flat_values(model, u, effects, data), effects - line, log_weight
+                off = (effects - line) * narrower
+                return _flat_values(model, u, effects, data), off, log_weight
 
+            narrower = jnp.exp(-widening @ (u - center.u))
             line = center.effects[0] + center.slope[0] @ (u - center.u)
             sites, off, log_weight = lax.map(one, (normal, shares))
             weights = _normalised(log_weight)
@@ -423,6 +431,48 @@ def _drawn(model: ShardModel, look: Look) -> Callable[..., Any]:
             return _flat_values(model, u, taken, data), efficiency
 
         return lax.map(at_draw, (draws, keys))
+
+    return run
+
+
+def _widening_at(
+    model: ShardModel, data: ShardData, center: Center, draws: np.ndarray
+) -> jax.Array:
+    """Change of the logarithms of the sds of effects with u, ``(U, q, d)``, at the center.
+
+    It is zero where draws of u are so few, since rows are so many, that it would cost more than it
+    is worth.
+    """
+    units, q = center.effects.shape[1:]
+    d = draws.shape[1]
+    if not q or 4 * d > len(draws):
+        return jnp.zeros((units, q, d), center.u.dtype)
+    steps = on_device(np.maximum(draws.std(axis=0) / 2, 1e-3))
+    run = compiled(model, "widening", lambda: _widening(model), data, center, steps)
+    return jnp.asarray(run(data, center, steps))
+
+
+def _widening(model: ShardModel) -> Callable[..., jax.Array]:
+    def run(data: ShardData, center: Center, steps: jax.Array) -> jax.Array:
+        def log_sds(u: jax.Array) -> jax.Array:
+            def density(effects: jax.Array) -> tuple[jax.Array, Terms]:
+                return unit_density(model, u, effects, data, center.reference)
+
+            moved = center.effects[0] + center.slope[0] @ (u - center.u)
+            factor = newton.cholesky(newton.curvature(density, moved)[2])
+            q = moved.shape[1]
+            axes = [jnp.broadcast_to(axis, moved.shape) for axis in jnp.eye(q, dtype=u.dtype)]
+            variances = [newton.solve(factor, axis)[:, i] for i, axis in enumerate(axes)]
+            return 0.5 * jnp.log(jnp.stack(variances, axis=1))
+
+        def along(given: tuple[jax.Array, jax.Array]) -> jax.Array:
+            axis, step = given
+            ends = [log_sds(center.u + sign * step * axis) for sign in (1.0, -1.0)]
+            change = (ends[0] - ends[1]) / (2 * step)
+            return jnp.where(jnp.isfinite(change), change, 0.0)
+
+        changes = lax.map(along, (jnp.eye(len(steps), dtype=steps.dtype), steps))
+        return jnp.moveaxis(changes, 0, 2)
 
     return run
 

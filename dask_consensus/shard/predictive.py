@@ -56,6 +56,7 @@ class Normals(NamedTuple):
 
     mean: Any  # (G, q) at the center
     slope: Any  # (G, q, d)
+    widening: Any  # (G, q, d), of the logarithms of sds
     factor: Any  # (G, q, q), of the covariance, lower triangular
 
 
@@ -202,26 +203,51 @@ def replicate(
         What the random numbers of the effects of each group follow from, wherever its rows are;
         and those of the rows.
     """
+    told = _asked_of_groups(model, ("replicas", sites), _replicated, sites, design, rows, named)
+    n = len(next(iter(rows.arguments.values())))
+    return [Replicas(seen[:n], counted[:n], might[:, :n]) for seen, counted, might in told]
+
+
+def log_likelihoods(
+    model: ShardModel,
+    sites: tuple[RowSite, ...],
+    design: Design,
+    rows: Rows,
+    named: tuple[np.ndarray, int],
+) -> np.ndarray:
+    """Log likelihood of each row at each draw of a design, ``(S, R)``; see :func:`replicate`."""
+    told = _asked_of_groups(model, ("likely", sites), _likely, sites, design, rows, named)
+    return np.asarray(told[:, : len(next(iter(rows.arguments.values())))], np.float64)
+
+
+def _asked_of_groups(
+    model: ShardModel,
+    kind: tuple[Any, ...],
+    answer: Callable[..., Any],
+    sites: tuple[RowSite, ...],
+    design: Design,
+    rows: Rows,
+    named: tuple[np.ndarray, int],
+) -> Any:
+    """Compile and run what is asked of rows whose groups have effects of their own."""
     sizes, padded = _padded(model, rows)
     more = 0 if padded.known is rows.known else len(padded.known) - len(rows.known)
     numbers, block = np.append(named[0], np.zeros(more, np.uint32)).astype(np.uint32), named[1]
+
+    def build() -> Callable[..., Any]:
+        def run(
+            design: tuple[Any, ...], arguments: Any, known: Any, effects: Any, *named: Any
+        ) -> Any:
+            rows = Rows(arguments, known, effects)
+            return answer(model, sites, sizes, Design(*design), rows, named)
+
+        return run
+
     with precision(model.x64):
         given = on_device((tuple(design), padded.arguments, padded.known, padded.effects))
         given = (*given, numbers, np.uint32(block))
-
-        def build() -> Callable[..., Any]:
-            def run(
-                design: tuple[Any, ...], arguments: Any, known: Any, effects: Any, *named: Any
-            ) -> list[tuple[Any, ...]]:
-                rows = Rows(arguments, known, effects)
-                return _replicated(model, sites, sizes, Design(*design), rows, named)
-
-            return run
-
-        run = compiled(model, ("replicas", sites, sizes), build, *given)
-        told = jax.device_get(run(*given))
-    n = len(next(iter(rows.arguments.values())))
-    return [Replicas(seen[:n], counted[:n], might[:, :n]) for seen, counted, might in told]
+        run = compiled(model, (*kind, sizes), build, *given)
+        return jax.device_get(run(*given))
 
 
 def _replicated(
@@ -232,17 +258,61 @@ def _replicated(
     rows: Rows,
     named: tuple[Any, ...],
 ) -> list[tuple[Any, ...]]:
+    def told(trace: dict[str, Any], key: jax.Array) -> list[tuple[jax.Array, ...]]:
+        fns, _ = _distributions(model, trace)
+        parts: list[tuple[jax.Array, ...]] = []
+        for i, site in enumerate(sites):
+            fn = fns[site.name]
+            might = fn.sample(jax.random.fold_in(key, i))
+            counted = jnp.broadcast_to(_mask(trace[site.name]["fn"]), fn.batch_shape)
+            value = jnp.asarray(trace[site.name]["value"], might.dtype)
+            seen = _by_row(jnp.broadcast_to(value, might.shape), site)
+            parts.append((seen, _by_row(counted, site).all(axis=1), _by_row(might, site)))
+        return parts
+
+    found = _at_draws(model, groups, design, rows, named, told)
+    return [(seen[0], counted[0], might) for seen, counted, might in found]
+
+
+def _likely(
+    model: ShardModel,
+    sites: tuple[RowSite, ...],
+    groups: tuple[int, ...],
+    design: Design,
+    rows: Rows,
+    named: tuple[Any, ...],
+) -> jax.Array:
+    def told(trace: dict[str, Any], _: jax.Array) -> jax.Array:
+        total: Any = 0.0
+        for site in sites:
+            fn, value = trace[site.name]["fn"], trace[site.name]["value"]
+            total += _by_row(fn.log_prob(value), site).sum(axis=1)
+        return jnp.asarray(total)
+
+    return jnp.asarray(_at_draws(model, groups, design, rows, named, told))
+
+
+def _by_row(values: jax.Array, site: RowSite) -> jax.Array:
+    moved = jnp.moveaxis(values, site.axis, 0)
+    return moved.reshape(len(moved), -1)
+
+
+def _at_draws(
+    model: ShardModel,
+    groups: tuple[int, ...],
+    design: Design,
+    rows: Rows,
+    named: tuple[Any, ...],
+    told: Callable[[dict[str, Any], jax.Array], Any],
+) -> Any:
+    """Run the model at each draw, every group with effects of its own, and say what is `told`."""
     numbers, block = named
     units, q = _units(model, groups, rows.arguments), design.normal.shape[1]
     of_rows = bool(model.local) and unit_level(model) == ROWS
     drawn = rows.effects if isinstance(rows.effects, dict) else None
     keys = jax.random.split(jax.random.key(1), len(design.u))
 
-    def flat(values: jax.Array, axis: int) -> jax.Array:
-        moved = jnp.moveaxis(values, axis, 0)
-        return moved.reshape(len(moved), -1)
-
-    def at_draw(given: tuple[jax.Array, jax.Array, Any]) -> list[tuple[jax.Array, ...]]:
+    def at_draw(given: tuple[jax.Array, jax.Array, Any]) -> Any:
         u, key, drawn = given
         own = jax.random.fold_in(jax.random.fold_in(key, 0), block)
         if of_rows:
@@ -252,21 +322,9 @@ def _replicated(
             normal = jax.vmap(
                 lambda number: jax.random.normal(jax.random.fold_in(of_groups, number), (q,))
             )(numbers[:units])
-        trace = _trace(model, rows, groups, (u, normal, own, drawn), design.center)
-        fns, _ = _distributions(model, trace)
-        told: list[tuple[jax.Array, ...]] = []
-        for i, site in enumerate(sites):
-            fn = fns[site.name]
-            value = trace[site.name]["value"]
-            might = fn.sample(jax.random.fold_in(own, i))
-            counted = jnp.broadcast_to(_mask(trace[site.name]["fn"]), fn.batch_shape)
-            seen = jnp.broadcast_to(jnp.asarray(value, might.dtype), might.shape)
-            all_counted = flat(counted, site.axis).all(axis=1)
-            told.append((flat(seen, site.axis), all_counted, flat(might, site.axis)))
-        return told
+        return told(_trace(model, rows, groups, (u, normal, own, drawn), design.center), own)
 
-    told = lax.map(at_draw, (design.u, keys, drawn))
-    return [(seen[0], counted[0], might) for seen, counted, might in told]
+    return lax.map(at_draw, (design.u, keys, drawn))
 
 
 def _mask(fn: Any) -> jax.Array:
@@ -339,8 +397,9 @@ def _trace(
     standard = unpack(model, normal) if levels else {}
     given: dict[str, jax.Array] = {}
     if isinstance(rows.effects, Normals):
-        mean, slope, factor = rows.effects
-        effects = mean + slope @ (u - center) + jnp.einsum("uij,uj->ui", factor, normal)
+        mean, slope, widening, factor = rows.effects
+        away = jnp.exp(widening @ (u - center)) * jnp.einsum("uij,uj->ui", factor, normal)
+        effects = mean + slope @ (u - center) + away
         given = unpack(model, effects)
 
     def place(site: dict[str, Any]) -> jax.Array | None:
