@@ -15,6 +15,7 @@ from benchmarks import (
     agreement,
     effects,
     gradient,
+    predictions,
     reference,
     rivals,
     sampling,
@@ -90,6 +91,16 @@ def test_effects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "| binary | 3 | 60 |" in printed
     assert "| 600 | 60 | 2 | 8 |" in printed
+
+
+def test_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predictions.main(["--toy", "--results", str(tmp_path)])
+    covered, fast = rows_of(tmp_path, "predictions")
+    assert 40 < covered["seen"]["90%"] <= 60
+    assert all(speed > 100 for speed in fast["rows_a_second"].values())
+    printed = capsys.readouterr().out
+    assert "| binary | 3 | 60 |" in printed
+    assert "| 4,000 | expected: mean |" in printed
 
 
 @pytest.mark.slow

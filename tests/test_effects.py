@@ -69,6 +69,16 @@ def test_a_summary_is_labelled_by_the_keys(fitted):
     assert json.loads(tree.attrs["profile"])["local"] > 0
 
 
+def test_few_draws_do_where_effects_are_normal(fitted):
+    """Four candidates at each of 24 draws of the shared parameters, and no word of warning."""
+    frame, _, tree = fitted
+    few = fit(from_pandas(frame), model, by="who", columns=COLUMNS, **FIT, local_draws=24)
+    ours, theirs = few["local"]["alpha"], tree["local"]["alpha"]
+    assert few["local"].attrs["draws"] == 24
+    sd = theirs.sel(statistic="sd")
+    assert float(np.abs((ours - theirs) / sd).max()) < 0.1
+
+
 # Zarr says of its own defaults that they are not final yet.
 @pytest.mark.filterwarnings("ignore:The data type .* does not have a Zarr V3 specification")
 def test_a_tree_survives_files(fitted, tmp_path):

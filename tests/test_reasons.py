@@ -249,6 +249,7 @@ def standardised(x, y=None):
     normal_rows(numpyro.sample("beta", dist.Normal(0, 1)) * scaled, 1.0, y, "y")
 
 
+@pytest.mark.slow
 def test_one_shard_couples_no_rows():
     rng = np.random.default_rng(4)
     table = pd.DataFrame({"x": rng.normal(size=80), "y": rng.normal(size=80)})

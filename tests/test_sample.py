@@ -242,6 +242,7 @@ def limited(limit, y=None):
     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
 
+@pytest.mark.slow
 def test_an_edge_that_one_shard_knows_is_found_at_the_rim():
     """Nothing near the mode shows it, and few samples have that shard."""
     rng = np.random.default_rng(0)

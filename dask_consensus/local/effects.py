@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from ..plan.plan import Plan
 
 GIVEN_SHARED = "given_shared"
-_ENOUGH = 100  # effective points below which statistics of a group are not to be relied on
+# Effective points, of weights so uneven, below which statistics of a group are not to be relied on.
+_ENOUGH, _UNEVEN = 100, 0.5
 _TRIED = 16  # draws that tell how effects are to be drawn
 _MOST_IN_MEMORY = 2**28  # bytes of draws that are brought to the client without a store
 
@@ -192,7 +193,7 @@ def _summary(
             stacklevel=5,
         )
     effective = np.concatenate([report.summary.effective for report in reports])
-    thin = int(np.sum(effective < _ENOUGH))
+    thin = int(np.sum((effective < _ENOUGH) & (efficiency < _UNEVEN)))
     if thin:
         warnings.warn(
             f"the effects of {thin:,} of {groups.n:,} groups are far from any distribution that "
