@@ -71,7 +71,7 @@ class KnownGroups:
     def effects_at(self, places: np.ndarray) -> Effects:
         """Take the effects of groups by their places; those of groups never seen mean nothing."""
         if isinstance(self.effects, Normals):
-            return Normals(*(values[places] for values in self.effects))
+            return Normals(*(part if part is None else part[places] for part in self.effects))
         return {
             name: np.take(values, places, axis=self.axes[name], mode="wrap")
             for name, values in self.effects.items()
@@ -160,7 +160,8 @@ def _normals(given: xr.DataTree) -> Normals:
     tiny = 1e-10 * np.maximum(scale.max(axis=1), 1e-30)
     factor = np.linalg.cholesky(covariance + tiny[:, None, None] * np.eye(covariance.shape[1]))
     mean, slope, widening = (given[name].to_numpy() for name in ("mean", "slope", "widening"))
-    return Normals(mean, slope, widening, factor.astype(np.float32))
+    changes = widening if widening.any() else None
+    return Normals(mean, slope, changes, factor.astype(np.float32))
 
 
 def groups_here(

@@ -39,6 +39,7 @@ from .target import Terms
 QUANTILES = (0.05, 0.5, 0.95)
 STATISTICS = ("mean", "sd", "q05", "q50", "q95")
 _NEARLY_NORMAL_SKEW, _NEARLY_NORMAL_EXCESS = 1.1, (-0.6, 2.5)
+_WIDER = 0.03  # relative change of an effect's sd over draws of u that is worth keeping
 _BLOCK = 16  # draws of u answered by one call
 _AT_ONCE = 32_000_000  # numbers that are brought back at a time
 
@@ -440,16 +441,19 @@ def _widening_at(
 ) -> jax.Array:
     """Change of the logarithms of the sds of effects with u, ``(U, q, d)``, at the center.
 
-    It is zero where draws of u are so few, since rows are so many, that it would cost more than it
-    is worth.
+    It is zero where that changes no sd by much, and where draws of u are so few, since rows are so
+    many, that it would cost more than it is worth.
     """
     units, q = center.effects.shape[1:]
     d = draws.shape[1]
     if not q or 4 * d > len(draws):
         return jnp.zeros((units, q, d), center.u.dtype)
-    steps = on_device(np.maximum(draws.std(axis=0) / 2, 1e-3))
+    sds = draws.std(axis=0)
+    steps = on_device(np.maximum(sds / 2, 1e-3))
     run = compiled(model, "widening", lambda: _widening(model), data, center, steps)
-    return jnp.asarray(run(data, center, steps))
+    widening: jax.Array = run(data, center, steps)
+    change = np.linalg.norm(np.asarray(widening) * sds, axis=2).max(initial=0.0)
+    return widening if change > _WIDER else jnp.zeros_like(widening)
 
 
 def _widening(model: ShardModel) -> Callable[..., jax.Array]:

@@ -56,7 +56,7 @@ class Normals(NamedTuple):
 
     mean: Any  # (G, q) at the center
     slope: Any  # (G, q, d)
-    widening: Any  # (G, q, d), of the logarithms of sds
+    widening: Any  # (G, q, d), of the logarithms of sds; None where they stay as they are
     factor: Any  # (G, q, q), of the covariance, lower triangular
 
 
@@ -358,7 +358,7 @@ def _padded(model: ShardModel, rows: Rows) -> tuple[tuple[int, ...], Rows]:
 
     effects = rows.effects
     if isinstance(effects, Normals):
-        effects = Normals(*map(pad, effects))
+        effects = Normals(*(part if part is None else pad(part) for part in effects))
     elif effects is not None:
         axes = {site.name: site.axis + 1 for site in model.local}
         effects = {name: pad(values, axes[name]) for name, values in effects.items()}
@@ -398,7 +398,9 @@ def _trace(
     given: dict[str, jax.Array] = {}
     if isinstance(rows.effects, Normals):
         mean, slope, widening, factor = rows.effects
-        away = jnp.exp(widening @ (u - center)) * jnp.einsum("uij,uj->ui", factor, normal)
+        away = jnp.sum(factor * normal[:, None, :], axis=2)
+        if widening is not None:
+            away *= jnp.exp(widening @ (u - center))
         effects = mean + slope @ (u - center) + away
         given = unpack(model, effects)
 
