@@ -263,3 +263,43 @@ def test_a_bad_fit_predicts_if_told_to(fitted):
     found = predicted(frame, bad, check_verdict=False, statistics=["mean"]).compute()
     right = predicted(frame, tree, statistics=["mean"]).compute()
     pd.testing.assert_frame_equal(found, right)
+
+
+def one_row_each(group, y=None, *, n_group):
+    mu = numpyro.sample("mu", dist.Normal(0.5, 0.5))
+    tau = numpyro.sample("tau", dist.HalfNormal(1.0))
+    with numpyro.plate("groups", n_group):
+        b = numpyro.sample("b", dist.Normal(mu, tau))
+    numpyro.sample("obs", dist.Normal(b[group], 1.0), obs=y)
+
+
+@pytest.mark.parametrize("scale", ["well known", "hardly known"])
+def test_sds_of_effects_follow_a_scale(fitted, scale):
+    """Raw effects turn with `tau` where they are written non-centred; far out nothing explodes."""
+    if scale == "well known":
+        frame, tree = fitted
+        z, who, written, close = frame["y"] - frame["x"], frame["who"], model, 0.03
+    else:
+        rng = np.random.default_rng(2)
+        frame = pd.DataFrame({"group": np.arange(150), "y": 0.5 + 1.05 * rng.normal(size=150)})
+        z, who, written, close = frame["y"], frame["group"], one_row_each, 0.12
+        tree = fit(from_pandas(frame), one_row_each, by="group", **FIT)
+    shared = tree["posterior"].to_dataset().stack(sample=["chain", "draw"])
+    mu, tau = shared["mu"].to_numpy(), shared["tau"].to_numpy()
+    sigma = shared["sigma"].to_numpy() if "sigma" in shared else 1.0
+    groups = z.groupby(who)
+    total, size = (part.to_numpy()[:, None] for part in (groups.sum(), groups.size()))
+    variance = 1 / (1 / tau**2 + size / sigma**2)
+    mean = variance * (mu / tau**2 + total / sigma**2)
+    exact = np.sqrt(variance.mean(axis=1) + mean.var(axis=1))
+    asked = pd.DataFrame({who.name: groups.size().index, "x": 0.0})
+    lazy = from_pandas(asked).consensus.predict(
+        tree, written, kind="expected", statistics=["mean", "sd"], draws=300
+    )
+    found = lazy.compute()
+    ratio = found["obs_sd"] / exact
+    np.testing.assert_allclose(ratio, 1.0, atol=close)
+    if scale == "well known":
+        assert abs(np.median(ratio) - 1) < 0.01
+    away = (found["obs_mean"] - mean.mean(axis=1)) / exact
+    assert np.abs(away).max() < close

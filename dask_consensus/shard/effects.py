@@ -16,6 +16,7 @@ from ..model.model import Latent, ShardModel
 from ..shard_data import ROWS, ShardData
 from .target import Terms, terms_of
 
+_MOST_WIDER = 0.5  # change of the logarithm of an sd
 MOST_EFFECTS = 16  # local effects a unit beyond which the integral is not attempted
 
 
@@ -30,6 +31,15 @@ def nothing_subtracted(data: ShardData, u: jax.Array) -> Reference:
     """Make a reference of zeros, in the precision of `u`."""
     groups = tuple(jnp.zeros(len(mask), u.dtype) for mask in data.groups)
     return Reference(jnp.zeros(len(data.rows), u.dtype), groups)
+
+
+def relative_sds(widening: jax.Array, away: jax.Array) -> jax.Array:
+    """Sds of effects ``(U, q)`` in units of those at the center, so far ``(d,)`` away from there.
+
+    A first-order change ``(U, q, d)`` of their logarithms holds near the center alone: it is led to
+    a bound.
+    """
+    return jnp.exp(_MOST_WIDER * jnp.tanh(widening @ away / _MOST_WIDER))
 
 
 def obstacle(model: ShardModel) -> str:

@@ -32,7 +32,7 @@ from ..shard_data import ShardData
 from . import newton
 from .candidates import DEGREES, LOOKS, Look, around, points_of
 from .compiling import compiled, on_device
-from .effects import effects_per_unit, unit_density, unit_level, unpack
+from .effects import effects_per_unit, relative_sds, unit_density, unit_level, unpack
 from .marginal import Center, center_at
 from .target import Terms
 
@@ -347,10 +347,10 @@ def _candidates(model: ShardModel, look: Look) -> Callable[..., _Told]:
             def one(given: tuple[jax.Array, jax.Array]) -> Any:
                 point, share = (jnp.broadcast_to(part, (units, *part.shape)) for part in given)
                 effects, log_weight = near.candidate(point, share)
-                off = (effects - line) * narrower
+                off = (effects - line) / wider
                 return _flat_values(model, u, effects, data), off, log_weight
 
-            narrower = jnp.exp(-widening @ (u - center.u))
+            wider = relative_sds(widening, u - center.u)
             line = center.effects[0] + center.slope[0] @ (u - center.u)
             sites, off, log_weight = lax.map(one, (normal, shares))
             weights = _normalised(log_weight)

@@ -27,7 +27,7 @@ from ..model.model import TRACE_LOCK, ShardModel, precision
 from ..model.remembered import example
 from ..shard_data import ROWS
 from .compiling import compiled, on_device
-from .effects import effects_per_unit, unit_level, unpack
+from .effects import effects_per_unit, relative_sds, unit_level, unpack
 from .mixtures import UNKNOWN, Mixture, RowSite, statistics_of
 
 ROWS_AT_ONCE, _LEAST_GROUPS = 2**14, 16  # answered by one call
@@ -400,7 +400,7 @@ def _trace(
         mean, slope, widening, factor = rows.effects
         away = jnp.sum(factor * normal[:, None, :], axis=2)
         if widening is not None:
-            away *= jnp.exp(widening @ (u - center))
+            away *= relative_sds(widening, u - center)
         effects = mean + slope @ (u - center) + away
         given = unpack(model, effects)
 
