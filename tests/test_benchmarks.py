@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import dask
+import numpy as np
 import pytest
 
 from benchmarks import (
     agreement,
+    calibration,
     effects,
     gradient,
     predictions,
@@ -25,6 +27,7 @@ from benchmarks import (
 )
 from benchmarks.cases.drawn import LIKELIHOODS, drawn_trial
 from benchmarks.cases.hostile import TRIALS
+from benchmarks.measure.ranks import uniformity
 from benchmarks.measure.script import RESULTS
 from benchmarks.measure.watch import Watched
 
@@ -101,6 +104,58 @@ def test_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr().out
     assert "| binary | 3 | 60 |" in printed
     assert "| 4,000 | expected: mean |" in printed
+
+
+def test_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy = ["--toy", "--results", str(tmp_path)]
+    calibration.main(toy)
+    rows = rows_of(tmp_path, "calibration")
+    assert [row["simulation"] for row in rows] == [0, 1]
+    for row in rows:
+        assert {name: len(ranks) for name, ranks in row["ranks"].items()} == {
+            "mu": 1, "beta": 1, "tau": 1, "a": 3, "log lik": 1
+        }  # fmt: skip
+        assert all(0 <= rank <= 19 for ranks in row["ranks"].values() for rank in ranks)
+    # What is in the file is not fitted again, and the picture is drawn from it.
+    calibration.main([*toy, "--picture", str(tmp_path / "ecdf.png")])
+    assert rows_of(tmp_path, "calibration") == rows
+    assert (tmp_path / "ecdf.png").is_file()
+    printed = capsys.readouterr().out
+    assert "| counts | 2 |" in printed
+    assert "| counts | log lik | 2 |" in printed
+
+
+@pytest.mark.parametrize("name", list(calibration.MODELS))
+def test_simulations_of_a_model_differ_in_values_alone(name: str) -> None:
+    simulation = calibration.MODELS[name]
+    first, again, other = (
+        calibration.simulated(simulation.model, 12, np.random.default_rng(seed))
+        for seed in (0, 0, 1)
+    )
+    for part, same, different in zip(first, again, other, strict=True):
+        for site, value in part.items():
+            np.testing.assert_array_equal(value, same[site])
+            assert value.shape == different[site].shape
+    assert not np.array_equal(first[0]["y"], other[0]["y"])
+    assert np.array_equal(np.bincount(first[0]["group"]), [*range(3, 13), 3, 4])
+    for site, at in [*simulation.shared.values(), *simulation.effects.values()]:
+        assert first[1][site][(..., *at)].shape in ((), (12,))
+
+
+def test_ranks_are_uniform_or_not() -> None:
+    n, draws = 200, 199
+    rng = np.random.default_rng(0)
+    exact = [uniformity(ranks, draws) for ranks in rng.integers(0, draws + 1, (500, n))]
+    # A share of 5% of 500 is known to 1%.
+    assert abs(np.mean([test.inside for test in exact]) - 0.95) < 0.03
+    assert all(test.inside == (test.ecdf > 0.05) for test in exact)
+    assert np.abs(np.mean([test.shares for test in exact], axis=0) - [0.5, 0.9]).max() < 0.01
+    # Draws half as wide as the posterior, and such that are half a sd too low.
+    true, noise = rng.normal(size=(n, 1)), rng.normal(size=(n, draws))
+    for wrong in (0.5 * noise, noise - 0.5):
+        test = uniformity((wrong < true).sum(axis=1), draws)
+        assert not test.inside
+        assert test.chi2 < 1e-3
 
 
 @pytest.mark.slow
