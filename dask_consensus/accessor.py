@@ -355,7 +355,8 @@ class ConsensusAccessor:
         Raises
         ------
         ValueError
-            As :meth:`predict`; and if rows are of groups that the fit has not seen.
+            As :meth:`predict`; and if rows are of groups that the fit has not seen, or not as many
+            as it was given.
         ImportError
             Without ArviZ.
         """

@@ -122,6 +122,8 @@ def test_what_was_not_fitted_is_not_left_out(fitted):
         from_pandas(frame.assign(elpd=0.0)).consensus.loo(tree, model)
     with pytest.raises(ValueError, match="no column 'y'"):
         from_pandas(frame[["who", "x"]]).consensus.loo(tree, model)
+    with pytest.raises(ValueError, match=f"the frame has {len(frame) - 1} rows, and the fit was"):
+        from_pandas(frame.iloc[1:]).consensus.loo(tree, model)
     none = from_pandas(frame)
     none = none[none["x"] > 100]
     with pytest.raises(ValueError, match="no rows"):

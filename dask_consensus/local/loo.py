@@ -77,6 +77,13 @@ def loo(
     n = len(told)
     if not n:
         raise ValueError("the frame has no rows to leave out")
+    fitted = tree.attrs.get("n_rows")
+    if fitted is not None and n != int(fitted):
+        raise ValueError(
+            f"the frame has {n:,} rows, and the fit was given {int(fitted):,}: the effects of groups "
+            "rest on rows that are not here, or not on all that are. Leave out rows of the frame "
+            "that was fitted, or fit this one; pointwise() has the densities of some rows"
+        )
     elpd, lpd, k = (told[name].to_numpy() for name in COLUMNS)
     limit = good_k(draws)
     index = {"row": np.arange(n)}

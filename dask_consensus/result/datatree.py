@@ -66,6 +66,7 @@ def result(
         "method_used": combined.method,
         "searches": _searches(guess),
         "by": [str(key) for key in plan.bindings.layout.by],
+        "n_rows": plan.survey.rows,
         "model": memory_of(plan),
         "sampling_time": clock.total(),
         "profile": clock.seconds | {"compile": seconds_compiling(combined, correction)},
