@@ -377,6 +377,9 @@ class ConsensusAccessor:
     ) -> dd.DataFrame:
         """Set beside each row what :meth:`loo` adds up; lazily, with its parameters.
 
+        The rows may be some of those that were fitted. That they are is not checked, but for their
+        groups: of a row that was not fitted, `elpd` says nothing.
+
         Returns
         -------
         dask.dataframe.DataFrame

@@ -80,9 +80,9 @@ def loo(
     fitted = tree.attrs.get("n_rows")
     if fitted is not None and n != int(fitted):
         raise ValueError(
-            f"the frame has {n:,} rows, and the fit was given {int(fitted):,}: the effects of groups "
-            "rest on rows that are not here, or not on all that are. Leave out rows of the frame "
-            "that was fitted, or fit this one; pointwise() has the densities of some rows"
+            f"the frame has {n:,} rows, and the fit was given {int(fitted):,}: only rows that it "
+            "was given can be left out. Pass the frame that was fitted, or fit this one; for some "
+            "of the rows that were fitted, pointwise() has what is added up here"
         )
     elpd, lpd, k = (told[name].to_numpy() for name in COLUMNS)
     limit = good_k(draws)
