@@ -327,21 +327,32 @@ class ConsensusAccessor:
         tree: xr.DataTree,
         model: Callable[..., Any],
         *,
+        unit: Literal["row", "group"] = "row",
+        by: Hashable | Sequence[Hashable] | None = None,
         columns: Mapping[str, Hashable] | None = None,
         draws: int = 400,
         check_verdict: bool = True,
     ) -> Any:
-        """Estimate how well the model predicts rows that it was not given.
+        """Estimate how well the model predicts rows, or groups, that it was not given.
 
-        Leave-one-row-out cross-validation by importance sampling (PSIS-LOO: Vehtari, Gelman, Gabry
+        Leave-one-out cross-validation by importance sampling (PSIS-LOO: Vehtari, Gelman, Gabry
         2017, Statistics and Computing 27), where the rows lie. The frame must be the one that was
         fitted.
 
         Parameters
         ----------
         tree, model, columns, check_verdict
-            As for :meth:`predict`. A summary's effects are taken as normal given the shared
-            parameters; draws (``local="draws"``) as they are, which is what ``arviz.loo`` does.
+            As for :meth:`predict`. Where rows are left out, a summary's effects are taken as normal
+            given the shared parameters; draws (``local="draws"``) as they are, which is what
+            ``arviz.loo`` does.
+        unit : {"row", "group"}
+            What is left out, one at a time. ``"row"``: how well further rows of the same groups are
+            predicted. ``"group"``: how well all rows of a new group are, together; the group's
+            effects are integrated out, as in the fit's correction (Merkle, Furr, Rabe-Hesketh 2019,
+            Psychometrika 84). The rows are sent to shards anew.
+        by : column or list of columns, optional
+            With ``unit="group"``, where the model sees no groups: those to leave out. By default
+            the `by` of the fit; of several levels, the one that carries effects.
         draws : int
             Draws of all unknowns, at least 50; those of a tree with draws of effects at most.
 
@@ -349,21 +360,29 @@ class ConsensusAccessor:
         -------
         ELPDData
             Of the ArviZ that is installed, for its ``compare``: elpd (nats), its standard error,
-            p_loo, and of each row, in the order of the frame, elpd and the Pareto shape.
-            :meth:`pointwise` has these beside the rows.
+            p_loo, and elpd and the Pareto shape of each row, in the order of the frame, or of each
+            group, labelled by its keys and in their order. :meth:`pointwise` has these as a table.
 
         Raises
         ------
         ValueError
-            As :meth:`predict`; and if rows are of groups that the fit has not seen, or not as many
-            as it was given.
+            As :meth:`predict`; if the rows are not those that were fitted: of rows, their number
+            and groups are compared, of groups all values; and if there are no groups, or groups
+            whose effects cannot be integrated out.
         ImportError
             Without ArviZ.
         """
         from .local.loo import loo
 
         return loo(
-            self._frame, tree, model, columns=columns, draws=draws, check_verdict=check_verdict
+            self._frame,
+            tree,
+            model,
+            unit=unit,
+            by=by,
+            columns=columns,
+            draws=draws,
+            check_verdict=check_verdict,
         )
 
     def pointwise(
@@ -371,11 +390,13 @@ class ConsensusAccessor:
         tree: xr.DataTree,
         model: Callable[..., Any],
         *,
+        unit: Literal["row", "group"] = "row",
+        by: Hashable | Sequence[Hashable] | None = None,
         columns: Mapping[str, Hashable] | None = None,
         draws: int = 400,
         check_verdict: bool = True,
     ) -> dd.DataFrame:
-        """Set beside each row what :meth:`loo` adds up; lazily, with its parameters.
+        """Say of each row, or group, what :meth:`loo` adds up, with its parameters.
 
         The rows may be some of those that were fitted. That they are is not checked, but for their
         groups: of a row that was not fitted, `elpd` says nothing.
@@ -383,14 +404,22 @@ class ConsensusAccessor:
         Returns
         -------
         dask.dataframe.DataFrame
-            The frame with three columns: ``elpd``, the log predictive density of the row left out
-            (nats), ``lpd``, that with the row left in, and ``pareto_k``, beyond about 0.7 of which
-            the first cannot be trusted.
+            Three columns: ``elpd``, the log predictive density of what was left out (nats),
+            ``lpd``, that with it left in, and ``pareto_k``, beyond about 0.7 of which the first
+            cannot be trusted. Of rows, lazily, beside those of the frame; of groups, all found
+            already, beside their keys and their numbers of ``rows``.
         """
         from .local.loo import pointwise
 
         return pointwise(
-            self._frame, tree, model, columns=columns, draws=draws, check_verdict=check_verdict
+            self._frame,
+            tree,
+            model,
+            unit=unit,
+            by=by,
+            columns=columns,
+            draws=draws,
+            check_verdict=check_verdict,
         )
 
     def _lazy(

@@ -20,7 +20,6 @@ from ..cluster.shards import Shards
 from ..cluster.tasks import broadcast, compute
 from ..combination import gaussian
 from ..correction.state import Correction
-from ..frame.labels import readable
 from ..model.model import ShardModel
 from ..result.names import variable_name
 from ..shard.effects import unit_level
@@ -36,6 +35,7 @@ from ..shard.local_draws import (
     summarize,
 )
 from ..shard_data import ShardData
+from .groups import Groups, free_name, groups_at
 from .store import DrawStore
 
 if TYPE_CHECKING:
@@ -46,27 +46,6 @@ GIVEN_SHARED = "given_shared"
 _ENOUGH, _UNEVEN = 100, 0.5
 _TRIED = 16  # draws that tell how effects are to be drawn
 _MOST_IN_MEMORY = 2**28  # bytes of draws that are brought to the client without a store
-
-
-class Groups(NamedTuple):
-    """The groups that carry effects, in the order of shards."""
-
-    dim: str
-    keys: dict[str, np.ndarray]  # (groups,) of each key column down to theirs
-    rows: str  # what their numbers of rows are called
-
-    @property
-    def n(self) -> int:
-        """Number of groups."""
-        return len(self.keys[self.dim])
-
-    def order(self) -> np.ndarray:
-        """Return the order that sorts them by their keys, outermost first."""
-        return np.lexsort([_sortable(key) for key in list(self.keys.values())[::-1]])
-
-    def coords(self, order: np.ndarray) -> dict[str, Any]:
-        """Make coordinates of their keys."""
-        return {name: (self.dim, key[order]) for name, key in self.keys.items()}
 
 
 def local_effects(
@@ -115,21 +94,11 @@ def check_memory(plan: Plan) -> None:
 
 
 def groups_of(plan: Plan, shards: Shards) -> Groups:
-    """Bring the keys of all groups to the client, as they read in the frame."""
-    layout, level = plan.bindings.layout, unit_level(plan.model)
-    of_shards = [labels[level] for labels in compute(shards.labels)]
-    forms = plan.survey.forms(layout)
+    """Bring the keys of all groups that carry effects to the client."""
     taken = {"statistic", "chain", "draw"}
     for site in local_sites(plan.model):
         taken |= {variable_name(site.name), _shrinkage(site), *entry_dims(site)}
-    rows = _free("rows", taken)
-    keys: dict[str, np.ndarray] = {}
-    for i in range(level + 1):
-        kinds = [found.what for found in plan.survey.found[i]]
-        values = np.concatenate([labels[i] for labels in of_shards])
-        dim = _free(str(layout.by[i]), taken | {rows, *keys})
-        keys[dim] = readable(values, forms[i], kinds, plan.key_dtypes[i])
-    return Groups(dim, keys, rows)
+    return groups_at(plan, shards, unit_level(plan.model), taken)
 
 
 def chosen(draws: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +189,7 @@ def _given_shared(
     """Lay out the normal distributions of raw effects, in the order of the groups."""
     names: list[str] = []
     for wanted in ("effect", "effect_", "shared"):
-        names.append(_free(wanted, {*map(str, local.dims), *names}))
+        names.append(free_name(wanted, {*map(str, local.dims), *names}))
     effect, other, shared = names
     told = {
         "mean": ((effect,), "mean of the raw effects at that of the shared parameters"),
@@ -387,14 +356,6 @@ def entry_dims(site: LocalSite) -> tuple[str, ...]:
     )
 
 
-def _free(name: str, taken: set[str]) -> str:
-    """Name a key, or the numbers of rows, as nothing else is."""
-    name = variable_name(name)
-    while name in taken:
-        name += "_"
-    return name
-
-
 def _shrinkage(site: LocalSite) -> str:
     return f"{variable_name(site.name)}_shrinkage"
 
@@ -409,10 +370,6 @@ def _n_modes(plan: Plan, shards: Shards, center: np.ndarray, correction: Correct
 
 def _most_modes(data: ShardData, model: ShardModel, points: np.ndarray) -> int:
     return engine_of(model).most_modes(data, points)
-
-
-def _sortable(key: np.ndarray) -> np.ndarray:
-    return np.asarray(key.astype(str)) if key.dtype == object else key
 
 
 def _nothing(_: list[None]) -> None:

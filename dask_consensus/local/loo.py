@@ -1,32 +1,26 @@
-"""Leave-one-out cross-validation of rows, where they lie.
+"""Leave-one-out cross-validation, of rows or of groups: which of them, and what is added up.
 
-Draws of the shared parameters and of the effects of each group give the log likelihood of each row;
-the rest is importance sampling (:mod:`.psis`), row by row, so that nothing but two numbers a row
-leaves a partition.
+How they are left out is in :mod:`.rows_left_out` and :mod:`.groups_left_out`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import xarray as xr
-from dask.base import tokenize
 
-from ..cluster.tasks import broadcast
-from ..result.recall import recall
-from ..shard.effects import unit_level
-from ..shard.mixtures import RowSite
-from ..shard.predictive import Design, log_likelihoods, row_sites
-from .known import KnownGroups, effects_of
-from .psis import good_k, leave_out
-from .rows import RowReader, reader
+from ..result.recall import Recalled, not_as_many, recall
+from .groups_left_out import LeftGroups, groups_left_out
+from .psis import Left, good_k
+from .rows_left_out import rows_left_out
 
-DRAWS = 400
-COLUMNS = ("elpd", "lpd", "pareto_k")
+Unit = Literal["row", "group"]
+
+_GROUPS = 250_000  # of a partition
 
 
 def pointwise(
@@ -34,32 +28,19 @@ def pointwise(
     tree: xr.DataTree,
     model: Callable[..., Any],
     *,
-    columns: Mapping[str, Hashable] | None = None,
-    draws: int = DRAWS,
-    check_verdict: bool = True,
+    unit: Unit,
+    by: Hashable | Sequence[Hashable] | None,
+    columns: Mapping[str, Hashable] | None,
+    draws: int,
+    check_verdict: bool,
 ) -> dd.DataFrame:
-    """Leave out each row of a frame; see :meth:`..accessor.ConsensusAccessor.pointwise`."""
-    if draws < 50:
-        raise ValueError(f"draws must be at least 50, to fit the tail of weights, not {draws}")
-    recalled = recall(tree, model, check_verdict=check_verdict)
-    sites = row_sites(recalled.model, recalled.dtypes)
-    known, design = effects_of(tree, recalled, draws)
-    level = None if known is None else unit_level(recalled.model)
-    everything = {argument.name for argument in recalled.arguments}
-    task = _Task(reader(frame, recalled, everything, columns or {}, level), sites)
-    taken = [name for name in COLUMNS if name in frame.columns]
-    if taken:
-        raise ValueError(f"the frame has a column {taken[0]!r} already: drop or rename it first")
-    added = {name: pd.Series(dtype=float) for name in COLUMNS}
-    meta = pd.concat([frame._meta, pd.DataFrame(added, frame._meta.index)], axis=1)
-    return frame.map_partitions(
-        _left_out,
-        broadcast(task),
-        broadcast((known, design)),
-        meta=meta,
-        enforce_metadata=False,
-        token=f"loo-{tokenize(task.reader.token, sites, design, known)}",
-    )
+    """Leave out each row or group; see :meth:`..accessor.ConsensusAccessor.pointwise`."""
+    recalled = _asked(tree, model, unit, by, draws, check_verdict)
+    if unit == "row":
+        return rows_left_out(frame, tree, recalled, columns or {}, draws)
+    groups = groups_left_out(frame, model, recalled, by, columns or {}, draws)
+    table = _table(groups)
+    return dd.from_pandas(table, npartitions=-(-len(table) // _GROUPS), sort=False)
 
 
 def loo(
@@ -67,39 +48,76 @@ def loo(
     tree: xr.DataTree,
     model: Callable[..., Any],
     *,
-    columns: Mapping[str, Hashable] | None = None,
-    draws: int = DRAWS,
-    check_verdict: bool = True,
+    unit: Unit,
+    by: Hashable | Sequence[Hashable] | None,
+    columns: Mapping[str, Hashable] | None,
+    draws: int,
+    check_verdict: bool,
 ) -> Any:
-    """Estimate how well rows are predicted; see :meth:`..accessor.ConsensusAccessor.loo`."""
-    lazy = pointwise(frame, tree, model, columns=columns, draws=draws, check_verdict=check_verdict)
-    told = lazy[list(COLUMNS)].compute()
+    """Estimate how well rows or groups are predicted; see `ConsensusAccessor.loo`."""
+    recalled = _asked(tree, model, unit, by, draws, check_verdict)
+    if unit == "group":
+        groups = groups_left_out(frame, model, recalled, by, columns or {}, draws)
+        order = groups.groups.order()
+        left = Left(*(part[order] for part in groups.left))
+        return _added_up(left, groups.groups.dim, groups.groups.coords(order), draws)
+    lazy = rows_left_out(frame, tree, recalled, columns or {}, draws)
+    told = lazy[list(Left._fields)].compute()
     n = len(told)
     if not n:
         raise ValueError("the frame has no rows to leave out")
-    fitted = tree.attrs.get("n_rows")
-    if fitted is not None and n != int(fitted):
+    fitted = recalled.n_rows
+    if fitted is not None and n != fitted:
         raise ValueError(
-            f"the frame has {n:,} rows, and the fit was given {int(fitted):,}: only rows that it "
-            "was given can be left out. Pass the frame that was fitted, or fit this one; for some "
-            "of the rows that were fitted, pointwise() has what is added up here"
+            f"{not_as_many(n, fitted)}; for some of the rows that were fitted, pointwise() has "
+            "what is added up here"
         )
-    elpd, lpd, k = (told[name].to_numpy() for name in COLUMNS)
-    limit = good_k(draws)
-    index = {"row": np.arange(n)}
-    told_of = {
-        "elpd": float(elpd.sum()),
-        "se": float(np.sqrt(n * elpd.var())),
-        "p": float((lpd - elpd).sum()),
+    left = Left(*(told[name].to_numpy() for name in Left._fields))
+    return _added_up(left, "row", {"row": np.arange(n)}, draws)
+
+
+def _asked(
+    tree: xr.DataTree,
+    model: Callable[..., Any],
+    unit: Unit,
+    by: Hashable | Sequence[Hashable] | None,
+    draws: int,
+    check_verdict: bool,
+) -> Recalled:
+    """Read the fit back, once it is known that what is asked can be."""
+    if unit not in get_args(Unit):
+        raise ValueError(f"unit must be 'row' or 'group', not {unit!r}")
+    if by is not None and unit == "row":
+        raise ValueError("by= names the groups that are left out: pass unit='group' with it")
+    if draws < 50:
+        raise ValueError(f"draws must be at least 50, to fit the tail of weights, not {draws}")
+    return recall(tree, model, check_verdict=check_verdict)
+
+
+def _table(found: LeftGroups) -> pd.DataFrame:
+    """Lay groups out as a table, in the order of their keys."""
+    groups, order = found.groups, found.groups.order()
+    table = {name: key[order] for name, key in groups.keys.items()}
+    table |= {groups.rows: found.rows[order]}
+    return pd.DataFrame(table | {n: v[order] for n, v in found.left._asdict().items()})
+
+
+def _added_up(left: Left, dim: str, coords: Mapping[str, Any], draws: int) -> Any:
+    """Add up what was left out one at a time."""
+    n, limit = len(left.elpd), good_k(draws)
+    told = {
+        "elpd": float(left.elpd.sum()),
+        "se": float(np.sqrt(n * left.elpd.var())),
+        "p": float((left.lpd - left.elpd).sum()),
         "n_samples": draws,
         "n_data_points": n,
-        "warning": bool((k > limit).any()),
-        "elpd_i": xr.DataArray(elpd, index, ["row"], name="elpd_i"),
-        "pareto_k": xr.DataArray(k, index, ["row"], name="pareto_k"),
+        "warning": bool((left.pareto_k > limit).any()),
+        "elpd_i": xr.DataArray(left.elpd, coords, [dim], name="elpd_i"),
+        "pareto_k": xr.DataArray(left.pareto_k, coords, [dim], name="pareto_k"),
         "scale": "log",
         "good_k": limit,
     }
-    return _of_arviz(told_of)
+    return _of_arviz(told)
 
 
 def _of_arviz(told: dict[str, Any]) -> Any:
@@ -125,29 +143,3 @@ def _of_arviz(told: dict[str, Any]) -> Any:
     renamed = {names.get(name, name): value for name, value in told.items()}
     renamed["loo_i"] = renamed["loo_i"].rename("loo_i")
     return Before(data=list(renamed.values()), index=list(renamed))
-
-
-class _Task(NamedTuple):
-    reader: RowReader
-    sites: tuple[RowSite, ...]
-
-
-def _left_out(
-    partition: pd.DataFrame, task: _Task, given: tuple[KnownGroups | None, Design]
-) -> pd.DataFrame:
-    """Leave out the rows of a partition, one at a time; runs on a worker."""
-    known, design = given
-    values = np.empty((len(partition), len(COLUMNS)))
-    if len(partition):
-        blocks, new = task.reader.read(partition, known)
-        if new.any():
-            raise ValueError(
-                f"{np.count_nonzero(new):,} rows of a partition are of groups that the fit has not "
-                "seen: only rows that it was given can be left out"
-            )
-        for i, block in enumerate(blocks):
-            named = (block.numbers, i)
-            likely = log_likelihoods(task.reader.model, task.sites, design, block.rows, named)
-            values[block.some] = np.column_stack(leave_out(likely))
-    added = pd.DataFrame(values, partition.index, list(COLUMNS))
-    return pd.concat([partition, added], axis=1)

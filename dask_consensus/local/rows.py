@@ -164,7 +164,7 @@ def _layout(
     for argument in recalled.arguments:
         if argument.name not in needed or argument.kind == "group":
             continue
-        column = _find(frame, columns.get(argument.name, argument.column), argument.name)
+        column = find(frame, columns.get(argument.name, argument.column), argument.name)
         kind: Any = argument.kind
         categories = tuple(argument.categories)
         found.append(
@@ -185,12 +185,19 @@ def _key_columns(
         if argument.kind == "group" and argument.name in columns
     }
     return tuple(
-        _find(frame, renamed.get(level, name), "key")
+        find(frame, renamed.get(level, name), "key")
         for level, name in enumerate(recalled.by[: used + 1])
     )
 
 
-def _find(frame: dd.DataFrame, wanted: Hashable, what: str) -> Hashable:
+def find(frame: dd.DataFrame, wanted: Hashable, what: str) -> Hashable:
+    """Find a column of a frame, or its index, by the name that it had in the fit.
+
+    Raises
+    ------
+    ValueError
+        If there is none, saying what it was wanted for.
+    """
     index = [] if frame.index.name is None else [frame.index.name]
     available = [*frame.columns, *index]
     for column in available:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
+from ..frame.contents import changed
 from ..model.model import ShardModel
 from ..model.remembered import meet_again, remember
+from ..shard_data import Contents
 from .names import variable_name
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ class Recalled(NamedTuple):
     by: list[str]
     arguments: tuple[Argument, ...]
     draws: np.ndarray  # (chains, draws, d)
+    n_rows: int | None  # that were fitted; None in a tree of an older version
+    contents: Contents | None  # what they held; likewise
 
     @property
     def dtypes(self) -> dict[str, str]:
@@ -46,18 +50,49 @@ class Recalled(NamedTuple):
 
 def memory_of(plan: Plan) -> dict[str, Any]:
     """Say of a fit what :func:`recall` needs, in terms of JSON."""
-    arguments = [
-        Argument(
-            column.argument,
-            str(column.column),
-            column.kind,
-            column.level,
-            str(plan.example.arguments[column.argument].dtype),
-            [_plain(entry) for entry in column.categories],
-        )._asdict()
-        for column in plan.bindings.layout.columns
-    ]
-    return {**remember(plan.model), "arguments": arguments}
+    arguments = [argument._asdict() for argument in _arguments(plan)]
+    contents = plan.survey.contents._asdict()
+    return {**remember(plan.model), "arguments": arguments, "contents": contents}
+
+
+def check_same_data(recalled: Recalled, plan: Plan, *, same_keys: bool) -> None:
+    """Check that a frame for which a plan was made anew holds the rows that were fitted.
+
+    Raises
+    ------
+    ValueError
+        If it does not, saying what differs. Without `same_keys` values are not compared: what is
+        summed up of a column depends on the keys.
+    """
+    for then, now in zip(recalled.arguments, _arguments(plan), strict=True):
+        for what in ("kind", "level", "dtype", "categories"):
+            if getattr(then, what) != getattr(now, what):
+                raise ValueError(
+                    f"column {now.column!r} (argument {now.name!r}): its {what} is "
+                    f"{getattr(now, what)!r}, where the fit had {getattr(then, what)!r}; pass the "
+                    "frame that was fitted, or fit this one"
+                )
+    rows, fitted = plan.survey.rows, recalled.n_rows
+    if fitted is not None and rows != fitted:
+        raise ValueError(not_as_many(rows, fitted))
+    if same_keys and recalled.contents is not None:
+        others = changed(recalled.contents, plan.survey.contents)
+        if any(others):
+            layout = plan.bindings.layout
+            names = [*layout.by, *(column.column for column in layout.direct)]
+            which = ", ".join(repr(n) for n, o in zip(names, others, strict=True) if o)
+            raise ValueError(
+                f"the frame is not the one that was fitted: other values in {which}. Pass that "
+                "one, or fit this one"
+            )
+
+
+def not_as_many(rows: int, fitted: int) -> str:
+    """Say that a frame has not the rows that were fitted."""
+    return (
+        f"the frame has {rows:,} rows, and the fit was given {fitted:,}: only rows that it was "
+        "given can be left out. Pass the frame that was fitted, or fit this one"
+    )
 
 
 def unconstrained_dataset(model: ShardModel, draws: np.ndarray) -> xr.Dataset:
@@ -101,7 +136,35 @@ def recall(tree: xr.DataTree, function: Callable[..., Any], *, check_verdict: bo
     posterior = tree[UNCONSTRAINED]
     parts = [posterior[variable_name(site.name)].to_numpy() for site in model.shared]
     flat = [part.reshape(*part.shape[:2], -1) for part in parts]
-    return Recalled(model, told["levels"], arguments, np.concatenate(flat, axis=2))
+    fitted, held = tree.attrs.get("n_rows"), told.get("contents")
+    return Recalled(
+        model,
+        told["levels"],
+        arguments,
+        np.concatenate(flat, axis=2),
+        None if fitted is None else int(fitted),
+        None if held is None else _contents(held),
+    )
+
+
+def _arguments(plan: Plan) -> list[Argument]:
+    """Say how columns feed the arguments of a model."""
+    return [
+        Argument(
+            column.argument,
+            str(column.column),
+            column.kind,
+            column.level,
+            str(plan.example.arguments[column.argument].dtype),
+            [_plain(entry) for entry in column.categories],
+        )
+        for column in plan.bindings.layout.columns
+    ]
+
+
+def _contents(held: Mapping[str, Any]) -> Contents:
+    """Read what rows held from JSON, which has lists for tuples."""
+    return Contents(tuple(held["checksums"]), tuple(map(tuple, held["sums"])))
 
 
 def _plain(entry: Any) -> Any:

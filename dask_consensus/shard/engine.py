@@ -6,6 +6,7 @@ each with the local effects integrated out or given their modes. :func:`engine_o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,15 @@ from ..model.model import ShardModel
 from ..shard_data import ShardData, Size
 from .descent import Descents, descend
 from .effects import effects_per_unit, obstacle
-from .marginal import Modes, Values, log_likelihoods, modes_at, most_modes
+from .marginal import (
+    Modes,
+    UnitValues,
+    Values,
+    log_likelihoods,
+    modes_at,
+    most_modes,
+    unit_log_likelihoods,
+)
 from .quadrature import Rule, gradient_ladder, ladder
 from .score import Expansion, Score, expansion, heights, score
 from .second_opinion import Opinions, second_opinion
@@ -45,6 +54,12 @@ class AdaptiveQuadrature:
     def values(self, data: ShardData, points: np.ndarray, center: np.ndarray, rule: Rule) -> Values:
         """Log likelihood at points ``(G, d)``, less that at the center."""
         return log_likelihoods(self.model, data, points, center, rule)
+
+    def unit_values(
+        self, data: ShardData, points: np.ndarray, center: np.ndarray, rule: Rule
+    ) -> Iterator[UnitValues]:
+        """Log likelihood of each unit at points ``(G, d)``, some of them at a time."""
+        return unit_log_likelihoods(self.model, data, points, center, rule)
 
     def gradient(self, data: ShardData, points: np.ndarray, weight: float, rule: Rule) -> Score:
         """Log density under the prior to the power `weight`, and its gradient."""

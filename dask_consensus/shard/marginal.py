@@ -15,8 +15,8 @@ points by 0.002 on a shard of 50,000 rows, add up over shards, and are 2 over 1,
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 
 from ..model.model import ShardModel, precision
-from ..shard_data import ShardData
+from ..shard_data import ROWS, ShardData
 from . import hills, newton
 from .compiling import compiled, on_device
 from .device import accelerated
@@ -85,6 +85,18 @@ class Center(NamedTuple):
     variances: jax.Array  # (U, q)
 
 
+class UnitValues(NamedTuple):
+    """Log likelihoods of what a shard's likelihood is a sum over.
+
+    These are the units, or the rows where there are no local effects; groups of outer levels, or of
+    all levels where rows are the units, may have observations of their own.
+    """
+
+    units: np.ndarray  # (G, U) float64, padding included
+    groups: tuple[np.ndarray, ...]  # (G, G_l) of each level that is in no unit
+    modes_not_found: np.ndarray  # (G,) float64
+
+
 def log_likelihoods(
     model: ShardModel, data: ShardData, points: np.ndarray, center: np.ndarray, rule: Rule
 ) -> Values:
@@ -94,30 +106,76 @@ def log_likelihoods(
     center ``u0`` is best where the posterior is; nodes are of the :func:`.quadrature.ladder`.
     """
     q = effects_per_unit(model)
-    size = max(1, min(_BLOCK, _AT_ONCE // max(len(data.rows), 1)))
-    blocks = [points[i : i + size] for i in range(0, len(points), size)]
-    with precision(model.double):
-        arrays, start, rules = on_device((data, center, padded_rule(q, max(rule.n_nodes, 1))))
-        origin = center_at(model, arrays, start, rule.n_modes)
-        answers = []
-        for block in blocks:
-            # Points that are not asked are there for the shape, which is that of all blocks.
-            where = on_device((np.resize(block, (size, block.shape[1])), np.int32(len(block))))
-            given = (arrays, origin, *rules, *where)
-            evaluate = compiled(model, "values", lambda: _evaluate(model), *given)
-            values, not_found, there = jax.device_get(evaluate(*given))
-            answers.append((values[: len(block)], not_found[: len(block)]))
-    chunks, lost = (np.concatenate(part, dtype=np.float64) for part in zip(*answers, strict=True))
+    arrays, origin = _begun(model, data, center, rule)
+    answers = _in_blocks(model, "values", arrays, origin, points, rule)
+    chunks, there, lost = zip(*answers, strict=True)
     real = int(np.sum(data.mask(unit_level(model)))) if q else 0
-    parts = [there, origin.reference.rows, *origin.reference.groups]
+    parts = [there[-1], origin.reference.rows, *origin.reference.groups]
     total = sum(float(np.sum(np.asarray(part, np.float64))) for part in parts)
     return Values(
-        log_likelihood=chunks.sum(axis=1),
-        at_center=total + 0.5 * q * real * float(np.log(2 * np.pi)),
-        modes_not_found=lost,
+        log_likelihood=np.concatenate(chunks, dtype=np.float64).sum(axis=1),
+        at_center=total + real * _log_volume(q),
+        modes_not_found=np.concatenate(lost, dtype=np.float64),
         units=real,
         coupling=float(origin.coupling),
     )
+
+
+def unit_log_likelihoods(
+    model: ShardModel, data: ShardData, points: np.ndarray, center: np.ndarray, rule: Rule
+) -> Iterator[UnitValues]:
+    """Evaluate the log likelihood of each unit, a block of the points ``(G, d)`` at a time.
+
+    Nothing is subtracted: differences between units count here, and no sum loses their digits.
+    """
+    q, n_groups = effects_per_unit(model), [len(mask) for mask in data.groups]
+    level = unit_level(model) if q else ROWS
+    n_units = len(data.mask(level))
+    # What `others` gives after an entry of its own.
+    outer = n_groups if level == ROWS else n_groups[:level]
+    ends = np.cumsum([n_units, 1 if q else 0, *outer])
+    arrays, origin = _begun(model, data, center, rule)
+    with precision(model.double):
+        origin = origin._replace(reference=nothing_subtracted(arrays, origin.u))
+    for values, _, lost in _in_blocks(model, "units", arrays, origin, points, rule):
+        units, _, *groups = np.split(np.asarray(values, np.float64), ends[:-1], axis=1)
+        yield UnitValues(units + _log_volume(q), tuple(groups), np.asarray(lost, np.float64))
+
+
+def _begun(
+    model: ShardModel, data: ShardData, center: np.ndarray, rule: Rule
+) -> tuple[ShardData, Center]:
+    """Bring a shard to the device, and find the modes of its units at the center."""
+    with precision(model.double):
+        arrays, start = on_device((data, center))
+        return arrays, center_at(model, arrays, start, rule.n_modes)
+
+
+def _in_blocks(
+    model: ShardModel,
+    what: Literal["values", "units"],
+    arrays: ShardData,
+    origin: Center,
+    points: np.ndarray,
+    rule: Rule,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Evaluate some points at a time: what is asked, values at the center, units that were lost."""
+    nodes = padded_rule(effects_per_unit(model), max(rule.n_nodes, 1))
+    size = max(1, min(_BLOCK, _AT_ONCE // max(len(arrays.rows), 1)))
+    for first in range(0, len(points), size):
+        block = points[first : first + size]
+        # Points that are not asked are there for the shape, which is that of all blocks.
+        where = np.resize(block, (size, block.shape[1])), np.int32(len(block))
+        with precision(model.double):
+            given = (arrays, origin, *on_device((*nodes, *where)))
+            evaluate = compiled(model, what, lambda: _evaluate(model, what), *given)
+            values, there, not_found = jax.device_get(evaluate(*given))
+        yield values[: len(block)], there, not_found[: len(block)]
+
+
+def _log_volume(q: int) -> float:
+    """Give what rules leave out of an integral over q dimensions."""
+    return 0.5 * q * float(np.log(2 * np.pi))
 
 
 def modes_at(model: ShardModel, data: ShardData, u: np.ndarray) -> Modes:
@@ -229,10 +287,12 @@ def _find_center(model: ShardModel) -> Callable[..., Center]:
     return find_center
 
 
-def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
-    """Values at the first `n` points of a block, in chunks of units; how many were lost there.
+def _evaluate(
+    model: ShardModel, what: Literal["values", "units"]
+) -> Callable[..., tuple[jax.Array, ...]]:
+    """Values at the first `n` points of a block; at the center; how many units were lost there.
 
-    And values at the center, entry by entry.
+    Of points: less those at the center, in chunks of entries; or of units as they are.
     """
     q = effects_per_unit(model)
 
@@ -278,7 +338,8 @@ def _evaluate(model: ShardModel) -> Callable[..., tuple[jax.Array, ...]]:
         # The center is one more point, so that the model's code is compiled once.
         with_center = jnp.concatenate([center.u[None], points])
         values, modes_not_found = _each(units_at, with_center, n + 1, len(data.rows))
-        return _chunks(values[1:] - values[0]), modes_not_found[1:], values[0]
+        there = values[1:] if what == "units" else _chunks(values[1:] - values[0])
+        return there, values[0], modes_not_found[1:]
 
     return evaluate
 
