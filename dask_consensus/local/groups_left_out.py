@@ -8,7 +8,7 @@ them without its rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -32,12 +32,13 @@ from ..shard.effects import unit_level
 from ..shard.engine import engine_of
 from ..shard.predictive import row_sites
 from ..shard.quadrature import Rule
-from ..shard.subsets import few_units
+from ..shard.subsets import few_units, some_groups
 from ..shard_data import ROWS, ShardData
 from .effects import representative
 from .groups import Groups, groups_at
 from .psis import Left, leave_out
 from .rows import find
+from .surfaces import surfaces_of
 
 _CODES = "left out"  # an argument that no model has: codes of the groups that are left out
 _SHARDS = 3  # that tell how integrals are to be taken, of a few groups
@@ -186,7 +187,7 @@ def _most_modes(data: ShardData, question: _Question) -> int:
 
 def _of_few(data: ShardData, question: _Question) -> np.ndarray:
     """Log likelihoods of some of a shard's groups; runs on a worker."""
-    return np.concatenate(list(_of_groups(_few(data, question), question)))
+    return _likelihoods(_few(data, question), question)
 
 
 def _few(data: ShardData, question: _Question) -> ShardData:
@@ -195,14 +196,30 @@ def _few(data: ShardData, question: _Question) -> ShardData:
 
 def _left_out(data: ShardData, question: _Question) -> Answer:
     """Leave out the groups of a shard, one at a time; runs on a worker."""
-    left = leave_out(np.concatenate(list(_of_groups(data, question))))
+    left = leave_out(_at_all_draws(data, question))
     _, codes = _apart(data)
     rows = np.bincount(codes[np.asarray(data.rows)], minlength=len(left.elpd))
     return Answer(None, (left, rows))
 
 
-def _of_groups(data: ShardData, question: _Question) -> Iterator[np.ndarray]:
-    """Log likelihoods ``(some points, groups)`` of the groups that are real."""
+def _at_all_draws(data: ShardData, question: _Question) -> np.ndarray:
+    """Log likelihoods ``(S, groups)``, from those at few draws where these say enough."""
+    points = question.points
+    surfaces = surfaces_of(points)
+    if surfaces is None:
+        return _likelihoods(data, question)
+    few = _likelihoods(data, question._replace(points=points[surfaces.asked]))
+    values, sound = surfaces.filled(few)
+    if not sound.all():
+        others = question._replace(points=points[surfaces.rest])
+        codes = {**question.model.codes, _CODES: question.level}
+        alone = some_groups(data, codes, _CODES, np.flatnonzero(~sound))
+        values[np.ix_(surfaces.rest, ~sound)] = _likelihoods(alone, others)
+    return values
+
+
+def _likelihoods(data: ShardData, question: _Question) -> np.ndarray:
+    """Log likelihoods ``(points, groups)`` of the groups that are real."""
     model, level, points, center, rule = question
     data, codes = _apart(data)
     real = int(np.sum(data.groups[level]))
@@ -211,9 +228,11 @@ def _of_groups(data: ShardData, question: _Question) -> Iterator[np.ndarray]:
     members = scipy.sparse.csr_array(
         (np.ones(len(codes)), codes, np.arange(len(codes) + 1)), shape=shape
     )
+    parts = []
     for values in engine_of(model).unit_values(data, points, center, rule):
         whole = values.units @ members + values.groups[level] if apart else values.units
-        yield whole[:, :real]
+        parts.append(whole[:, :real])
+    return np.concatenate(parts)
 
 
 def _apart(data: ShardData) -> tuple[ShardData, np.ndarray]:

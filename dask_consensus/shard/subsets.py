@@ -80,6 +80,17 @@ def few_units(data: ShardData, codes: Mapping[str, int]) -> ShardData:
     return some_units(data, codes, room, 0)
 
 
+def some_groups(
+    data: ShardData, codes: Mapping[str, int], argument: str, groups: np.ndarray
+) -> ShardData:
+    """Take all rows of some groups, coded by an argument, padded to one of a few shapes."""
+    shard = _unpadded(data, codes)
+    chosen = _taken(shard, np.flatnonzero(np.isin(shard.arguments[argument], groups)))[0]
+    # Padding needs a group to belong to, and each of these a row.
+    counts = [_rounded(count + 1) for count in chosen.groups]
+    return pad(chosen, Size(_rounded(chosen.rows + max(counts, default=0)), tuple(counts)))
+
+
 def in_shape(part: ShardData, codes: Mapping[str, int], size: Size) -> ShardData:
     """Pad some units to the shape of a shard, whose code then serves them, where they fit."""
     if part.size == size:
@@ -269,6 +280,11 @@ def _taken(shard: Shard, rows: np.ndarray) -> tuple[Shard, dict[int, np.ndarray]
             arguments[name] = renumbered.astype(values.dtype)
             groups[level] = len(entries[level])
     return Shard(arguments, len(rows), tuple(groups), shard.levels), entries
+
+
+def _rounded(count: int) -> int:
+    """Round up to a power of two: each shape costs a compilation."""
+    return 1 << max(count - 1, 1).bit_length()
 
 
 def _rows_of(shard: Shard, units: np.ndarray) -> np.ndarray:
