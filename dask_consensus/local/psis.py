@@ -14,7 +14,8 @@ import numpy as np
 import scipy.special
 
 _PRIOR_SHAPE, _PRIOR_DRAWS = 0.5, 10  # that the fitted shape is drawn to, and by how many draws
-_AT_ONCE = 2**24  # numbers of an array
+_AT_ONCE = 2**18  # numbers of an array that is gone through many times
+_FACTORS, _MOST_UNEVEN = 10, 1e25  # that are multiplied before a logarithm is taken
 
 
 class Left(NamedTuple):
@@ -28,8 +29,7 @@ class Left(NamedTuple):
 def leave_out(log_likelihood: np.ndarray) -> Left:
     """Leave out each row, given its log likelihood ``(S, R)`` at S draws of the posterior."""
     n, rows = log_likelihood.shape
-    grid = 30 + int(np.sqrt(_tail_length(n)))
-    step = max(1, _AT_ONCE // (grid * _tail_length(n)))
+    step = max(1, _AT_ONCE // n)
     parts = [_leave_out(log_likelihood[:, i : i + step]) for i in range(0, rows, step)]
     if not parts:
         return Left(*np.zeros((3, 0)))
@@ -47,7 +47,8 @@ def _tail_length(n: int) -> int:
 
 def _leave_out(log_likelihood: np.ndarray) -> Left:
     n, m = len(log_likelihood), _tail_length(len(log_likelihood))
-    lpd = scipy.special.logsumexp(log_likelihood, axis=0) - np.log(n)
+    highest = log_likelihood.max(axis=0)
+    lpd = np.log(np.exp(log_likelihood - highest).mean(axis=0)) + highest
     most = -log_likelihood.min(axis=0)
     ratio = -log_likelihood - most
     parted = np.partition(ratio, n - m - 1, axis=0)
@@ -78,7 +79,7 @@ def _fit(tail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(all="ignore"):
         grid = 1 - np.sqrt(n_grid / (np.arange(1, n_grid + 1) - 0.5))
         theta = grid[:, None] / (3 * quarter) + 1 / tail[-1]
-        k = np.log1p(-theta[:, None] * tail).mean(axis=1)
+        k = _log_sums(theta, tail, quarter) / m
         height = m * (np.log(-theta / k) - k - 1)
         weights = scipy.special.softmax(height, axis=0)
         best = (theta * weights).sum(axis=0)
@@ -86,3 +87,21 @@ def _fit(tail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scale = -shape / best
         shape = (m * shape + _PRIOR_DRAWS * _PRIOR_SHAPE) / (m + _PRIOR_DRAWS)
     return shape, scale
+
+
+def _log_sums(theta: np.ndarray, tail: np.ndarray, quarter: np.ndarray) -> np.ndarray:
+    """Sum ``log(1 - theta x)`` over values ``(M, R)`` at places ``(n, R)``: ``(n, R)``.
+
+    The logarithm of a product of few factors is taken, where these cannot overflow.
+    """
+    total, product, factor = np.zeros_like(theta), np.ones_like(theta), np.empty_like(theta)
+    for i, values in enumerate(tail, 1):
+        np.multiply(theta, values, out=factor)
+        product *= np.subtract(1, factor, out=factor)
+        if i % _FACTORS == 0 or i == len(tail):
+            total += np.log(product)
+            product[:] = 1
+    uneven = ~(tail[-1] < _MOST_UNEVEN * quarter)
+    if uneven.any():
+        total[:, uneven] = np.log1p(-theta[:, None, uneven] * tail[:, uneven]).sum(axis=1)
+    return total
