@@ -119,12 +119,29 @@ def test_what_was_not_fitted_is_not_left_out(fitted):
     with pytest.raises(ValueError, match="at least 50"):
         from_pandas(frame).consensus.loo(tree, model, draws=20)
     with pytest.raises(ValueError, match="has a column 'elpd' already"):
-        from_pandas(frame.assign(elpd=0.0)).consensus.loo(tree, model)
+        from_pandas(frame.assign(elpd=0.0)).consensus.pointwise(tree, model)
     with pytest.raises(ValueError, match="no column 'y'"):
         from_pandas(frame[["who", "x"]]).consensus.loo(tree, model)
     with pytest.raises(ValueError, match=f"the frame has {len(frame) - 1} rows, and the fit was"):
         from_pandas(frame.iloc[1:]).consensus.loo(tree, model)
+    with pytest.raises(ValueError, match="not the one that was fitted: other values in 'x'"):
+        from_pandas(frame.assign(x=frame["x"].mask(frame.index == 7, 0.5))).consensus.loo(
+            tree, model
+        )
+    # Two rows that swap their groups leave the groups and their numbers of rows as they were.
+    swapped = frame["who"].to_numpy().copy()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    with pytest.raises(ValueError, match="not the one that was fitted"):
+        from_pandas(frame.assign(who=swapped)).consensus.loo(tree, model)
     none = from_pandas(frame)
     none = none[none["x"] > 100]
     with pytest.raises(ValueError, match="no rows"):
         none.consensus.loo(tree, model)
+
+
+def test_the_same_rows_otherwise_ordered_divided_and_typed_are_what_was_fitted(fitted):
+    frame, tree, _ = fitted
+    other = frame.sample(frac=1, random_state=1).astype({"who": float, "x": "Float64"})
+    there = from_pandas(other, 7).consensus.loo(tree, model)
+    here = from_pandas(frame).consensus.loo(tree, model)
+    np.testing.assert_allclose(there["elpd_loo"], here["elpd_loo"])

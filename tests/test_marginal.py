@@ -15,7 +15,7 @@ from numpyro.infer.util import log_likelihood
 from dask_consensus.model.model import ShardModel, precision
 from dask_consensus.model.roles import ModelInputs, read_model
 from dask_consensus.shard.effects import obstacle
-from dask_consensus.shard.marginal import log_likelihoods, modes_at
+from dask_consensus.shard.marginal import log_likelihoods, modes_at, unit_log_likelihoods
 from dask_consensus.shard.quadrature import Rule, ladder, rule
 from dask_consensus.shard_data import ShardData
 
@@ -316,3 +316,19 @@ def test_rules_integrate_moments_of_a_normal(q, number):
     np.testing.assert_allclose(weights.sum(), 1, atol=1e-12)
     np.testing.assert_allclose(weights @ nodes.points, 0, atol=1e-12)
     np.testing.assert_allclose(weights @ nodes.points**2, 1, atol=tolerance)
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_units_add_up_to_the_whole(gaussian_case, padding):
+    values, codes, center, points = gaussian_case
+    model = read(slopes, values, groups=["g"])
+    data = data_of(values, codes, padding)
+    whole = log_likelihoods(model, data, points, center, Rule(1))
+    parts = list(unit_log_likelihoods(model, data, points, center, Rule(1)))
+    units = np.concatenate([part.units for part in parts])[:, :12]
+    assert units.shape == (len(points), 12)
+    assert all(part.groups == () for part in parts)
+    np.testing.assert_allclose(units.sum(axis=1), whole.log_likelihood + whole.at_center, atol=1e-8)
+    np.testing.assert_allclose(
+        units.sum(axis=1), [gaussian_log_likelihood(u, values, codes) for u in points], atol=1e-6
+    )

@@ -37,7 +37,7 @@ from ..shard_data import ROWS, ShardData
 from .effects import representative
 from .groups import Groups, groups_at
 from .psis import Left, leave_out
-from .rows import find
+from .rows import find, key_columns
 from .surfaces import surfaces_of
 
 _CODES = "left out"  # an argument that no model has: codes of the groups that are left out
@@ -120,12 +120,7 @@ def _keys(
         raise ValueError(
             "unit='group', but the fit had no groups: pass by=, the columns that tell them"
         )
-    renamed = {
-        argument.level: columns[argument.name]
-        for argument in recalled.arguments
-        if argument.kind == "group" and argument.name in columns
-    }
-    return [find(frame, renamed.get(level, key), "key") for level, key in enumerate(recalled.by)]
+    return list(key_columns(frame, recalled, columns))
 
 
 def _level(plan: Plan) -> int:

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..result.recall import Recalled, not_as_many, recall
+from ..result.recall import Recalled, recall
 from .groups_left_out import LeftGroups, groups_left_out
 from .psis import Left, good_k
-from .rows_left_out import rows_left_out
+from .rows_left_out import all_rows_left_out, rows_left_out
 
 Unit = Literal["row", "group"]
 
@@ -61,19 +61,8 @@ def loo(
         order = groups.groups.order()
         left = Left(*(part[order] for part in groups.left))
         return _added_up(left, groups.groups.dim, groups.groups.coords(order), draws)
-    lazy = rows_left_out(frame, tree, recalled, columns or {}, draws)
-    told = lazy[list(Left._fields)].compute()
-    n = len(told)
-    if not n:
-        raise ValueError("the frame has no rows to leave out")
-    fitted = recalled.n_rows
-    if fitted is not None and n != fitted:
-        raise ValueError(
-            f"{not_as_many(n, fitted)}; for some of the rows that were fitted, pointwise() has "
-            "what is added up here"
-        )
-    left = Left(*(told[name].to_numpy() for name in Left._fields))
-    return _added_up(left, "row", {"row": np.arange(n)}, draws)
+    left = all_rows_left_out(frame, tree, recalled, columns or {}, draws)
+    return _added_up(left, "row", {"row": np.arange(len(left.elpd))}, draws)
 
 
 def _asked(

@@ -10,11 +10,14 @@ import numpy as np
 import pandas as pd
 
 from ..frame.arrays import Column, Layout, encode_values
+from ..frame.contents import contents_of
+from ..frame.key_kinds import read_keys
 from ..frame.keys import Keys, hash_keys, mix
 from ..frame.values import exact_numbers, missing, out_of_range, unfit
 from ..model.model import ShardModel
 from ..result.recall import Recalled
 from ..shard.predictive import ROWS_AT_ONCE, Rows
+from ..shard_data import Contents
 from .known import KnownGroups, groups_here
 
 
@@ -87,9 +90,16 @@ class RowReader(NamedTuple):
                 of_groups = numbers[here[self.level][0]]
             yield Block(some, Rows(fed, seen, effects), of_groups)
 
-    def _used(self, partition: pd.DataFrame) -> pd.DataFrame:
+    def contents(self, partition: pd.DataFrame, keys: Sequence[Hashable]) -> Contents:
+        """Sum up what the rows of a partition hold, as the fit's survey did, by all its `keys`."""
+        rows = self._used(partition, keys)
+        hashes = [hash_keys(read_keys(rows[name])) for name in keys]
+        return contents_of(hashes, list(encode_values(rows, self.layout).values()))
+
+    def _used(self, partition: pd.DataFrame, keys: Sequence[Hashable] = ()) -> pd.DataFrame:
         """Take the columns that are used, one of which may be the index."""
-        wanted = [*dict.fromkeys([*self.by, *(column.column for column in self.layout.columns)])]
+        fed = (column.column for column in self.layout.columns)
+        wanted = [*dict.fromkeys([*self.by, *keys, *fed])]
         columns = {
             name: partition[name] if name in partition.columns else partition.index.to_series()
             for name in wanted
@@ -137,7 +147,9 @@ def reader(
     """
     layout = _layout(frame, recalled, needed, columns)
     constant = tuple((a.name, a.dtype) for a in recalled.arguments if a.name not in needed)
-    by = _key_columns(frame, recalled, columns)
+    levels = [site.level for site in recalled.model.local if site.level is not None]
+    used = max([*recalled.model.codes.values(), *levels], default=-1)
+    by = _keys_upto(used + 1, frame, recalled, columns)
     return RowReader(recalled.model, layout, by, level, constant)
 
 
@@ -173,12 +185,22 @@ def _layout(
     return Layout((), tuple(found), recalled.model.x64)
 
 
-def _key_columns(
+def key_columns(
     frame: dd.DataFrame, recalled: Recalled, columns: Mapping[str, Hashable]
 ) -> tuple[Hashable, ...]:
-    """Find the key columns, down to those of the innermost level that the model knows."""
-    levels = [site.level for site in recalled.model.local if site.level is not None]
-    used = max([*recalled.model.codes.values(), *levels], default=-1)
+    """Find the key columns of all levels that a fit had.
+
+    Raises
+    ------
+    ValueError
+        If one is missing.
+    """
+    return _keys_upto(len(recalled.by), frame, recalled, columns)
+
+
+def _keys_upto(
+    levels: int, frame: dd.DataFrame, recalled: Recalled, columns: Mapping[str, Hashable]
+) -> tuple[Hashable, ...]:
     renamed = {
         argument.level: columns[argument.name]
         for argument in recalled.arguments
@@ -186,7 +208,7 @@ def _key_columns(
     }
     return tuple(
         find(frame, renamed.get(level, name), "key")
-        for level, name in enumerate(recalled.by[: used + 1])
+        for level, name in enumerate(recalled.by[:levels])
     )
 
 

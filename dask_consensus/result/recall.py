@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -72,27 +72,46 @@ def check_same_data(recalled: Recalled, plan: Plan, *, same_keys: bool) -> None:
                     f"{getattr(now, what)!r}, where the fit had {getattr(then, what)!r}; pass the "
                     "frame that was fitted, or fit this one"
                 )
-    rows, fitted = plan.survey.rows, recalled.n_rows
+    check_number(recalled, plan.survey.rows)
+    if same_keys:
+        layout = plan.bindings.layout
+        names = [*layout.by, *(column.column for column in layout.direct)]
+        check_contents(recalled, plan.survey.contents, names)
+
+
+def check_number(recalled: Recalled, rows: int, hint: str = "") -> None:
+    """Check that so many rows were fitted.
+
+    Raises
+    ------
+    ValueError
+        If not, with a hint to what else can be done.
+    """
+    fitted = recalled.n_rows
     if fitted is not None and rows != fitted:
-        raise ValueError(not_as_many(rows, fitted))
-    if same_keys and recalled.contents is not None:
-        others = changed(recalled.contents, plan.survey.contents)
-        if any(others):
-            layout = plan.bindings.layout
-            names = [*layout.by, *(column.column for column in layout.direct)]
-            which = ", ".join(repr(n) for n, o in zip(names, others, strict=True) if o)
-            raise ValueError(
-                f"the frame is not the one that was fitted: other values in {which}. Pass that "
-                "one, or fit this one"
-            )
+        raise ValueError(
+            f"the frame has {rows:,} rows, and the fit was given {fitted:,}: only rows that it was "
+            f"given can be left out. Pass the frame that was fitted, or fit this one{hint}"
+        )
 
 
-def not_as_many(rows: int, fitted: int) -> str:
-    """Say that a frame has not the rows that were fitted."""
-    return (
-        f"the frame has {rows:,} rows, and the fit was given {fitted:,}: only rows that it was "
-        "given can be left out. Pass the frame that was fitted, or fit this one"
-    )
+def check_contents(recalled: Recalled, contents: Contents, names: Sequence[Hashable]) -> None:
+    """Check that rows hold what was fitted; `names` are of the keys, then of the columns.
+
+    Raises
+    ------
+    ValueError
+        If they do not, naming the columns that differ.
+    """
+    if recalled.contents is None:
+        return
+    others = changed(recalled.contents, contents)
+    if any(others):
+        which = ", ".join(repr(n) for n, other in zip(names, others, strict=True) if other)
+        raise ValueError(
+            f"the frame is not the one that was fitted: other values in {which}. Pass that one, or "
+            "fit this one"
+        )
 
 
 def unconstrained_dataset(model: ShardModel, draws: np.ndarray) -> xr.Dataset:
