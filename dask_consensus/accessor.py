@@ -331,6 +331,7 @@ class ConsensusAccessor:
         by: Hashable | Sequence[Hashable] | None = None,
         columns: Mapping[str, Hashable] | None = None,
         draws: int = 400,
+        subsample: int | None = None,
         check_verdict: bool = True,
     ) -> Any:
         """Estimate how well the model predicts rows, or groups, that it was not given.
@@ -355,6 +356,11 @@ class ConsensusAccessor:
             the `by` of the fit; of several levels, the one that carries effects.
         draws : int
             Draws of all unknowns, at least 50; those of a tree with draws of effects at most.
+        subsample : int, optional
+            Leave out about so many rows, at least 100, chosen at random, and estimate the others
+            from few draws and how far these are off where all are used (Magnusson et al. 2019): for
+            more than some million rows. ``subsampling_se`` is the error that this adds; elpd of
+            each row is not given, so that only an ArviZ that knows of it can compare the result.
 
         Returns
         -------
@@ -382,6 +388,7 @@ class ConsensusAccessor:
             by=by,
             columns=columns,
             draws=draws,
+            subsample=subsample,
             check_verdict=check_verdict,
         )
 

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import dask
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.stats
 
 from benchmarks import (
     agreement,
     calibration,
     effects,
     gradient,
+    loo,
     predictions,
     reference,
     rivals,
@@ -104,6 +107,26 @@ def test_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr().out
     assert "| binary | 3 | 60 |" in printed
     assert "| 4,000 | expected: mean |" in printed
+
+
+def test_loo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loo.main(["--toy", "--results", str(tmp_path)])
+    (row,) = rows_of(tmp_path, "loo")
+    assert row["group elpd"][0] < row["row elpd"][0] < -1_500
+    assert "| 3,000 |" in capsys.readouterr().out
+
+
+def test_patients_have_a_closed_form() -> None:
+    found = {"mu_a": [1.0, 2.0], "mu_b": [0.1, 0.2], "sigma_a": [2.0, 0.5], "sigma": [1.0, 0.3]}
+    draws = {name: np.array(values) for name, values in found.items()}
+    frame = pd.DataFrame({"Patient": list("aab"), "Weeks": [1.0, 3.0, 2.0], "FVC": [0.0, 2.0, 1.0]})
+    likely = loo._of_patients({**draws, "sigma_b": np.array([0.3, 0.1])}, frame)
+    assert likely.shape == (2, 2)
+    covariance = [[4 + 0.09 + 1, 4 + 0.27], [4 + 0.27, 4 + 0.81 + 1]]
+    wanted = scipy.stats.multivariate_normal.logpdf([0.0, 2.0], [1.1, 1.3], covariance)
+    assert likely[0, 0] == pytest.approx(wanted)
+    wanted = scipy.stats.norm.logpdf(1.0, 2.4, np.sqrt(0.25 + 0.09))
+    assert loo._of_patients(draws, frame)[1, 1] == pytest.approx(wanted)
 
 
 def test_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from dask_consensus.correction.likelihood import LogPosterior
 from dask_consensus.correction.state import CorrectionSettings
 from dask_consensus.fit import shard_rows
 from dask_consensus.local import effects as local_effects
+from dask_consensus.local import groups_left_out
 from dask_consensus.plan import plan as plan_module
 from dask_consensus.shard import engine as engine_module
 from dask_consensus.shard.descent import Descents
@@ -90,6 +91,7 @@ def stub(monkeypatch):
         subposterior,
         likelihood,
         local_effects,
+        groups_left_out,
         plan_module,
     ):
         monkeypatch.setattr(module, "engine_of", lambda model: stub)
@@ -124,6 +126,7 @@ def test_nobody_else_makes_an_engine():
         "dask_consensus.combination.subposterior",
         "dask_consensus.correction.likelihood",
         "dask_consensus.local.effects",
+        "dask_consensus.local.groups_left_out",
         "dask_consensus.plan.plan",
     }
 

@@ -24,6 +24,8 @@ from ..shard_data import ROWS
 from .effects import GIVEN_SHARED, representative
 from .frame import group_dim
 
+_MORE = 6
+
 Effects = Normals | dict[str, np.ndarray]
 
 
@@ -151,6 +153,20 @@ def effects_of(
         sites[site.name] = np.moveaxis(array.to_numpy(), 1, site.axis + 1)
     known = _known_groups(drawn, level, sites, {s.name: s.axis + 1 for s in model.local})
     return known, make_design(model, u)
+
+
+def fewer(
+    known: KnownGroups | None, design: Design, recalled: Recalled, draws: int
+) -> tuple[KnownGroups | None, Design]:
+    """Take fewer draws for what need not be exact, with the moments of all.
+
+    Draws that a tree holds have only their own: several times as many are taken of these.
+    """
+    if known is None or isinstance(known.effects, Normals):
+        return known, make_design(recalled.model, representative(recalled.draws, draws))
+    draws *= _MORE
+    few = design._replace(u=design.u[:draws], normal=design.normal[:draws])
+    return known.first(draws), few
 
 
 def _normals(given: xr.DataTree) -> Normals:

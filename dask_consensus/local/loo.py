@@ -17,6 +17,7 @@ from ..result.recall import Recalled, recall
 from .groups_left_out import LeftGroups, groups_left_out
 from .psis import Left, good_k
 from .rows_left_out import all_rows_left_out, rows_left_out
+from .subsample import LEAST, Estimate
 
 Unit = Literal["row", "group"]
 
@@ -52,17 +53,24 @@ def loo(
     by: Hashable | Sequence[Hashable] | None,
     columns: Mapping[str, Hashable] | None,
     draws: int,
+    subsample: int | None,
     check_verdict: bool,
 ) -> Any:
     """Estimate how well rows or groups are predicted; see `ConsensusAccessor.loo`."""
     recalled = _asked(tree, model, unit, by, draws, check_verdict)
     if unit == "group":
+        if subsample is not None:
+            raise ValueError("subsample= is for rows: all groups are left out with unit='group'")
         groups = groups_left_out(frame, model, recalled, by, columns or {}, draws)
         order = groups.groups.order()
         left = Left(*(part[order] for part in groups.left))
         return _added_up(left, groups.groups.dim, groups.groups.coords(order), draws)
-    left = all_rows_left_out(frame, tree, recalled, columns or {}, draws)
-    return _added_up(left, "row", {"row": np.arange(len(left.elpd))}, draws)
+    if subsample is not None and subsample < LEAST:
+        raise ValueError(f"subsample must be at least {LEAST} rows, not {subsample}")
+    found = all_rows_left_out(frame, tree, recalled, columns or {}, draws, subsample)
+    if isinstance(found, Left):
+        return _added_up(found, "row", {"row": np.arange(len(found.elpd))}, draws)
+    return _estimated(found, recalled.n_rows, draws)
 
 
 def _asked(
@@ -89,6 +97,30 @@ def _table(found: LeftGroups) -> pd.DataFrame:
     table = {name: key[order] for name, key in groups.keys.items()}
     table |= {groups.rows: found.rows[order]}
     return pd.DataFrame(table | {n: v[order] for n, v in found.left._asdict().items()})
+
+
+def _estimated(found: Estimate, n: int | None, draws: int) -> Any:
+    """Tell what was estimated from some rows.
+
+    ArviZ before 1 knows nothing of that: the rows' numbers are kept from its ``compare``, which
+    would take them for those of all rows.
+    """
+    left, limit, index = found.left, good_k(draws), {"row": found.rows}
+    told = {
+        "elpd": found.elpd,
+        "se": found.se,
+        "p": found.p,
+        "n_samples": draws,
+        "n_data_points": n,
+        "warning": bool((left.pareto_k > limit).any()),
+        "pareto_k": xr.DataArray(left.pareto_k, index, ["row"], name="pareto_k"),
+        "scale": "log",
+        "good_k": limit,
+        "subsampling_se": found.subsampling_se,
+        "subsample_size": len(found.rows),
+        "loo_subsample_observations": found.rows,
+    }
+    return _of_arviz(told)
 
 
 def _added_up(left: Left, dim: str, coords: Mapping[str, Any], draws: int) -> Any:
@@ -130,5 +162,6 @@ def _of_arviz(told: dict[str, Any]) -> Any:
         raise ImportError(message, name="arviz") from error
     names = {"elpd": "elpd_loo", "p": "p_loo", "elpd_i": "loo_i"}
     renamed = {names.get(name, name): value for name, value in told.items()}
-    renamed["loo_i"] = renamed["loo_i"].rename("loo_i")
+    if "loo_i" in renamed:
+        renamed["loo_i"] = renamed["loo_i"].rename("loo_i")
     return Before(data=list(renamed.values()), index=list(renamed))

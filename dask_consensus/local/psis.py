@@ -41,14 +41,19 @@ def good_k(draws: int) -> float:
     return min(1 - 1 / np.log10(draws), 0.7)
 
 
+def log_mean_exp(log_likelihood: np.ndarray) -> np.ndarray:
+    """Log of the mean over draws, along the first axis."""
+    highest = log_likelihood.max(axis=0)
+    return np.asarray(np.log(np.exp(log_likelihood - highest).mean(axis=0)) + highest)
+
+
 def _tail_length(n: int) -> int:
     return int(np.ceil(min(n / 5, 3 * np.sqrt(n))))
 
 
 def _leave_out(log_likelihood: np.ndarray) -> Left:
     n, m = len(log_likelihood), _tail_length(len(log_likelihood))
-    highest = log_likelihood.max(axis=0)
-    lpd = np.log(np.exp(log_likelihood - highest).mean(axis=0)) + highest
+    lpd = log_mean_exp(log_likelihood)
     most = -log_likelihood.min(axis=0)
     ratio = -log_likelihood - most
     parted = np.partition(ratio, n - m - 1, axis=0)

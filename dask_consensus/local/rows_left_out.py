@@ -7,8 +7,8 @@ is added to a partition.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from typing import NamedTuple
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import dask.dataframe as dd
 import numpy as np
@@ -22,9 +22,12 @@ from ..result.recall import Recalled, check_contents, check_number
 from ..shard.effects import unit_level
 from ..shard.mixtures import RowSite
 from ..shard.predictive import Design, log_likelihoods, row_sites
-from .known import KnownGroups, effects_of
+from .known import KnownGroups, effects_of, fewer
 from .psis import Left, leave_out
 from .rows import RowReader, key_columns, reader
+from .subsample import Estimate, Part, Rough, estimate, part, rough
+
+_FEW = 16  # draws that a row's rough number is made from, at least
 
 
 def rows_left_out(
@@ -57,32 +60,50 @@ def all_rows_left_out(
     recalled: Recalled,
     columns: Mapping[str, Hashable],
     draws: int,
-) -> Left:
-    """Leave out each row of the frame that was fitted, which it is checked to be."""
+    subsample: int | None,
+) -> Left | Estimate:
+    """Leave out each row of the frame that was fitted, which it is checked to be; or estimate it.
+
+    With `subsample`, about so many rows are left out, which speak for all.
+    """
     task, known, design = _asked(frame, tree, recalled, columns, draws)
     keys = key_columns(frame, recalled, columns)
+    few = None
+    if subsample is not None and recalled.n_rows is not None and subsample < recalled.n_rows:
+        draws = max(_FEW, 2 * (recalled.model.dim + design.normal.shape[1] + 2))
+        few = _Few(*fewer(known, design, recalled, draws), subsample / recalled.n_rows)
     parts = frame.map_partitions(
         _left_out_and_held,
         broadcast(task),
         broadcast((known, design)),
+        broadcast(few),
         keys,
         meta=pd.Series([], dtype=object),
         enforce_metadata=False,
     ).compute()
     if not len(parts):
         raise ValueError("the frame has no rows to leave out")
-    left, contents = zip(*parts, strict=True)
-    joined = Left(*map(np.concatenate, zip(*left, strict=True)))
+    told, rows, contents = zip(*parts, strict=True)
     hint = "; for some of the rows that were fitted, pointwise() has what is added up here"
-    check_number(recalled, len(joined.elpd), hint)
+    check_number(recalled, sum(rows), hint)
     names = [*keys, *(column.column for column in task.reader.layout.columns)]
     check_contents(recalled, add_contents(contents), names)
-    return joined
+    if few is not None:
+        return estimate(told)
+    return Left(*map(np.concatenate, zip(*told, strict=True)))
 
 
 class _Task(NamedTuple):
     reader: RowReader
     sites: tuple[RowSite, ...]
+
+
+class _Few(NamedTuple):
+    """Few draws, for rough numbers of all rows, and the share of rows that are left out."""
+
+    known: KnownGroups | None
+    design: Design
+    share: float
 
 
 def _asked(
@@ -110,29 +131,52 @@ def _beside(partition: pd.DataFrame, task: _Task, given: _Given) -> pd.DataFrame
 
 
 def _left_out_and_held(
-    partition: pd.DataFrame, task: _Task, given: _Given, keys: tuple[Hashable, ...]
+    partition: pd.DataFrame,
+    task: _Task,
+    given: _Given,
+    few: _Few | None,
+    keys: tuple[Hashable, ...],
+    partition_info: Mapping[str, Any] | None = None,
 ) -> pd.Series:
     """Say of a partition, as one object, what is to be added up; runs on a worker."""
     if not len(partition):
         return pd.Series([], dtype=object)
-    left = _left_out(partition, task, given)
-    return pd.Series([(left, task.reader.contents(partition, keys))], dtype=object)
+    told: Left | Part
+    if few is None:
+        told = _left_out(partition, task, given)
+    else:
+        number = partition_info["number"] if partition_info else 0
+        drawn = np.random.default_rng([0, number]).random(len(partition))
+        chosen = np.flatnonzero(drawn < few.share)
+        roughly = [rough(likely) for likely in _likelihoods(partition, task, few[:2], shared=True)]
+        left = _left_out(partition.iloc[chosen], task, given)
+        told = part(Rough(*map(np.concatenate, zip(*roughly, strict=True))), chosen, left)
+    held = task.reader.contents(partition, keys)
+    return pd.Series([(told, len(partition), held)], dtype=object)
 
 
 def _left_out(partition: pd.DataFrame, task: _Task, given: _Given) -> Left:
     """Leave out the rows of a partition, one at a time."""
-    known, design = given
     if not len(partition):
         return Left(*np.zeros((len(Left._fields), 0)))
+    parts = [leave_out(likely) for likely in _likelihoods(partition, task, given)]
+    return Left(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _likelihoods(
+    partition: pd.DataFrame, task: _Task, given: _Given, *, shared: bool = False
+) -> Iterator[np.ndarray]:
+    """Log likelihoods ``(draws, rows)`` of the rows of a partition, some at a time.
+
+    Random numbers are each group's own, or shared by all.
+    """
+    known, design = given
     blocks, new = task.reader.read(partition, known)
     if new.any():
         raise ValueError(
             f"{np.count_nonzero(new):,} rows of a partition are of groups that the fit has not "
             "seen: only rows that it was given can be left out"
         )
-    parts = []
     for i, block in enumerate(blocks):
-        named = (block.numbers, i)
-        likely = log_likelihoods(task.reader.model, task.sites, design, block.rows, named)
-        parts.append(leave_out(likely))
-    return Left(*map(np.concatenate, zip(*parts, strict=True)))
+        named = None if shared else (block.numbers, i)
+        yield log_likelihoods(task.reader.model, task.sites, design, block.rows, named)

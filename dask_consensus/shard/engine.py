@@ -1,6 +1,6 @@
 """Which engine answers for a shard's likelihood: the seam behind which another one fits.
 
-Everything that combines shards, corrects them or starts their chains asks for one of four things,
+Everything that combines shards, corrects them or starts their chains asks for one of a few things,
 each with the local effects integrated out or given their modes. :func:`engine_of` says who answers.
 """
 

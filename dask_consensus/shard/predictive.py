@@ -213,9 +213,13 @@ def log_likelihoods(
     sites: tuple[RowSite, ...],
     design: Design,
     rows: Rows,
-    named: tuple[np.ndarray, int],
+    named: tuple[np.ndarray, int] | None,
 ) -> np.ndarray:
-    """Log likelihood of each row at each draw of a design, ``(S, R)``; see :func:`replicate`."""
+    """Log likelihood of each row at each draw of a design, ``(S, R)``; see :func:`replicate`.
+
+    Without names all groups have the design's own numbers, of exact moments: each row by itself is
+    then known better, and errors of all rows are alike.
+    """
     told = _asked_of_groups(model, ("likely", sites), _likely, sites, design, rows, named)
     return np.asarray(told[:, : len(next(iter(rows.arguments.values())))], np.float64)
 
@@ -227,12 +231,15 @@ def _asked_of_groups(
     sites: tuple[RowSite, ...],
     design: Design,
     rows: Rows,
-    named: tuple[np.ndarray, int],
+    named: tuple[np.ndarray, int] | None,
 ) -> Any:
     """Compile and run what is asked of rows whose groups have effects of their own."""
     sizes, padded = _padded(model, rows)
-    more = 0 if padded.known is rows.known else len(padded.known) - len(rows.known)
-    numbers, block = np.append(named[0], np.zeros(more, np.uint32)).astype(np.uint32), named[1]
+    own: tuple[Any, ...] = ()
+    if named is not None:
+        more = 0 if padded.known is rows.known else len(padded.known) - len(rows.known)
+        numbers = np.append(named[0], np.zeros(more, np.uint32)).astype(np.uint32)
+        own = numbers, np.uint32(named[1])
 
     def build() -> Callable[..., Any]:
         def run(
@@ -245,7 +252,7 @@ def _asked_of_groups(
 
     with precision(model.x64):
         given = on_device((tuple(design), padded.arguments, padded.known, padded.effects))
-        given = (*given, numbers, np.uint32(block))
+        given = (*given, *own)
         run = compiled(model, (*kind, sizes), build, *given)
         return jax.device_get(run(*given))
 
@@ -306,14 +313,17 @@ def _at_draws(
     told: Callable[[dict[str, Any], jax.Array], Any],
 ) -> Any:
     """Run the model at each draw, every group with effects of its own, and say what is `told`."""
-    numbers, block = named
     units, q = _units(model, groups, rows.arguments), design.normal.shape[1]
     of_rows = bool(model.local) and unit_level(model) == ROWS
     drawn = rows.effects if isinstance(rows.effects, dict) else None
     keys = jax.random.split(jax.random.key(1), len(design.u))
 
-    def at_draw(given: tuple[jax.Array, jax.Array, Any]) -> Any:
-        u, key, drawn = given
+    def at_draw(given: tuple[jax.Array, jax.Array, jax.Array, Any]) -> Any:
+        u, shared, key, drawn = given
+        if not named:
+            normal = jnp.broadcast_to(shared, (units, q))
+            return told(_trace(model, rows, groups, (u, normal, key, drawn), design.center), key)
+        numbers, block = named
         own = jax.random.fold_in(jax.random.fold_in(key, 0), block)
         if of_rows:
             normal = jax.random.normal(own, (units, q))
@@ -324,7 +334,7 @@ def _at_draws(
             )(numbers[:units])
         return told(_trace(model, rows, groups, (u, normal, own, drawn), design.center), own)
 
-    return lax.map(at_draw, (design.u, keys, drawn))
+    return lax.map(at_draw, (design.u, design.normal, keys, drawn))
 
 
 def _mask(fn: Any) -> jax.Array:
