@@ -330,7 +330,7 @@ class ConsensusAccessor:
         unit: Literal["row", "group"] = "row",
         by: Hashable | Sequence[Hashable] | None = None,
         columns: Mapping[str, Hashable] | None = None,
-        draws: int = 400,
+        draws: int | None = None,
         subsample: int | None = None,
         check_verdict: bool = True,
     ) -> Any:
@@ -354,8 +354,10 @@ class ConsensusAccessor:
         by : column or list of columns, optional
             With ``unit="group"``, where the model sees no groups: those to leave out. By default
             the `by` of the fit; of several levels, the one that carries effects.
-        draws : int
-            Draws of all unknowns, at least 50; those of a tree with draws of effects at most.
+        draws : int, optional
+            Draws of all unknowns, at least 50; those that the tree has at most. By default 400, and
+            up to 4,000 where there are fewer rows than 50,000: the fewer the draws, the better do
+            rows seem to be predicted whose Pareto shape is large.
         subsample : int, optional
             Leave out about so many rows, at least 100, chosen at random, and estimate the others
             from few draws and how far these are off where all are used (Magnusson et al. 2019): for
@@ -400,7 +402,7 @@ class ConsensusAccessor:
         unit: Literal["row", "group"] = "row",
         by: Hashable | Sequence[Hashable] | None = None,
         columns: Mapping[str, Hashable] | None = None,
-        draws: int = 400,
+        draws: int | None = None,
         check_verdict: bool = True,
     ) -> dd.DataFrame:
         """Say of each row, or group, what :meth:`loo` adds up, with its parameters.

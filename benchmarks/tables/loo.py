@@ -35,7 +35,7 @@ def _models(rows: Sequence[Row]) -> Iterator[str]:
         "model": lambda row: row["model"],
         "left out": lambda row: {"rows": "visits", "groups": "patients"}[row["unit"]],
         "by": lambda row: row["by"],
-        "elpd": lambda row: f"{row['numbers'][0]:,.1f}",
+        "elpd": lambda row: f"{row['numbers'][0]:,.1f}" + _spread(row["numbers"]),
         "se": lambda row: f"{row['numbers'][1]:.1f}",
         "p_loo": lambda row: f"{row['numbers'][2]:.1f}",
         "k-hat above 0.7": lambda row: f"{row['numbers'][3]:.1%}",
@@ -50,6 +50,11 @@ def _models(rows: Sequence[Row]) -> Iterator[str]:
         ),
     }
     yield markdown(columns, ranks)
+
+
+def _spread(numbers: Sequence[float]) -> str:
+    """The sd of what several sets of draws said, where there were several."""
+    return f" (+- {numbers[4]:.1f})" if len(numbers) > 4 else ""
 
 
 def _refits(rows: Sequence[Row]) -> Iterator[str]:

@@ -53,6 +53,7 @@ class LeftGroups(NamedTuple):
     groups: Groups
     rows: np.ndarray  # (groups,)
     left: Left
+    draws: int
 
 
 def groups_left_out(
@@ -96,7 +97,7 @@ def groups_left_out(
         ).reports
     left, rows = zip(*reports, strict=True)
     joined = Left(*map(np.concatenate, zip(*left, strict=True)))
-    return LeftGroups(groups, np.concatenate(rows), joined)
+    return LeftGroups(groups, np.concatenate(rows), joined, len(u))
 
 
 def _keys(

@@ -22,6 +22,7 @@ from .subsample import LEAST, Estimate
 Unit = Literal["row", "group"]
 
 _GROUPS = 250_000  # of a partition
+_DRAWS, _MOST_DRAWS, _ROWS = 400, 4_000, 20_000_000  # rows times draws that cost next to nothing
 
 
 def pointwise(
@@ -32,11 +33,11 @@ def pointwise(
     unit: Unit,
     by: Hashable | Sequence[Hashable] | None,
     columns: Mapping[str, Hashable] | None,
-    draws: int,
+    draws: int | None,
     check_verdict: bool,
 ) -> dd.DataFrame:
     """Leave out each row or group; see :meth:`..accessor.ConsensusAccessor.pointwise`."""
-    recalled = _asked(tree, model, unit, by, draws, check_verdict)
+    recalled, draws = _asked(tree, model, unit, by, draws, check_verdict)
     if unit == "row":
         return rows_left_out(frame, tree, recalled, columns or {}, draws)
     groups = groups_left_out(frame, model, recalled, by, columns or {}, draws)
@@ -52,22 +53,23 @@ def loo(
     unit: Unit,
     by: Hashable | Sequence[Hashable] | None,
     columns: Mapping[str, Hashable] | None,
-    draws: int,
+    draws: int | None,
     subsample: int | None,
     check_verdict: bool,
 ) -> Any:
     """Estimate how well rows or groups are predicted; see `ConsensusAccessor.loo`."""
-    recalled = _asked(tree, model, unit, by, draws, check_verdict)
+    recalled, draws = _asked(tree, model, unit, by, draws, check_verdict)
     if unit == "group":
         if subsample is not None:
             raise ValueError("subsample= is for rows: all groups are left out with unit='group'")
         groups = groups_left_out(frame, model, recalled, by, columns or {}, draws)
         order = groups.groups.order()
         left = Left(*(part[order] for part in groups.left))
-        return _added_up(left, groups.groups.dim, groups.groups.coords(order), draws)
+        coords = groups.groups.coords(order)
+        return _added_up(left, groups.groups.dim, coords, groups.draws)
     if subsample is not None and subsample < LEAST:
         raise ValueError(f"subsample must be at least {LEAST} rows, not {subsample}")
-    found = all_rows_left_out(frame, tree, recalled, columns or {}, draws, subsample)
+    found, draws = all_rows_left_out(frame, tree, recalled, columns or {}, draws, subsample)
     if isinstance(found, Left):
         return _added_up(found, "row", {"row": np.arange(len(found.elpd))}, draws)
     return _estimated(found, recalled.n_rows, draws)
@@ -78,17 +80,20 @@ def _asked(
     model: Callable[..., Any],
     unit: Unit,
     by: Hashable | Sequence[Hashable] | None,
-    draws: int,
+    draws: int | None,
     check_verdict: bool,
-) -> Recalled:
-    """Read the fit back, once it is known that what is asked can be."""
+) -> tuple[Recalled, int]:
+    """Read the fit back, once it is known that what is asked can be; and say at how many draws."""
     if unit not in get_args(Unit):
         raise ValueError(f"unit must be 'row' or 'group', not {unit!r}")
     if by is not None and unit == "row":
         raise ValueError("by= names the groups that are left out: pass unit='group' with it")
-    if draws < 50:
+    if draws is not None and draws < 50:
         raise ValueError(f"draws must be at least 50, to fit the tail of weights, not {draws}")
-    return recall(tree, model, check_verdict=check_verdict)
+    recalled = recall(tree, model, check_verdict=check_verdict)
+    if draws is None:
+        draws = max(_DRAWS, min(_MOST_DRAWS, _ROWS // max(recalled.n_rows or _ROWS, 1)))
+    return recalled, draws
 
 
 def _table(found: LeftGroups) -> pd.DataFrame:

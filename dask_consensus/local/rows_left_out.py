@@ -61,17 +61,18 @@ def all_rows_left_out(
     columns: Mapping[str, Hashable],
     draws: int,
     subsample: int | None,
-) -> Left | Estimate:
+) -> tuple[Left | Estimate, int]:
     """Leave out each row of the frame that was fitted, which it is checked to be; or estimate it.
 
-    With `subsample`, about so many rows are left out, which speak for all.
+    With `subsample`, about so many rows are left out, which speak for all. The number of draws that
+    there were comes with it.
     """
     task, known, design = _asked(frame, tree, recalled, columns, draws)
     keys = key_columns(frame, recalled, columns)
     few = None
     if subsample is not None and recalled.n_rows is not None and subsample < recalled.n_rows:
-        draws = max(_FEW, 2 * (recalled.model.dim + design.normal.shape[1] + 2))
-        few = _Few(*fewer(known, design, recalled, draws), subsample / recalled.n_rows)
+        enough = max(_FEW, 2 * (recalled.model.dim + design.normal.shape[1] + 2))
+        few = _Few(*fewer(known, design, recalled, enough), subsample / recalled.n_rows)
     parts = frame.map_partitions(
         _left_out_and_held,
         broadcast(task),
@@ -89,8 +90,8 @@ def all_rows_left_out(
     names = [*keys, *(column.column for column in task.reader.layout.columns)]
     check_contents(recalled, add_contents(contents), names)
     if few is not None:
-        return estimate(told)
-    return Left(*map(np.concatenate, zip(*told, strict=True)))
+        return estimate(told), len(design.u)
+    return Left(*map(np.concatenate, zip(*told, strict=True))), len(design.u)
 
 
 class _Task(NamedTuple):
