@@ -30,6 +30,7 @@ import numpyro
 import numpyro.distributions as dist
 import pandas as pd
 import scipy.special
+import xarray as xr
 from distributed import Client
 from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC, NUTS
@@ -155,6 +156,7 @@ def osic(shards: int, draws: int) -> dict[str, Any]:
     summary = quietly(ddf.consensus.fit(case.model, **options, compute=False))["local"]
     options |= {"local": "draws", "local_draws": 1000, "compute": False}
     drawn = quietly(ddf.consensus.fit(case.model, **options))
+    alone = _alone(frame, labels, shards)
     row: dict[str, Any] = {}
     for site in ("a", "b"):
         mean, sd = full[site].mean(axis=(0, 1)), full[site].std(axis=(0, 1))
@@ -166,7 +168,11 @@ def osic(shards: int, draws: int) -> dict[str, Any]:
             np.abs(told.sel(statistic=name).to_numpy() - np.quantile(full[site], q, (0, 1))) / sd
             for name, q in (("q05", 0.05), ("q50", 0.5), ("q95", 0.95))
         ]
+        apart = alone[site].sel(Patient=labels)
+        off = np.abs(apart.sel(statistic="mean").to_numpy() - mean) / sd
+        apart_ratio = apart.sel(statistic="sd").to_numpy() / sd
         row[site] = {
+            "alone": [float(off.max()), float(apart_ratio.min()), float(apart_ratio.max())],
             "largest": float(away.max()),
             "beyond_error": float(np.max(away - 2 * error)),
             "sd_ratios": [float(ratio.min()), float(ratio.max())],
@@ -183,6 +189,18 @@ def osic(shards: int, draws: int) -> dict[str, Any]:
         for name, (x, y, z, w) in pairs.items()
     }
     return row
+
+
+def _alone(frame: pd.DataFrame, labels: pd.Index, shards: int) -> xr.Dataset:
+    """Fit the patients of each shard by themselves, as if there were no others."""
+    case = CASES["osic"]
+    options = {"by": "Patient", "columns": case.columns, "n_shards": 1, "progress": False}
+    parts = []
+    for some in np.array_split(np.random.default_rng(0).permutation(labels), shards):
+        here = dd.from_pandas(frame[frame["Patient"].isin(some)], npartitions=1)
+        tree = quietly(here.consensus.fit(case.model, **options, compute=False))
+        parts.append(tree["local"].to_dataset()[["a", "b"]])
+    return xr.concat(parts, dim="Patient")
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:

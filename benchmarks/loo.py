@@ -87,7 +87,7 @@ def models(source: str, draws: int) -> dict[str, Any]:
         options: dict[str, Any] = {"by": "Patient", "columns": columns, "n_shards": 5}
         options |= {"progress": False, "compute": False}
         tree = quietly(ddf.consensus.fit(model, **options))
-        drawn = quietly(ddf.consensus.fit(model, **options, local="draws"))
+        drawn = quietly(ddf.consensus.fit(model, **options, local="draws", local_draws=1000))
         ask = ddf.consensus.loo
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

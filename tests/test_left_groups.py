@@ -127,8 +127,10 @@ def test_asked_at_few_draws_it_says_what_it_says_at_all(monkeypatch):
     assert of_few[1][0] == 468
     assert 0 < of_few[1][1] < n
     assert asked[-1] == (500, n)
-    np.testing.assert_allclose(few["elpd"], everywhere["elpd"], atol=2e-3)
-    np.testing.assert_allclose(few["lpd"], everywhere["lpd"], atol=2e-3)
+    # A likelihood far out may be off by 2% of its sd over the draws, at most 0.4 here.
+    np.testing.assert_allclose(few["elpd"], everywhere["elpd"], atol=8e-3)
+    np.testing.assert_allclose(few["lpd"], everywhere["lpd"], atol=8e-3)
+    assert abs((few["elpd"] - everywhere["elpd"]).sum()) < 0.02
 
 
 def pooled(x, y=None):

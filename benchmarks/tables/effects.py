@@ -38,6 +38,8 @@ def _against_nuts(rows: Sequence[Row]) -> str:
         "largest rms difference of a correlation": lambda row: (
             f"{max(row['correlations'].values()):.3f}"
         ),
+        "shards alone: of a mean": lambda row: f"{row['alone'][0]:.2f}",
+        "sd ratios ": lambda row: " - ".join(f"{ratio:.2f}" for ratio in row["alone"][1:]),
     }
     return markdown(columns, of_sites)
 
