@@ -13,7 +13,7 @@ from dask_consensus import tree_to_frame
 from dask_consensus.fit import shard_rows
 from dask_consensus.local import effects
 
-from . import fit, from_pandas, plan
+from . import fit, from_pandas, plan, raise_if_dask_computes
 
 FIT = {"method": "laplace", "correct": "auto", "n_shards": 3, "local": "summary"}
 
@@ -150,6 +150,14 @@ def test_draws_belong_to_those_of_the_posterior(fitted, tmp_path):
     )
     with pytest.raises(FileExistsError, match="nothing is overwritten"):
         fit(from_pandas(frame), model, by="who", columns=COLUMNS, **options, store=path)
+
+
+def test_a_store_that_cannot_be_written_to_is_refused_before_anything_runs(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = str(tmp_path / "file" / "draws.zarr")
+    lazy = from_pandas(pd.DataFrame({"who": [0, 1], "x": [0.0, 1.0], "y": [0.0, 1.0]}))
+    with raise_if_dask_computes(), pytest.raises(OSError, match="cannot be written to .* workers"):
+        fit(lazy, model, by="who", columns=COLUMNS, local="draws", store=path)
 
 
 def test_nested_keys_have_a_column_of_each_level():

@@ -41,6 +41,19 @@ def test_rows_on_which_draws_agree_lose_nothing():
     assert leave_out(np.zeros((100, 0))).elpd.shape == (0,)
 
 
+def test_rows_that_are_impossible_at_some_draws_are_said_to_be():
+    likely = 0.1 * np.random.default_rng(0).normal(size=(400, 4))
+    plain = leave_out(likely)
+    likely[5, 0] = -np.inf
+    likely[6, 1] = np.nan
+    likely[:, 2] = -np.inf
+    found = leave_out(likely)
+    np.testing.assert_array_equal(found.elpd, [-np.inf, np.nan, -np.inf, plain.elpd[3]])
+    np.testing.assert_allclose(found.lpd[[0, 3]], plain.lpd[[0, 3]], atol=3e-3)
+    np.testing.assert_array_equal(found.lpd[1:3], [np.nan, -np.inf])
+    np.testing.assert_array_equal(found.pareto_k, [*[np.inf] * 3, plain.pareto_k[3]])
+
+
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto")
 def test_of_draws_it_is_arviz_on_the_same_draws(fitted):
     frame, _, tree = fitted

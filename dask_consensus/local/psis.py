@@ -52,6 +52,9 @@ def _tail_length(n: int) -> int:
 
 
 def _leave_out(log_likelihood: np.ndarray) -> Left:
+    bad = ~np.isfinite(log_likelihood).all(axis=0)
+    if bad.any():
+        return _with_impossible(log_likelihood, bad)
     n, m = len(log_likelihood), _tail_length(len(log_likelihood))
     lpd = log_mean_exp(log_likelihood)
     most = -log_likelihood.min(axis=0)
@@ -74,6 +77,19 @@ def _leave_out(log_likelihood: np.ndarray) -> Left:
     above = np.log(n - m + np.exp(smoothed - tail).sum(axis=0)) - most
     below = np.log(np.exp(body).sum(axis=0) + np.exp(smoothed).sum(axis=0))
     return Left(above - below, lpd, np.where(flat, -np.inf, shape))
+
+
+def _with_impossible(log_likelihood: np.ndarray, bad: np.ndarray) -> Left:
+    """Leave out rows some of which are impossible at some draws: no draws speak for these."""
+    left = _leave_out(np.where(bad, 0.0, log_likelihood))
+    nan = np.isnan(log_likelihood).any(axis=0)
+    lpd = left.lpd.copy()
+    highest = np.maximum(np.nan_to_num(log_likelihood[:, bad], nan=-np.inf), -1e300)
+    lpd[bad] = log_mean_exp(highest)
+    lpd[bad & (lpd <= -1e299)] = -np.inf
+    lpd[nan] = np.nan
+    elpd = np.where(nan, np.nan, np.where(bad, -np.inf, left.elpd))
+    return Left(elpd, lpd, np.where(bad, np.inf, left.pareto_k))
 
 
 def _fit(tail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -21,10 +21,14 @@ _CHUNK = 2**24  # bytes of a chunk of one site, about
 def check_store(store: str | None) -> None:
     """Refuse a store that exists, or that nothing can be written to, before anything runs.
 
+    An empty folder is left behind.
+
     Raises
     ------
     FileExistsError
         Nothing is overwritten.
+    OSError
+        If it cannot be written to from here.
     ImportError
         Without Zarr.
     """
@@ -42,6 +46,16 @@ def check_store(store: str | None) -> None:
             f"store {store!r} exists already, and nothing is overwritten: remove it, or give "
             "another"
         )
+    probe = f"{path.rstrip('/')}/.probe"
+    try:
+        system.makedirs(path, exist_ok=True)
+        system.pipe_file(probe, b"")
+        system.rm_file(probe)
+    except OSError as error:
+        raise OSError(
+            f"store {store!r} cannot be written to ({error}): give a folder or URL that this "
+            "process and the workers can write to"
+        ) from error
 
 
 class DrawStore:
