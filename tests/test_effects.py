@@ -156,7 +156,7 @@ def test_a_store_that_cannot_be_written_to_is_refused_before_anything_runs(tmp_p
     (tmp_path / "file").write_text("")
     path = str(tmp_path / "file" / "draws.zarr")
     lazy = from_pandas(pd.DataFrame({"who": [0, 1], "x": [0.0, 1.0], "y": [0.0, 1.0]}))
-    with raise_if_dask_computes(), pytest.raises(OSError, match="cannot be written to .* workers"):
+    with raise_if_dask_computes(), pytest.raises(OSError, match=r"cannot be written to .* workers"):
         fit(lazy, model, by="who", columns=COLUMNS, local="draws", store=path)
 
 

@@ -68,9 +68,9 @@ def check_same_data(recalled: Recalled, plan: Plan, *, same_keys: bool) -> None:
         for what in ("kind", "level", "dtype", "categories"):
             if getattr(then, what) != getattr(now, what):
                 raise ValueError(
-                    f"column {now.column!r} (argument {now.name!r}): its {what} is "
-                    f"{getattr(now, what)!r}, where the fit had {getattr(then, what)!r}; pass the "
-                    "frame that was fitted, or fit this one"
+                    f"column {now.column!r} (argument {now.name!r}): {what} {getattr(now, what)!r},"
+                    f" where the fit had {getattr(then, what)!r}; pass the frame that was fitted, "
+                    "or fit this one"
                 )
     check_number(recalled, plan.survey.rows)
     if same_keys:
