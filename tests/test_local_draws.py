@@ -316,11 +316,60 @@ def test_quantiles_of_a_gamma_distribution():
     values = exact.ppf((np.arange(20_000) + 0.5)[None] / 20_000).T  # (A, 2)
     origin = np.array([39.0, 1.0])
     moments = np.stack([((values - origin) ** k).mean(axis=0) for k in (1, 2, 3, 4)])
-    mean, sd, *quantiles = local_draws._statistics(
+    (mean, sd, *quantiles), far = local_draws._statistics(
         origin[:, None], moments[:, :, None], values[:, :, None]
     )
+    assert far[:, 0].tolist() == [False, True]
     np.testing.assert_allclose(mean[:, 0], exact.mean()[:, 0], rtol=1e-3)
     np.testing.assert_allclose(sd[:, 0], exact.std()[:, 0], rtol=2e-3)
     for share, quantile in zip((0.05, 0.5, 0.95), quantiles, strict=True):
         wrong = (quantile - exact.ppf(share)) / exact.std()
         np.testing.assert_allclose(wrong, 0, atol=5e-3)
+
+
+def wide(g, y=None, *, n_g):
+    mu = numpyro.sample("mu", dist.Normal(0, 5))
+    with numpyro.plate("g", n_g):
+        b = numpyro.sample("b", dist.Normal(mu, 4.0))
+        numpyro.deterministic("double", 2 * b)
+    numpyro.sample("y", dist.Bernoulli(logits=b[g]), obs=y)
+
+
+def test_units_far_from_normal_are_looked_at_apart(monkeypatch):
+    """Of 40 units most have many mixed rows; every eighth has one, and is skewed."""
+    rng = np.random.default_rng(0)
+    sizes = np.where(np.arange(40) % 8 == 5, 1, 60)
+    g = np.repeat(np.arange(40), sizes)
+    y = np.where(sizes[g] == 1, 1.0, rng.random(len(g)) < 0.4)
+    asked = []
+    real = local_draws._summarized
+
+    def summarized(model, data, draws, center, n_modes, looks):
+        asked.append((int(data.groups[0].sum()), looks))
+        return real(model, data, draws, center, n_modes, looks)
+
+    monkeypatch.setattr(local_draws, "_summarized", summarized)
+    center = np.array([0.2])
+    draws = np.repeat(center[None], 12, axis=0)
+    with precision(True):
+        model = read(wide, {"y": y}, groups=["g"])
+        found = summarize(model, data_of({"y": y}, {"g": g}, padding=2), draws, center, 1)
+    assert asked == [(40, (local_draws.QUADRATURE[1],)), (5, LOOKS[1:])]
+    grid = np.linspace(-40, 60, 100_001)
+    for j in range(40):
+        ones, zeros = y[g == j].sum(), (1 - y[g == j]).sum()
+        logs = scipy.stats.norm.logpdf(grid, 0.2, 4) - ones * np.logaddexp(0, -grid)
+        density = scipy.special.softmax(logs - zeros * np.logaddexp(0, grid))
+        mean = density @ grid
+        sd = np.sqrt(density @ (grid - mean) ** 2)
+        ends = np.interp([0.05, 0.5, 0.95], np.cumsum(density), grid)
+        told = found.statistics["b"][:, j]
+        close = 0.005 if sizes[j] > 1 else 0.05
+        assert abs(told[0] - mean) / sd < close, j
+        assert abs(told[1] / sd - 1) < close, j
+        assert np.abs((told[2:] - ends) / sd).max() < 2 * close, j
+        np.testing.assert_allclose(found.statistics["double"][:, j], 2 * told, rtol=1e-6)
+        variance = found.given_shared.covariance[j, 0, 0]
+        assert np.sqrt(variance) / sd == pytest.approx(1, abs=close)
+        assert found.given_shared.mean[j, 0] == pytest.approx(mean, abs=close * sd)
+    assert found.efficiency.shape == (40,)

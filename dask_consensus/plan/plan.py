@@ -111,7 +111,8 @@ class Plan:
         """Draws of the shared parameters at which effects of groups are found."""
         if self.options.local_draws is not None:
             return self.options.local_draws
-        few = self.options.local_limits.draws
+        # Fewer could not have the means and the covariance of all.
+        few = max(self.options.local_limits.draws, 2 * self.model.dim + 4)
         return max(few, min(_MOST_LOCAL_DRAWS, _LOCAL_ROWS // self.survey.rows))
 
     @property

@@ -21,6 +21,7 @@ from ..shard_data import ShardData
 from . import hills, newton
 from .effects import unit_density, unit_level
 from .marginal import Center
+from .quadrature import gauss_hermite
 from .target import Terms
 
 DEGREES = 6  # of freedom, of the t distribution; even, so that uniform numbers make it
@@ -42,6 +43,7 @@ class Look(NamedTuple):
     followed: bool
     kept: int  # of the candidates at a draw, that quantiles of what is far from normal are taken of
     enough: float  # efficiency of all units with which no closer look is needed
+    nodes: int = 0  # an axis, of a Gauss-Hermite rule that the candidates are; 0: random ones
 
     def width_of(self, pair: int) -> float:
         """Width of a pair of candidates."""
@@ -53,6 +55,12 @@ LOOKS = (
     Look(32, (1.0,), normal=False, followed=True, kept=8, enough=0.7),
     Look(192, (1.0, 3.0, 10.0), normal=False, followed=True, kept=192, enough=0.0),
 )
+# Moments of what is skewed, but not far from normal, of few effects a unit; no draws can be made of
+# nodes. One effect takes few enough that a look at whether it is normal would cost as much.
+QUADRATURE = {
+    q: Look(nodes**q, (1.0,), normal=True, followed=False, kept=1, enough=0.93, nodes=nodes)
+    for q, nodes in ((1, 5), (2, 4))
+}
 
 
 @lru_cache(maxsize=8)
@@ -60,8 +68,12 @@ def points_of(q: int, n_draws: int, look: Look) -> tuple[np.ndarray, np.ndarray]
     """Make points ``(n_draws, candidates, q)``, and a uniform number of each draw.
 
     They are standard normal, with exactly that mean and covariance; or of t distributions. The half
-    of a draw's are mirror images of the others; which draw has which is random.
+    of a draw's are mirror images of the others; which draw has which is random. Nodes are the same
+    for all draws.
     """
+    if look.nodes:
+        nodes = gauss_hermite(q, look.nodes).points
+        return np.broadcast_to(nodes, (n_draws, *nodes.shape)), np.full(n_draws, 0.5)
     pairs = look.candidates // 2
     uniform = scipy.stats.qmc.Halton(q + 1, rng=0).random(n_draws * pairs)
     half = scipy.special.ndtri(np.clip(uniform[:, :q], 1e-12, 1 - 1e-12))
@@ -75,6 +87,14 @@ def points_of(q: int, n_draws: int, look: Look) -> tuple[np.ndarray, np.ndarray]
     half *= np.resize(look.widths, pairs)[:, None]
     shares = (np.arange(n_draws) + 0.5) / n_draws
     return np.concatenate([half, -half], axis=1), rng.permutation(shares)
+
+
+def log_shares(q: int, look: Look) -> np.ndarray:
+    """Log of the weights ``(candidates,)`` of candidates where the proposal is the density."""
+    if look.nodes:
+        rule = gauss_hermite(q, look.nodes)
+        return rule.log_weights - (rule.points**2).sum(axis=1) / 2
+    return np.full(look.candidates, -np.log(look.candidates))
 
 
 def _log_proposal(standardised: jax.Array, look: Look) -> jax.Array:

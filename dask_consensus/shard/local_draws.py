@@ -16,7 +16,7 @@ on points of their own in every unit, since they must be independent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -30,10 +30,11 @@ from jax import lax
 from ..model.model import ShardModel, precision
 from ..shard_data import ShardData
 from . import newton
-from .candidates import DEGREES, LOOKS, Look, around, points_of
+from .candidates import DEGREES, LOOKS, QUADRATURE, Look, around, log_shares, points_of
 from .compiling import compiled, on_device
 from .effects import effects_per_unit, relative_sds, unit_density, unit_level, unpack
 from .marginal import Center, center_at
+from .subsets import some_groups
 from .target import Terms
 
 QUANTILES = (0.05, 0.5, 0.95)
@@ -41,6 +42,7 @@ STATISTICS = ("mean", "sd", "q05", "q50", "q95")
 _NEARLY_NORMAL_SKEW, _NEARLY_NORMAL_EXCESS = 1.1, (-0.6, 2.5)
 _WIDER = 0.03  # relative change of an effect's sd over draws of u that is worth keeping
 _BLOCK = 16  # draws of u answered by one call
+_MANY = 0.3  # share of the units that are looked at apart; of more, all are looked at again
 _AT_ONCE = 32_000_000  # numbers that are brought back at a time
 
 
@@ -107,6 +109,51 @@ def summarize(
 
     The model has local effects, and no :func:`.effects.obstacle`. The center is where `draws` are.
     """
+    quadrature = QUADRATURE.get(effects_per_unit(model))
+    if n_modes > 1:
+        return _summarized(model, data, draws, center, n_modes, LOOKS[1:])[0]
+    if quadrature is None:
+        return _summarized(model, data, draws, center, n_modes, LOOKS)[0]
+    looks = (quadrature,) if effects_per_unit(model) == 1 else (LOOKS[0], quadrature)
+    whole, unsure = _summarized(model, data, draws, center, n_modes, looks)
+    if not unsure.any():
+        return whole
+    if unsure.mean() > _MANY:
+        return _summarized(model, data, draws, center, n_modes, LOOKS[1:])[0]
+    level = unit_level(model)
+    argument = next(name for name, its in model.codes.items() if its == level)
+    alone = some_groups(data, model.codes, argument, np.flatnonzero(unsure))
+    closer = _summarized(model, alone, draws, center, n_modes, LOOKS[1:])[0]
+    return _in_place(whole, closer, unsure)
+
+
+def _in_place(whole: Summary, closer: Summary, units: np.ndarray) -> Summary:
+    """Put what is said of some units in place of what was."""
+
+    def put(then: np.ndarray, now: np.ndarray, axis: int = 0) -> np.ndarray:
+        moved = np.moveaxis(np.array(then), axis, 0)
+        moved[units] = np.moveaxis(now, axis, 0)
+        return np.moveaxis(moved, 0, axis)
+
+    return Summary(
+        {k: put(v, closer.statistics[k], 1) for k, v in whole.statistics.items()},
+        {k: put(v, closer.shrinkage[k]) for k, v in whole.shrinkage.items()},
+        GivenShared(*map(put, whole.given_shared, closer.given_shared)),
+        put(whole.efficiency, closer.efficiency),
+        put(whole.effective, closer.effective),
+        whole.modes_not_found + closer.modes_not_found,
+    )
+
+
+def _summarized(
+    model: ShardModel,
+    data: ShardData,
+    draws: np.ndarray,
+    center: np.ndarray,
+    n_modes: int,
+    looks: Sequence[Look],
+) -> tuple[Summary, np.ndarray]:
+    """Summarize by the first look that is enough, or else the last; of which units it is not."""
     level, q = unit_level(model), effects_per_unit(model)
     real, numbers = int(np.sum(data.mask(level))), max(len(data.mask(level)), 1) * q
     with precision(model.double):
@@ -128,7 +175,7 @@ def summarize(
             told: _Told = jax.device_get(run(*given))
             return told._replace(kept={k: v[counted] for k, v in told.kept.items()})
 
-        for look in LOOKS[1:] if n_modes > 1 else LOOKS:
+        for look in looks:
             first = ask(0, look)
             size = _block(look, numbers, len(draws))
             if _enough(first.efficiency[:real] / size, look):
@@ -138,17 +185,20 @@ def summarize(
         shrunk = jax.device_get(shrink(arrays, origin))
     n = len(draws)
     statistics, shrinkage = {}, {}
+    efficiency = np.asarray(sum(part.efficiency[:real] for part in parts) / n)
+    unsure = efficiency < look.enough if look.nodes else np.zeros(real, bool)
     for site in local_sites(model):
         shape = (real, *site.entry)
         moments = sum(part.moments[site.name][:, :real] for part in parts) / n
         kept = np.concatenate([part.kept[site.name] for part in parts])[..., :real, :]
         kept = kept.reshape(-1, real, kept.shape[-1])
-        told = _statistics(
+        told, far = _statistics(
             first.origin[site.name][:real], moments, kept, by_order=look is LOOKS[-1]
         )
+        if look.nodes:
+            unsure |= far.any(axis=1)
         statistics[site.name] = told.reshape(len(STATISTICS), *shape)
         shrinkage[site.name] = shrunk[site.name][:real].reshape(shape)
-    efficiency = np.asarray(sum(part.efficiency[:real] for part in parts) / n)
     lost = sum(float(part.lost) for part in parts) / n
     effective = efficiency * look.candidates * n
     away = sum(part.residual[:real] for part in parts) / n
@@ -159,7 +209,7 @@ def summarize(
         np.asarray(widening[:real]),
         outer - away[:, :, None] * away[:, None, :],
     )
-    return Summary(statistics, shrinkage, given_shared, efficiency, effective, lost)
+    return Summary(statistics, shrinkage, given_shared, efficiency, effective, lost), unsure
 
 
 def look_at(
@@ -260,8 +310,10 @@ def _enough(efficiency: np.ndarray, look: Look) -> bool:
 
 def _statistics(
     origin: np.ndarray, moments: np.ndarray, kept: np.ndarray, *, by_order: bool = False
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Make mean, sd and quantiles ``(statistics, U, entries)`` of moments about an origin.
+
+    And tell which values, ``(U, entries)``, are far from normal.
 
     Quantiles of what is nearly normal follow from its moments (Cornish and Fisher 1938, Revue de
     l'Institut international de statistique 5), far more precisely than from `kept` values
@@ -283,7 +335,7 @@ def _statistics(
         ordered = np.quantile(kept[:, far], QUANTILES, axis=0, method="hazen")
         for quantile, exact in zip(quantiles, ordered, strict=True):
             quantile[far] = exact
-    return np.stack([mean, sd, *quantiles])
+    return np.stack([mean, sd, *quantiles]), far
 
 
 def _expanded_quantile(share: float, skew: np.ndarray, excess: np.ndarray) -> np.ndarray:
@@ -353,7 +405,8 @@ def _candidates(model: ShardModel, look: Look) -> Callable[..., _Told]:
             wider = relative_sds(widening, u - center.u)
             line = center.effects[0] + center.slope[0] @ (u - center.u)
             sites, off, log_weight = lax.map(one, (normal, shares))
-            weights = _normalised(log_weight)
+            log_share = jnp.asarray(log_shares(normal.shape[1], look), u.dtype)[:, None]
+            weights = _normalised(log_weight + log_share)
             moments, kept = {}, {}
             so_far = jnp.cumsum(weights, axis=0)
             n_kept = look.kept
@@ -364,7 +417,7 @@ def _candidates(model: ShardModel, look: Look) -> Callable[..., _Told]:
                 powers = [away, away**2, away**3, away**4]
                 moments[name] = jnp.stack([jnp.einsum("cu,cue->ue", weights, p) for p in powers])
                 kept[name] = jnp.take_along_axis(values, which[:, :, None], axis=0)
-            efficiency = 1 / (n * jnp.sum(weights**2, axis=0))
+            efficiency = 1 / jnp.sum(weights**2 / jnp.exp(log_share), axis=0)
             residual = jnp.einsum("cu,cuq->uq", weights, off)
             outer = jnp.einsum("cu,cuq,cur->uqr", weights, off, off)
             return moments, kept, residual, outer, efficiency, near.lost
