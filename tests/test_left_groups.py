@@ -164,6 +164,7 @@ def test_without_effects_the_rows_of_a_group_are_added_up(fitted):
     np.testing.assert_allclose(found["elpd"], wanted.elpd, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The inplace keyword")
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto")
 def test_models_with_and_without_effects_are_compared(fitted):
@@ -187,6 +188,7 @@ def overdispersed(g, y=None, *, n_g):
         numpyro.sample("y", dist.Poisson(jnp.exp(mu + e)), obs=y)
 
 
+@pytest.mark.slow
 def test_effects_of_rows_are_integrated_row_by_row():
     rng = np.random.default_rng(1)
     g = np.repeat(np.arange(25), 4)
