@@ -298,3 +298,16 @@ def test_columns_of_another_name_and_order(fitted):
     here = from_pandas(frame).consensus.loo(tree, model, unit="group")
     assert there["loo_i"].dims == ("patient",)
     np.testing.assert_allclose(there["loo_i"], here["loo_i"], atol=1e-6)
+
+
+def test_what_is_unsure_is_said(fitted, monkeypatch):
+    frame, tree = fitted
+    lazy = from_pandas(frame)
+    real = groups_left_out._likelihoods
+    monkeypatch.setattr(groups_left_out, "_likelihoods", lambda *given: (real(*given)[0], 0.25))
+    with pytest.warns(UserWarning, match=r"mode of 25\.0% of the effects"):
+        lazy.consensus.loo(tree, model, unit="group")
+    monkeypatch.setattr(groups_left_out, "_likelihoods", real)
+    monkeypatch.setattr(groups_left_out, "_OF_GROUP", 0.0)
+    with pytest.warns(UserWarning, match="between the two finest rules"):
+        lazy.consensus.loo(tree, model, unit="group")

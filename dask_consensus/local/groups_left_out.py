@@ -8,6 +8,7 @@ them without its rows.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -95,7 +96,15 @@ def groups_left_out(
             lambda _: None,
             title="groups left out",
         ).reports
-    left, rows = zip(*reports, strict=True)
+    left, rows, lost = zip(*reports, strict=True)
+    share = sum(lost) / len(lost)
+    if share > options.verdict.modes_not_found:
+        warnings.warn(
+            f"the mode of {share:.1%} of the effects was not found, so that what is said of their "
+            "groups, left out, may be wrong",
+            UserWarning,
+            stacklevel=4,
+        )
     joined = Left(*map(np.concatenate, zip(*left, strict=True)))
     return LeftGroups(groups, np.concatenate(rows), joined, len(u))
 
@@ -172,6 +181,13 @@ def _rule(question: _Question, shards: Shards, n_groups: int) -> Rule:
         standard_error = np.std(np.mean(finer, axis=0)) / np.sqrt(n_groups)
         if abs(away.mean()) < _OF_ERROR * standard_error and np.abs(away).max() < _OF_GROUP:
             return rule
+    warnings.warn(
+        f"the log likelihood of a group differs by up to {np.abs(away).max():.2g} nats between the "
+        f"two finest rules by which its effects are integrated out, and that of all by "
+        f"{abs(away.sum()) * n_groups / len(away):.2g}: elpd may be off by as much",
+        UserWarning,
+        stacklevel=5,
+    )
     return rules[-1]
 
 
@@ -183,7 +199,7 @@ def _most_modes(data: ShardData, question: _Question) -> int:
 
 def _of_few(data: ShardData, question: _Question) -> np.ndarray:
     """Log likelihoods of some of a shard's groups; runs on a worker."""
-    return _likelihoods(_few(data, question), question)
+    return _likelihoods(_few(data, question), question)[0]
 
 
 def _few(data: ShardData, question: _Question) -> ShardData:
@@ -192,30 +208,34 @@ def _few(data: ShardData, question: _Question) -> ShardData:
 
 def _left_out(data: ShardData, question: _Question) -> Answer:
     """Leave out the groups of a shard, one at a time; runs on a worker."""
-    left = leave_out(_at_all_draws(data, question))
+    values, lost = _at_all_draws(data, question)
+    left = leave_out(values)
     _, codes = _apart(data)
     rows = np.bincount(codes[np.asarray(data.rows)], minlength=len(left.elpd))
-    return Answer(None, (left, rows))
+    return Answer(None, (left, rows, lost))
 
 
-def _at_all_draws(data: ShardData, question: _Question) -> np.ndarray:
-    """Log likelihoods ``(S, groups)``, from those at few draws where these say enough."""
+def _at_all_draws(data: ShardData, question: _Question) -> tuple[np.ndarray, float]:
+    """Log likelihoods ``(S, groups)``, from those at few draws where these say enough.
+
+    And the share of units whose mode was not found, at the draws that were asked for all.
+    """
     points = question.points
     surfaces = surfaces_of(points)
     if surfaces is None:
         return _likelihoods(data, question)
-    few = _likelihoods(data, question._replace(points=points[surfaces.asked]))
+    few, lost = _likelihoods(data, question._replace(points=points[surfaces.asked]))
     values, sound = surfaces.filled(few)
     if not sound.all():
         others = question._replace(points=points[surfaces.rest])
         codes = {**question.model.codes, _CODES: question.level}
         alone = some_groups(data, codes, _CODES, np.flatnonzero(~sound))
-        values[np.ix_(surfaces.rest, ~sound)] = _likelihoods(alone, others)
-    return values
+        values[np.ix_(surfaces.rest, ~sound)], _ = _likelihoods(alone, others)
+    return values, lost
 
 
-def _likelihoods(data: ShardData, question: _Question) -> np.ndarray:
-    """Log likelihoods ``(points, groups)`` of the groups that are real."""
+def _likelihoods(data: ShardData, question: _Question) -> tuple[np.ndarray, float]:
+    """Log likelihoods ``(points, groups)`` of the real groups; the share of modes not found."""
     model, level, points, center, rule = question
     data, codes = _apart(data)
     real = int(np.sum(data.groups[level]))
@@ -224,11 +244,13 @@ def _likelihoods(data: ShardData, question: _Question) -> np.ndarray:
     members = scipy.sparse.csr_array(
         (np.ones(len(codes)), codes, np.arange(len(codes) + 1)), shape=shape
     )
-    parts = []
+    parts, lost = [], []
     for values in engine_of(model).unit_values(data, points, center, rule):
         whole = values.units @ members + values.groups[level] if apart else values.units
         parts.append(whole[:, :real])
-    return np.concatenate(parts)
+        lost.append(values.modes_not_found)
+    units = int(np.sum(data.mask(unit_level(model)))) if model.local else 1
+    return np.concatenate(parts), float(np.concatenate(lost).mean()) / units
 
 
 def _apart(data: ShardData) -> tuple[ShardData, np.ndarray]:
