@@ -7,7 +7,7 @@ algorithm 6.1), one search after another.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from .compiling import compiled, on_device
 from .effects import effects_per_unit, unit_level
 from .marginal import ALMOST_ZERO
 from .quadrature import padded_rule
-from .score import score_at
+from .score import PointFunction, score_at
 
 _ENOUGH = 1e-4  # share of the expected climb that a step must bring
 _STEEP = 0.9  # share of the slope that is left where a step was too short
@@ -73,17 +73,38 @@ def descend(
     most : int
     """
     q = effects_per_unit(model)
+
+    def nowhere(data: ShardData, dtype: Any) -> Any:
+        units = len(data.mask(unit_level(model))) if q else 0
+        return jnp.full((1, units, q), ALMOST_ZERO, dtype), jnp.ones((1, units), bool)
+
+    nodes = padded_rule(q, n_nodes)
+    return descents(model, "descent", score_at(model), nowhere, nodes, data, starts, scale, most)
+
+
+def descents(
+    model: ShardModel,
+    kind: Hashable,
+    evaluate: PointFunction,
+    nowhere: Callable[[ShardData, Any], Any],
+    nodes: tuple[Any, Any],
+    data: ShardData,
+    starts: np.ndarray,
+    scale: np.ndarray,
+    most: int,
+) -> Descents:
+    """Search as :func:`descend` does, whoever evaluates; modes begin `nowhere`."""
     with precision(model.double):
-        given = on_device((data, *padded_rule(q, n_nodes), scale, np.int32(most)))
+        given = on_device((data, *nodes, scale, np.int32(most)))
         points = [on_device(start) for start in starts]
-        run = compiled(model, "descent", lambda: _descent(model), *given, points[0])
+        run = compiled(model, kind, lambda: _descent(evaluate, nowhere), *given, points[0])
         answers = jax.device_get([run(*given, point) for point in points])
     return Descents(*(np.asarray(part, np.float64) for part in zip(*answers, strict=True)))
 
 
-def _descent(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-    evaluate = score_at(model)
-    q = effects_per_unit(model)
+def _descent(
+    evaluate: PointFunction, nowhere: Callable[[ShardData, Any], Any]
+) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
 
     def run(
         data: ShardData,
@@ -94,8 +115,6 @@ def _descent(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, jax
         start: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         d = len(start)
-        units = len(data.mask(unit_level(model))) if q else 0
-        nowhere = jnp.full((1, units, q), ALMOST_ZERO, start.dtype), jnp.ones((1, units), bool)
         whole = jnp.ones((), start.dtype)
 
         def at(z: jax.Array, modes: Any) -> tuple[jax.Array, jax.Array, Any]:
@@ -147,7 +166,8 @@ def _descent(model: ShardModel) -> Callable[..., tuple[jax.Array, jax.Array, jax
         identity = jnp.eye(d, dtype=start.dtype)
         zero = jnp.zeros(d, start.dtype)
         none = jnp.zeros((), int)
-        begun = _State(zero, -jnp.inf * whole, zero, identity, nowhere, whole, none, none)
+        begin = nowhere(data, start.dtype)
+        begun = _State(zero, -jnp.inf * whole, zero, identity, begin, whole, none, none)
         ended = lax.while_loop(going, again, begun)
         variance = jnp.diag(ended.inverse) * scale**2
         return start + scale * ended.z, ended.value, variance

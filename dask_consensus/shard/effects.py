@@ -12,8 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..model.model import Latent, ShardModel
+from ..model.model import ShardModel
 from ..shard_data import ROWS, ShardData
+from . import tiers
 from .target import Terms, terms_of
 
 _MOST_WIDER = 0.5  # change of the logarithm of an sd
@@ -44,46 +45,32 @@ def relative_sds(widening: jax.Array, away: jax.Array) -> jax.Array:
 
 def obstacle(model: ShardModel) -> str:
     """Say why the local effects of a model cannot be integrated out; empty if they can."""
-    levels = {site.level for site in model.local}
     if model.coupled:
         return f"groups depend on each other ({', '.join(model.coupled)})"
-    if len(levels) > 1:
-        names = ", ".join(site.name for site in model.local)
-        return f"local sites on several levels ({names}) would need nested integrals"
-    if effects_per_unit(model) > MOST_EFFECTS:
-        return f"{effects_per_unit(model)} local effects a group are more than {MOST_EFFECTS}"
+    for tier in tiers.tiers(model):
+        if tier.q > MOST_EFFECTS:
+            return f"{tier.q} local effects a group are more than {MOST_EFFECTS}"
     return ""
 
 
 def effects_per_unit(model: ShardModel) -> int:
     """Count the local effects of one unit, q."""
-    return sum(math.prod(_shape_per_unit(site)) for site in model.local)
+    return sum(math.prod(tiers.shape_per_unit(site)) for site in model.local)
 
 
 def unit_level(model: ShardModel) -> int:
-    """Level of the groups that carry local effects, or ``ROWS``."""
-    level = model.local[0].level
-    assert level is not None
-    return level
+    """Level of the groups that carry local effects, the outermost of several, or ``ROWS``."""
+    return tiers.tiers(model)[0].level
 
 
 def unpack(model: ShardModel, effects: jax.Array) -> dict[str, jax.Array]:
     """Split effects ``(U, q)`` into the local sites, each in its own shape."""
-    local = {}
-    begin = 0
-    for site in model.local:
-        shape = _shape_per_unit(site)
-        width = math.prod(shape)
-        part = effects[:, begin : begin + width].reshape(len(effects), *shape)
-        local[site.name] = jnp.moveaxis(part, 0, site.axis)
-        begin += width
-    return local
+    return tiers.unpack(model.local, effects)
 
 
 def pack(model: ShardModel, local: dict[str, jax.Array]) -> jax.Array:
     """Join the local sites to effects ``(U, q)``; the inverse of :func:`unpack`."""
-    parts = [jnp.moveaxis(local[site.name], site.axis, 0) for site in model.local]
-    return jnp.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    return tiers.pack(model.local, local)
 
 
 def unit_density(
@@ -123,7 +110,3 @@ def others(model: ShardModel, terms: Terms, reference: Reference) -> jax.Array:
     outer = range(len(reference.groups)) if level == ROWS else range(level)
     parts = [terms.groups[i] - reference.groups[i] for i in outer]
     return jnp.concatenate([jnp.zeros(1, terms.rows.dtype), *parts])
-
-
-def _shape_per_unit(site: Latent) -> list[int]:
-    return [size for axis, size in enumerate(site.unconstrained) if axis != site.axis]

@@ -29,6 +29,7 @@ MOST_MODES = 4  # of a unit that are told apart
 _STARTS = 14  # draws of the local prior that an ascent begins from,
 _STRETCHED = 6  # and as many of them three times further from their mean
 _STRETCH = 3.0
+N_STARTS = _STARTS + _STRETCHED
 _ALIKE = 0.5  # sds within which two ascents have reached one mode
 _LOST = 0.5  # squared Newton decrement beyond which an ascent has reached none
 _NEAR = 1e-6
@@ -53,6 +54,18 @@ def local_draws(
     model: ShardModel, data: ShardData, u: jax.Array, key: jax.Array, n: int
 ) -> jax.Array:
     """Draw the local effects of all units from their prior given `u`: ``(n, U, q)``."""
+    return jax.vmap(lambda local: finite(pack(model, local)))(site_draws(model, data, u, key, n))
+
+
+def finite(effects: jax.Array) -> jax.Array:
+    """Put zeros where a site has no unconstrained value."""
+    return jnp.where(jnp.isfinite(effects), effects, 0.0)
+
+
+def site_draws(
+    model: ShardModel, data: ShardData, u: jax.Array, key: jax.Array, n: int
+) -> dict[str, jax.Array]:
+    """Draw all local sites from their prior given `u`, unconstrained, each with `n` in front."""
     shared = model.unravel(u)
     anywhere = init_to_sample()
 
@@ -61,17 +74,15 @@ def local_draws(
             return biject_to(site["fn"].support)(shared[site["name"]])
         return anywhere(site)
 
-    def draw(key: jax.Array) -> jax.Array:
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
         seeded = numpyro.handlers.seed(model.function, key)
         placed = numpyro.handlers.substitute(seeded, substitute_fn=place)
         keywords = model.keywords(data.arguments, data.size[1])
         trace = numpyro.handlers.trace(placed).get_trace(**keywords)
-        local = {
+        return {
             site.name: biject_to(trace[site.name]["fn"].support).inv(trace[site.name]["value"])
             for site in model.local
         }
-        effects = pack(model, local)
-        return jnp.where(jnp.isfinite(effects), effects, 0.0)
 
     return jax.vmap(draw)(jax.random.split(key, n))
 
@@ -85,7 +96,11 @@ class Surroundings(NamedTuple):
 
 def starts(model: ShardModel, data: ShardData, u: jax.Array) -> tuple[jax.Array, Surroundings]:
     """Points to ascend from, ``(S, U, q)``: draws of the local prior, in and beyond its bulk."""
-    draws = local_draws(model, data, u, jax.random.key(0), _STARTS + _STRETCHED)
+    return stretched(local_draws(model, data, u, jax.random.key(0), N_STARTS))
+
+
+def stretched(draws: jax.Array) -> tuple[jax.Array, Surroundings]:
+    """Move the last of draws ``(S, U, q)`` away from their mean, beyond their bulk."""
     near, far = draws[:_STARTS], draws[_STARTS:]
     middle = jnp.mean(draws, axis=0)
     points = jnp.concatenate([near, middle + _STRETCH * (far - middle)])
@@ -106,8 +121,12 @@ def ascents(density: newton.Density, begin: jax.Array, most: int) -> Hills:
 
 def climb(density: newton.Density, begin: jax.Array, most: int, n_modes: int) -> Hills:
     """Ascend from each of ``(S, U, q)`` points, and keep the modes of most mass of each unit."""
-    reached = ascents(density, begin, most)
-    units = jnp.arange(begin.shape[1])
+    return told_apart(ascents(density, begin, most), n_modes)
+
+
+def told_apart(reached: Hills, n_modes: int) -> Hills:
+    """Keep the modes of most mass of each unit, of all places that were reached."""
+    units = jnp.arange(reached.effects.shape[1])
 
     def take(left: jax.Array, _: Any) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         best = jnp.argmax(left, axis=0)

@@ -15,7 +15,7 @@ points by 0.002 on a shard of 50,000 rows, add up over shards, and are 2 over 1,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -106,14 +106,14 @@ def log_likelihoods(
     center ``u0`` is best where the posterior is; nodes are of the :func:`.quadrature.ladder`.
     """
     q = effects_per_unit(model)
-    arrays, origin = _begun(model, data, center, rule)
-    answers = _in_blocks(model, "values", arrays, origin, points, rule)
-    chunks, there, lost = zip(*answers, strict=True)
+    given, origin = _begun(model, data, center, rule)
+    answers = in_blocks(model, "values", lambda: evaluate(model, "values"), given, points)
+    values, there, lost = zip(*answers, strict=True)
     real = int(np.sum(data.mask(unit_level(model)))) if q else 0
     parts = [there[-1], origin.reference.rows, *origin.reference.groups]
     total = sum(float(np.sum(np.asarray(part, np.float64))) for part in parts)
     return Values(
-        log_likelihood=np.concatenate(chunks, dtype=np.float64).sum(axis=1),
+        log_likelihood=np.concatenate(values, dtype=np.float64).sum(axis=1),
         at_center=total + real * _log_volume(q),
         modes_not_found=np.concatenate(lost, dtype=np.float64),
         units=real,
@@ -134,42 +134,49 @@ def unit_log_likelihoods(
     # What `others` gives after an entry of its own.
     outer = n_groups if level == ROWS else n_groups[:level]
     ends = np.cumsum([n_units, 1 if q else 0, *outer])
-    arrays, origin = _begun(model, data, center, rule)
+    (arrays, _, *nodes), origin = _begun(model, data, center, rule)
     with precision(model.double):
         origin = origin._replace(reference=nothing_subtracted(arrays, origin.u))
-    for values, _, lost in _in_blocks(model, "units", arrays, origin, points, rule):
+    given = (arrays, origin, *nodes)
+    for values, _, lost in in_blocks(
+        model, "units", lambda: evaluate(model, "units"), given, points
+    ):
         units, _, *groups = np.split(np.asarray(values, np.float64), ends[:-1], axis=1)
         yield UnitValues(units + _log_volume(q), tuple(groups), np.asarray(lost, np.float64))
 
 
 def _begun(
     model: ShardModel, data: ShardData, center: np.ndarray, rule: Rule
-) -> tuple[ShardData, Center]:
-    """Bring a shard to the device, and find the modes of its units at the center."""
+) -> tuple[tuple[Any, ...], Center]:
+    """Bring a shard and nodes to the device, and find the modes of its units at the center."""
+    nodes = padded_rule(effects_per_unit(model), max(rule.n_nodes, 1))
     with precision(model.double):
         arrays, start = on_device((data, center))
-        return arrays, center_at(model, arrays, start, rule.n_modes)
+        origin = center_at(model, arrays, start, rule.n_modes)
+        return (arrays, origin, *on_device(nodes)), origin
 
 
-def _in_blocks(
+def in_blocks(
     model: ShardModel,
-    what: Literal["values", "units"],
-    arrays: ShardData,
-    origin: Center,
+    kind: Hashable,
+    build: Callable[[], Any],
+    given: tuple[Any, ...],
     points: np.ndarray,
-    rule: Rule,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Evaluate some points at a time: what is asked, values at the center, units that were lost."""
-    nodes = padded_rule(effects_per_unit(model), max(rule.n_nodes, 1))
-    size = max(1, min(_BLOCK, _AT_ONCE // max(len(arrays.rows), 1)))
+    """Evaluate some points at a time: what is asked, values at the center, units that were lost.
+
+    Whatever code `build` makes is given data, and what else is `given`, and some of the points.
+    """
+    rows = len(given[0].rows)
+    size = max(1, min(_BLOCK, _AT_ONCE // max(rows, 1)))
     for first in range(0, len(points), size):
         block = points[first : first + size]
         # Points that are not asked are there for the shape, which is that of all blocks.
         where = np.resize(block, (size, block.shape[1])), np.int32(len(block))
         with precision(model.double):
-            given = (arrays, origin, *on_device((*nodes, *where)))
-            evaluate = compiled(model, what, lambda: _evaluate(model, what), *given)
-            values, there, not_found = jax.device_get(evaluate(*given))
+            asked = (*given, *on_device(where))
+            run = compiled(model, kind, build, *asked)
+            values, there, not_found = jax.device_get(run(*asked))
         yield values[: len(block)], there, not_found[: len(block)]
 
 
@@ -287,7 +294,7 @@ def _find_center(model: ShardModel) -> Callable[..., Center]:
     return find_center
 
 
-def _evaluate(
+def evaluate(
     model: ShardModel, what: Literal["values", "units"]
 ) -> Callable[..., tuple[jax.Array, ...]]:
     """Values at the first `n` points of a block; at the center; how many units were lost there.
@@ -296,7 +303,7 @@ def _evaluate(
     """
     q = effects_per_unit(model)
 
-    def evaluate(
+    def run(
         data: ShardData,
         center: Center,
         nodes: Nodes,
@@ -337,14 +344,14 @@ def _evaluate(
 
         # The center is one more point, so that the model's code is compiled once.
         with_center = jnp.concatenate([center.u[None], points])
-        values, modes_not_found = _each(units_at, with_center, n + 1, len(data.rows))
-        there = values[1:] if what == "units" else _chunks(values[1:] - values[0])
+        values, modes_not_found = each(units_at, with_center, n + 1, len(data.rows))
+        there = values[1:] if what == "units" else chunks(values[1:] - values[0])
         return there, values[0], modes_not_found[1:]
 
-    return evaluate
+    return run
 
 
-def _each(function: Callable[[jax.Array], Any], points: jax.Array, n: jax.Array, rows: int) -> Any:
+def each(function: Callable[[jax.Array], Any], points: jax.Array, n: jax.Array, rows: int) -> Any:
     """Map the first `n` of some points, one after another; in step where a GPU has room."""
     if accelerated():
         return lax.map(function, points, batch_size=max(1, min(_BLOCK, _FILLS // max(rows, 1))))
@@ -382,7 +389,7 @@ def integral(
     return jax.scipy.special.logsumexp(lax.map(around, jnp.arange(n_modes)), axis=0)
 
 
-def _chunks(values: jax.Array) -> jax.Array:
+def chunks(values: jax.Array) -> jax.Array:
     """Sum neighbours, ``(B, n)``, in working precision, few enough to lose nothing."""
     short = -values.shape[1] % _CHUNK
     return jnp.pad(values, ((0, 0), (0, short))).reshape(len(values), -1, _CHUNK).sum(axis=2)

@@ -7,7 +7,7 @@ their share of it, give its gradient, and nothing has to be differentiated throu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +31,7 @@ _NEAR = 1e-4  # squared decrement at which the modes are close enough to place n
 
 Begin = tuple[jax.Array, jax.Array]
 """Places to ascend from, ``(M, U, q)``, and which of them the units have, ``(M, U)``."""
-PointFunction = Callable[..., tuple[tuple[jax.Array, ...], Begin]]
+PointFunction = Callable[..., tuple[tuple[jax.Array, ...], Any]]
 """Of data, the prior's power, nodes and how many of them count, modes, and one point."""
 
 
@@ -63,8 +63,12 @@ def expansion(
     not span the space no precision is known, which is NaN. `weight` and `rule` are those of
     :func:`score`.
     """
-    points = np.concatenate([u[None], u + axes.T, u - axes.T])
-    value, gradient = score(model, data, points, weight, rule)
+    return expanded(u, axes, lambda points: score(model, data, points, weight, rule))
+
+
+def expanded(u: np.ndarray, axes: np.ndarray, ask: Callable[[np.ndarray], Score]) -> Expansion:
+    """Expand whatever has a score at points ``(n, d)``; see :func:`expansion`."""
+    value, gradient = ask(np.concatenate([u[None], u + axes.T, u - axes.T]))
     here, ahead, behind = gradient[0], *np.split(gradient[1:], 2)
     try:
         # Row j: the Hessian times step j.
@@ -84,7 +88,8 @@ def score(
     begins from the modes of the one before. `weight` is the power of the prior, the rule's nodes
     are of the :func:`.quadrature.gradient_ladder`, or of the :func:`.quadrature.ladder`.
     """
-    value, gradient = _at_points(model, "score", score_at, data, points, weight, rule)
+    begin, nodes = _begun(model, data, points, rule)
+    value, gradient = at_points(model, "score", score_at(model), data, points, weight, nodes, begin)
     return Score(value + _constant(model, data), gradient)
 
 
@@ -97,31 +102,41 @@ def heights(
     -------
     (n,) array
     """
-    (value,) = _at_points(model, "heights", height_at, data, points, weight, rule)
+    begin, nodes = _begun(model, data, points, rule)
+    (value,) = at_points(model, "heights", height_at(model), data, points, weight, nodes, begin)
     return np.asarray(value + _constant(model, data))
 
 
-def _at_points(
+def _begun(
+    model: ShardModel, data: ShardData, points: np.ndarray, rule: Rule
+) -> tuple[Any, tuple[Nodes, np.int32]]:
+    """Give modes to begin from, and nodes."""
+    with precision(model.double):
+        arrays, first = on_device((data, points[0]))
+        begin = begin_at(model, arrays, first, rule.n_modes)
+    return begin, padded_rule(effects_per_unit(model), rule.n_nodes)
+
+
+def at_points(
     model: ShardModel,
-    kind: str,
-    build: Callable[[ShardModel], PointFunction],
+    kind: Hashable,
+    at_point: PointFunction,
     data: ShardData,
     points: np.ndarray,
     weight: float,
-    rule: Rule,
+    nodes: tuple[Any, Any],
+    begin: Any,
 ) -> list[np.ndarray]:
-    """Ask a function of a point at all of them, block by block."""
+    """Ask a function of a point at all of them, block by block, each from the modes of the last."""
     with precision(model.double):
-        fixed = on_device(
-            (data, np.float64(weight), *padded_rule(effects_per_unit(model), rule.n_nodes))
-        )
+        fixed = on_device((data, np.float64(weight), *nodes))
         blocks = [points[i : i + _BLOCK] for i in range(0, len(points), _BLOCK)]
-        modes = begin_at(model, fixed[0], on_device(points[0]), rule.n_modes)
+        modes = begin
         answers = []
         for block in blocks:
             # Points that are not asked are there for the shape, which is that of all blocks.
             where = on_device((np.resize(block, (_BLOCK, block.shape[1])), np.int32(len(block))))
-            run = compiled(model, kind, lambda: one_by_one(build(model)), *fixed, modes, *where)
+            run = compiled(model, kind, lambda: one_by_one(at_point), *fixed, modes, *where)
             answer, modes = run(*fixed, modes, *where)
             answers.append([part[: len(block)] for part in jax.device_get(answer)])
     return [np.concatenate(part, dtype=np.float64) for part in zip(*answers, strict=True)]

@@ -60,23 +60,33 @@ def second_opinion(
     first = log_likelihoods(model, in_shape(data, model.codes, size), points, points[0], rule)
     with precision(model.double):
         arrays, where = on_device((data, points))
-        at_once = _HALVES * (len(_NARROW) * hills.MOST_MODES + len(_WIDE))
-        afforded = np.clip(_WORK / (len(data.rows) * len(points) * at_once), *_POINTS)
-        n_points = 2 ** int(np.log2(effort * afforded))
-        sobol = on_device(scipy.stats.qmc.Sobol(q, rng=0).random(n_points))
+        n = n_points(len(data.rows), len(points), effort)
+        sobol = on_device(scipy.stats.qmc.Sobol(q, rng=0).random(n))
         given = arrays, where, sobol, *scouted(model, arrays, where[0])
         run = compiled(model, "second opinion", lambda: _importance(model), *given)
         second = np.asarray(jax.device_get(run(*given)), np.float64)
+    by_half, noise, bias = weighed(second)
+    return Opinions(first.log_likelihood, by_half.sum(axis=1) + 2 * bias, noise, bias, first.units)
+
+
+def weighed(second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Take two halves ``(2, G, U)`` apart: ``(G, U)`` of their mean and half difference, a bias."""
     halves = second - second[:, :1]
     together = np.logaddexp(*second)
     together -= together[:1]
-    by_half = halves.mean(axis=0).sum(axis=1)
-    bias = together.sum(axis=1) - by_half
-    noise = (halves[0] - halves[1]) / 2
-    return Opinions(first.log_likelihood, by_half + 2 * bias, noise, bias, first.units)
+    by_half = halves.mean(axis=0)
+    bias = together.sum(axis=1) - by_half.sum(axis=1)
+    return by_half, (halves[0] - halves[1]) / 2, bias
 
 
-class _Proposals(NamedTuple):
+def n_points(n_rows: int, n_values: int, effort: float) -> int:
+    """Give the number of points, a power of two, of each density and half."""
+    at_once = _HALVES * (len(_NARROW) * hills.MOST_MODES + len(_WIDE))
+    afforded = np.clip(_WORK / (n_rows * n_values * at_once), *_POINTS)
+    return int(2 ** int(np.log2(effort * afforded)))
+
+
+class Proposals(NamedTuple):
     """Normal densities of each unit that its points are drawn from, as many of each; C of them."""
 
     center: jax.Array  # (C, U, q)
@@ -93,7 +103,7 @@ class _Proposals(NamedTuple):
         return jax.scipy.special.logsumexp(logs, axis=0)
 
 
-def _proposals(found: hills.Hills, around: hills.Surroundings) -> _Proposals:
+def proposals_of(found: hills.Hills, around: hills.Surroundings) -> Proposals:
     """Put densities around all modes of each unit, and about its local prior."""
     # A mode that is not there leaves its points to the main one.
     there = found.present[:, :, None]
@@ -101,10 +111,43 @@ def _proposals(found: hills.Hills, around: hills.Surroundings) -> _Proposals:
     factor = jnp.where(there[..., None], found.factor, found.factor[0])
     sd = jnp.maximum(around.sd, _LEAST_SD)
     prior = (jnp.eye(sd.shape[-1], dtype=sd.dtype) / sd[:, :, None])[None]
-    return _Proposals(
+    return Proposals(
         jnp.concatenate([modes] * len(_NARROW) + [around.middle[None]] * len(_WIDE)),
         jnp.concatenate([factor / s for s in _NARROW] + [prior / s for s in _WIDE]),
     )
+
+
+def log_averages(
+    values: Callable[[jax.Array], jax.Array], proposals: Proposals, sobol: jax.Array, n_values: int
+) -> jax.Array:
+    """Log averages of densities over those that points are drawn from, ``(2, n_values, U)``.
+
+    Parameters
+    ----------
+    values : callable
+        Log densities ``(n_values, U)`` of effects ``(U, q)``.
+    proposals : Proposals
+    sobol : (n, q) array
+        Points of the unit cube.
+    n_values : int
+    """
+    # Every half, density and unit shifts the points by itself: their errors are independent.
+    shape = (_HALVES, *proposals.center.shape)
+    shift = jax.random.uniform(jax.random.key(1), shape, sobol.dtype)
+
+    def weighted(effects: jax.Array) -> jax.Array:
+        there = values(effects) - proposals.log_density(effects)
+        return jnp.where(jnp.isnan(there), -jnp.inf, there)
+
+    def add(i: jax.Array, total: jax.Array) -> jax.Array:
+        uniform = jnp.clip((sobol[i] + shift) % 1.0, 1e-9, 1 - 1e-9)
+        effects = jax.vmap(proposals.points)(jax.scipy.special.ndtri(uniform))
+        there = jax.vmap(jax.vmap(weighted))(effects)  # (halves, C, n_values, U)
+        return jnp.logaddexp(total, jax.scipy.special.logsumexp(there, axis=1))
+
+    units = proposals.center.shape[1]
+    nowhere = jnp.full((_HALVES, n_values, units), -jnp.inf, sobol.dtype)
+    return lax.fori_loop(0, len(sobol), add, nowhere)
 
 
 def _importance(model: ShardModel) -> Callable[..., jax.Array]:
@@ -122,29 +165,15 @@ def _importance(model: ShardModel) -> Callable[..., jax.Array]:
     ) -> jax.Array:
         mask = data.mask(unit_level(model))
         nothing = nothing_subtracted(data, points[0])
-        proposals = _proposals(found, around)
-        # Every half, density and unit shifts the points by itself: their errors are independent.
-        shape = (_HALVES, *proposals.center.shape)
-        shift = jax.random.uniform(jax.random.key(1), shape, points.dtype)
+        proposals = proposals_of(found, around)
 
         def density(u: jax.Array, effects: jax.Array) -> tuple[jax.Array, Any]:
             return unit_density(model, u, effects, data, nothing)
 
-        def weighted(effects: jax.Array) -> jax.Array:
-            """Log weights of ``(U, q)`` effects at all points of u, ``(G, U)``."""
-            values = jax.vmap(lambda u: density(u, effects)[0])(points)
-            values -= proposals.log_density(effects)
-            return jnp.where(jnp.isnan(values), -jnp.inf, values)
+        def values(effects: jax.Array) -> jax.Array:
+            return jax.vmap(lambda u: density(u, effects)[0])(points)
 
-        def add(i: jax.Array, total: jax.Array) -> jax.Array:
-            uniform = jnp.clip((sobol[i] + shift) % 1.0, 1e-9, 1 - 1e-9)
-            effects = jax.vmap(proposals.points)(jax.scipy.special.ndtri(uniform))
-            values = jax.vmap(jax.vmap(weighted))(effects)  # (halves, C, G, U)
-            return jnp.logaddexp(total, jax.scipy.special.logsumexp(values, axis=1))
-
-        nowhere = jnp.full((_HALVES, len(points), len(mask)), -jnp.inf, points.dtype)
-        total = lax.fori_loop(0, len(sobol), add, nowhere)
-        log_integrals = jnp.where(mask, total, 0.0)
+        log_integrals = jnp.where(mask, log_averages(values, proposals, sobol, len(points)), 0.0)
 
         def rest(u: jax.Array) -> jax.Array:
             return jnp.sum(others(model, density(u, proposals.center[0])[1], nothing))

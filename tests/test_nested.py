@@ -1,0 +1,168 @@
+"""Effects on several levels integrated out, against closed forms and nested quadrature by SciPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+import scipy.special
+import scipy.stats
+
+from dask_consensus.model.model import precision
+from dask_consensus.shard.engine import NestedQuadrature, engine_of
+from dask_consensus.shard.quadrature import Rule
+
+from .test_marginal import data_of, read
+
+
+def two_levels(region, county, x, y=None, *, n_region, n_county):
+    """Intercepts of regions, intercepts and slopes of counties that lie around the former."""
+    mu = numpyro.sample("mu", dist.Normal(0, 5))
+    tau = numpyro.sample("tau", dist.HalfNormal(2).expand([3]).to_event(1))
+    sigma = numpyro.sample("sigma", dist.HalfNormal(2))
+    region_of = jnp.zeros(n_county, region.dtype).at[county].set(region)
+    with numpyro.plate("region", n_region):
+        upper = numpyro.sample("upper", dist.Normal(mu, tau[0]))
+    with numpyro.plate("county", n_county):
+        lower = numpyro.sample("lower", dist.Normal(upper[region_of], tau[1]))
+        slope = numpyro.sample("slope", dist.Normal(0, tau[2]))
+    numpyro.sample("y", dist.Normal(lower[county] + slope[county] * x, sigma), obs=y)
+
+
+def three_levels(region, county, y=None, *, n_region, n_county):
+    """Rows have effects too, which Gaussian rows of one value each cannot be told from noise."""
+    mu = numpyro.sample("mu", dist.Normal(0, 5))
+    tau = numpyro.sample("tau", dist.HalfNormal(2).expand([3]).to_event(1))
+    with numpyro.plate("county", n_county):
+        lower = numpyro.sample("lower", dist.Normal(0, tau[1]))
+    with numpyro.plate("region", n_region):
+        upper = numpyro.sample("upper", dist.Normal(mu, tau[0]))
+    with numpyro.plate("rows", len(region)):
+        own = numpyro.sample("own", dist.Normal(0, tau[2]))
+        numpyro.sample("y", dist.Normal(upper[region] + lower[county] + own, 0.5), obs=y)
+
+
+def nested_codes(rng, counties=(3, 1, 4), rows=4):
+    region_of = np.repeat(np.arange(len(counties)), counties)
+    county = np.repeat(np.arange(len(region_of)), rng.integers(1, rows + 1, len(region_of)))
+    return {"region": region_of[county], "county": county}
+
+
+def covariance_of(model, u, codes, values):
+    same = {name: code[:, None] == code for name, code in codes.items()}
+    if model is two_levels:
+        tau, sigma = np.exp(u[1:4]), np.exp(u[4])
+        x = np.multiply.outer(values["x"], values["x"])
+        inner = (tau[1] ** 2 + tau[2] ** 2 * x) * same["county"]
+        noise = sigma**2
+    else:
+        tau = np.exp(u[1:4])
+        inner, noise = tau[1] ** 2 * same["county"], tau[2] ** 2 + 0.25
+    return tau[0] ** 2 * same["region"] + inner + noise * np.eye(len(same["county"]))
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("model", [two_levels, three_levels])
+def test_linear_mixed_models_have_their_closed_form(model, padding):
+    rng = np.random.default_rng(0)
+    codes = nested_codes(rng)
+    rows = len(codes["county"])
+    values = {"x": rng.normal(size=rows)} if model is two_levels else {}
+    d = 5 if model is two_levels else 4
+    center = np.array([0.1, -0.2, 0.3, -0.5, -0.4])[:d]
+    points = center + 0.3 * rng.normal(size=(6, d))
+    zero = np.zeros(rows)
+    draw = rng.multivariate_normal(zero, covariance_of(model, center, codes, values))
+    values["y"] = 1.0 + draw
+
+    def expected(u):
+        cov = covariance_of(model, u, codes, values)
+        return scipy.stats.multivariate_normal.logpdf(values["y"], np.full(rows, u[0]), cov)
+
+    with precision(True):
+        read_model = read(model, values, groups=["region", "county"])
+        engine, data = engine_of(read_model), data_of(values, codes, padding)
+        assert isinstance(engine, NestedQuadrature)
+        assert not engine.obstacle
+        there = {n: engine.values(data, points, center, Rule(n)) for n in engine.value_nodes[:2]}
+        scores = engine.gradient(data, points, 0.0, Rule(engine.gradient_nodes[0]))
+        heights = engine.heights(data, points, 0.0, Rule(1))
+        units = [part.units for part in engine.unit_values(data, points, center, Rule(1))]
+    truth = np.array([expected(u) for u in points])
+    for found in there.values():
+        # Exact for one node already.
+        np.testing.assert_allclose(found.log_likelihood, truth - expected(center), atol=1e-7)
+        np.testing.assert_allclose(found.at_center, expected(center), atol=1e-7)
+        assert found.units == 3
+        assert not found.modes_not_found.any()
+        assert found.coupling < 1e-6
+    np.testing.assert_allclose(scores.value, truth, atol=1e-6)
+    np.testing.assert_allclose(heights, truth, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(units)[:, :3].sum(axis=1), truth, atol=1e-6)
+    step = 1e-4
+    for axis in range(d):
+        ahead = np.array([expected(u + step * np.eye(d)[axis]) for u in points])
+        behind = np.array([expected(u - step * np.eye(d)[axis]) for u in points])
+        slope = (ahead - behind) / (2 * step)
+        np.testing.assert_allclose(scores.gradient[:, axis], slope, atol=1e-5)
+
+
+def binary(region, county, y=None, *, n_region, n_county):
+    mu = numpyro.sample("mu", dist.Normal(0, 5))
+    tau = numpyro.sample("tau", dist.HalfNormal(2).expand([2]).to_event(1))
+    with numpyro.plate("region", n_region):
+        upper = numpyro.sample("upper", dist.Normal(0, 1))
+    with numpyro.plate("county", n_county):
+        lower = numpyro.sample("lower", dist.Normal(0, 1))
+    logits = mu + tau[0] * upper[region] + tau[1] * lower[county]
+    numpyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
+
+
+def binary_log_likelihood(u, codes, y):
+    """Nested Gauss-Hermite rules of 61 nodes about the priors."""
+    x, w = scipy.special.roots_hermitenorm(61)
+    w = w / w.sum()
+    tau = np.exp(u[1:])
+    total = 0.0
+    for region in np.unique(codes["region"]):
+        inside = np.ones(len(x))
+        for county in np.unique(codes["county"][codes["region"] == region]):
+            mine = codes["county"] == county
+            logits = u[0] + tau[0] * x[:, None] + tau[1] * x
+            ones, zeros = y[mine].sum(), (1 - y[mine]).sum()
+            rows = scipy.special.expit(logits) ** ones * scipy.special.expit(-logits) ** zeros
+            inside *= rows @ w
+        total += np.log(inside @ w)
+    return total
+
+
+@pytest.mark.parametrize("counties", [(3, 1, 4), (60,)])
+def test_binary_rows_against_nested_quadrature(counties):
+    """Many skewed counties in one region: the mode of all effects together is far from its own."""
+    rng = np.random.default_rng(1)
+    codes = nested_codes(rng, counties)
+    y = (rng.random(len(codes["county"])) < 0.15).astype(float)
+    center = np.array([-1.5, -0.5, 0.2])
+    points = center + 0.4 * rng.normal(size=(5, 3))
+    truth = np.array([binary_log_likelihood(u, codes, y) for u in points])
+    with precision(True):
+        engine = engine_of(read(binary, {"y": y}, groups=["region", "county"]))
+        data = data_of({"y": y}, codes)
+        by_rule = [engine.values(data, points, center, Rule(n)) for n in engine.value_nodes]
+        scores = [engine.gradient(data, points, 0.0, Rule(n)) for n in engine.gradient_nodes]
+    expected = truth - binary_log_likelihood(center, codes, y)
+    errors = [np.abs(v.log_likelihood - expected).max() for v in by_rule]
+    print(errors, [np.abs(s.value - truth).max() for s in scores])
+    print(errors[0], [v.modes_not_found for v in by_rule])
+    assert not by_rule[0].modes_not_found.any()
+    assert (np.diff(np.log(errors[:4])) < 0).all()
+    assert errors[-1] < 1e-7
+    slope = np.array(
+        [
+            (binary_log_likelihood(u + e, codes, y) - binary_log_likelihood(u - e, codes, y)) / 2e-4
+            for u in points
+            for e in 1e-4 * np.eye(3)
+        ]
+    ).reshape(-1, 3)
+    print([np.abs(s.gradient - slope).max() for s in scores])
+    np.testing.assert_allclose(scores[-1].gradient, slope, atol=1e-4)
