@@ -18,7 +18,7 @@ its sds away. Inner rules are placed anew where the outer ones went, until these
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -30,15 +30,14 @@ from jax import lax
 from ..model.model import ShardModel, precision
 from ..shard_data import ROWS, ShardData
 from . import hills, newton
-from . import tiers as nesting
 from .compiling import compiled, on_device
 from .descent import Descents, descents
 from .effects import Reference, nothing_subtracted
 from .marginal import ALMOST_ZERO, Modes, UnitValues, Values, chunks, each, in_blocks
-from .quadrature import Nodes, gradient_ladder, ladder, padded_rule, rule
+from .quadrature import GRID_UP_TO, Nodes, gradient_ladder, ladder, padded_rule, rule
 from .score import PointFunction, Score, at_points
 from .target import terms_of
-from .tiers import tiers, unpack
+from .tiers import Tier, parents, tiers, unpack
 
 _LOOKS = 8  # of one climb near the modes
 _ROUNDS = 6  # placings at a point, from modes moved along with it
@@ -101,6 +100,7 @@ class Nest:
     data: ShardData
     u: jax.Array
     reference: Reference
+    within: Mapping[tuple[int, int], jax.Array]  # two levels -> of the inner's entries, the outer
     frugal: bool = False  # of memory, where derivatives are taken through many nodes
 
     def density(
@@ -206,10 +206,10 @@ class Nest:
         total = groups[level]
         for inner in range(level + 1, len(groups) if deeper == ROWS else deeper):
             if inner in codes:
-                into = nesting.parents(self.model, self.data, inner, level)
+                into = self.within[inner, level]
                 total += jax.ops.segment_sum(groups[inner], into, len(total))
         if rows is not None:
-            into = nesting.parents(self.model, self.data, ROWS, level)
+            into = self.within[ROWS, level]
             total += jax.ops.segment_sum(rows, into, len(total), indices_are_sorted=level == 0)
         return total
 
@@ -221,7 +221,22 @@ class Nest:
     def parents(self, inner: int, outer: int) -> jax.Array:
         """Give the unit of an outer tier that each unit of an inner one lies in."""
         levels = [tier.level for tier in tiers(self.model)]
-        return nesting.parents(self.model, self.data, levels[inner], levels[outer])
+        return self.within[levels[inner], levels[outer]]
+
+
+def nest_of(
+    model: ShardModel, data: ShardData, u: jax.Array, reference: Reference | None = None
+) -> Nest:
+    """Make the density of a shard at `u`, outside of loops: which group lies in which is found."""
+    codes = set(model.codes.values())
+    outer = [tier.level for tier in tiers(model) if tier.level != ROWS]
+    within = {
+        (inner, level): parents(model, data, inner, level)
+        for level in outer
+        for inner in (ROWS, *codes)
+        if inner == ROWS or inner > level
+    }
+    return Nest(model, data, u, reference or nothing_subtracted(data, u), within)
 
 
 # Where rules are placed
@@ -229,23 +244,41 @@ class Nest:
 
 def coarse(model: ShardModel) -> tuple[Weighted, ...]:
     """Rules of few nodes, exact for Gaussian effects, by which modes of outer tiers are found."""
-    return _at_place(model, gradient_ladder, 0)
+    return gradient_rules(model, 0)
+
+
+def gradient_rules(model: ShardModel, position: int) -> tuple[Weighted, ...]:
+    """Rules of each tier at a place of the ladders of gradients, or their last."""
+    found = []
+    for tier in tiers(model):
+        numbers = gradient_ladder(tier.q)
+        nodes = rule(tier.q, numbers[min(position, len(numbers) - 1)])
+        found.append(Weighted(nodes, len(nodes.log_weights)))
+    return tuple(found)
 
 
 def value_rules(model: ShardModel, position: int) -> tuple[Weighted, ...]:
     """Rules of each tier at a place of the ladders of values, of lengths known when compiled."""
-    return _at_place(model, ladder, position)
+    return tuple(
+        Weighted(nodes, len(nodes.log_weights))
+        for nodes in (rule(tier.q, n) for tier, n in _numbers(model, position))
+    )
 
 
-def _at_place(
-    model: ShardModel, ladder_of: Callable[[int], tuple[int, ...]], position: int
-) -> tuple[Weighted, ...]:
-    found = []
-    for tier in tiers(model):
-        numbers = ladder_of(tier.q)
-        nodes = rule(tier.q, numbers[min(position, len(numbers) - 1)])
-        found.append(Weighted(nodes, len(nodes.log_weights)))
-    return tuple(found)
+def _numbers(model: ShardModel, position: int) -> Iterator[tuple[Tier, int]]:
+    """Give the number of nodes of each tier at a place of the ladders, or their last."""
+    for t, tier in enumerate(tiers(model)):
+        numbers = ladder(tier.q) if t == len(tiers(model)) - 1 else outer_ladder(tier.q)
+        yield tier, numbers[min(position, len(numbers) - 1)]
+
+
+def outer_ladder(q: int) -> tuple[int, ...]:
+    """Numbers of nodes for tiers that others lie within, place by place of the :func:`.ladder`.
+
+    What many inner groups say of an outer one is nearer normal than what rows say of a group.
+    """
+    numbers = ladder(q)
+    return (1, 3, *numbers[1:-1]) if numbers[1] > 3 and q <= GRID_UP_TO else numbers
 
 
 def near_zero(model: ShardModel, data: ShardData, dtype: Any) -> Effects:
@@ -359,7 +392,7 @@ def center_at(model: ShardModel, arrays: ShardData, point: jax.Array) -> Center:
 
 def _find_center(model: ShardModel) -> Callable[[ShardData, jax.Array], Center]:
     def find_center(data: ShardData, u: jax.Array) -> Center:
-        nest = Nest(model, data, u, nothing_subtracted(data, u))
+        nest = nest_of(model, data, u)
         begin = near_zero(model, data, u.dtype)
         settled = settle(nest, begin, newton.MOST_LOOKS, _ROUNDS_AFAR, _AT_CENTER)
         placed, rules = settled.placed, coarse(model)
@@ -446,9 +479,10 @@ def evaluate(model: ShardModel, what: Literal["values", "units"]) -> Callable[..
         n: jax.Array,
     ) -> tuple[jax.Array, ...]:
         rules = tuple(map(Weighted, nodes, counts))
+        at_center = nest_of(model, data, center.u, center.reference)
 
         def units_at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
-            nest = Nest(model, data, u, center.reference)
+            nest = replace(at_center, u=u)
             pairs = zip(center.effects, center.slope, strict=True)
             moved = tuple(then + slope @ (u - center.u) for then, slope in pairs)
             begin = better(nest, center.effects, moved)
@@ -472,7 +506,7 @@ def score_at(model: ShardModel, position: int) -> PointFunction:
     Nodes stay where they are while the gradient is taken: each then counts by its share of the
     integral, which is Fisher's identity (Louis 1982, eq. 3.1) on every tier.
     """
-    rules = _at_place(model, gradient_ladder, position)
+    rules = gradient_rules(model, position)
 
     def at_point(
         data: ShardData, weight: jax.Array, _: Any, __: Any, begin: Effects, u: jax.Array
@@ -505,7 +539,7 @@ def _log_density(
     u: jax.Array,
 ) -> tuple[Callable[[jax.Array], jax.Array], Effects]:
     """Log density of a shard near `u`, as a function with derivatives; and the modes at `u`."""
-    nest = Nest(model, data, u, nothing_subtracted(data, u))
+    nest = nest_of(model, data, u)
     placed = settle(nest, begin, newton.MOST_LOOKS, _ROUNDS_AFAR, _CLOSE).placed
     modes = tuple(jnp.where(jnp.isfinite(its), its, ALMOST_ZERO) for its in nest.places(placed))
 
@@ -603,10 +637,7 @@ def _begun(
     model: ShardModel, data: ShardData, center: np.ndarray, position: int
 ) -> tuple[Any, ...]:
     """Bring a shard and nodes of all tiers to the device, and find the modes at the center."""
-    padded = []
-    for tier in tiers(model):
-        numbers = ladder(tier.q)
-        padded.append(padded_rule(tier.q, numbers[min(position, len(numbers) - 1)]))
+    padded = [padded_rule(tier.q, n) for tier, n in _numbers(model, position)]
     nodes, counts = zip(*padded, strict=True)
     with precision(model.double):
         arrays, start = on_device((data, center))

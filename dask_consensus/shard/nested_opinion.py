@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,8 +24,16 @@ from ..model.model import ShardModel, precision
 from ..shard_data import ShardData, Size
 from . import hills, newton
 from .compiling import compiled, on_device
-from .effects import nothing_subtracted
-from .nested import Effects, Nest, Placed, coarse, log_likelihoods, near_zero, settle, value_rules
+from .nested import (
+    Effects,
+    Placed,
+    coarse,
+    log_likelihoods,
+    near_zero,
+    nest_of,
+    settle,
+    value_rules,
+)
 from .second_opinion import Opinions, log_averages, n_points, proposals_of, weighed
 from .subsets import in_shape
 from .tiers import pack, tiers
@@ -84,7 +93,7 @@ def _scout(
     last, rules = len(tiers(model)) - 1, coarse(model)
 
     def scout(data: ShardData, u: jax.Array) -> list[tuple[hills.Hills, hills.Surroundings]]:
-        nest = Nest(model, data, u, nothing_subtracted(data, u))
+        nest = nest_of(model, data, u)
         sites = hills.site_draws(model, data, u, jax.random.key(0), hills.N_STARTS)
         drawn = [
             hills.stretched(
@@ -142,12 +151,12 @@ def _importance(model: ShardModel, t: int, position: int) -> Callable[..., jax.A
         found: hills.Hills,
         around: hills.Surroundings,
     ) -> jax.Array:
-        nothing = nothing_subtracted(data, points[0])
+        first = nest_of(model, data, points[0])
         mask = data.mask(tiers(model)[t].level)
         begin = near_zero(model, data, points.dtype)
 
         def placed_at(u: jax.Array) -> tuple[tuple[Placed, ...], list[Effects]]:
-            nest = Nest(model, data, u, nothing)
+            nest = replace(first, u=u)
             placed = settle(nest, begin, newton.MOST_LOOKS, _ROUNDS, _NEAR).placed
             outer = []
             for offsets in away:
@@ -162,12 +171,12 @@ def _importance(model: ShardModel, t: int, position: int) -> Callable[..., jax.A
         placed, outer = lax.map(placed_at, points)
 
         def by_rules(u: jax.Array, placed: tuple[Placed, ...], outer: list[Effects]) -> jax.Array:
-            nest = Nest(model, data, u, nothing)
+            nest = replace(first, u=u)
             return jnp.stack([nest.integral(its, placed[t:], rules[t:])[0] for its in outer])
 
         def densities(own: jax.Array) -> jax.Array:
             def at(u: jax.Array, placed: tuple[Placed, ...], outer: list[Effects]) -> jax.Array:
-                nest = Nest(model, data, u, nothing)
+                nest = replace(first, u=u)
                 values = [
                     nest.density((*its, own), placed[t + 1 :], rules[t + 1 :])[0] for its in outer
                 ]
