@@ -111,17 +111,13 @@ class NestedQuadrature:
 
     @property
     def value_nodes(self) -> tuple[int, ...]:
-        """Numbers of nodes to try for values, of the level with most effects, in rising order."""
-        return ladder(self._most)
+        """Numbers of nodes to try for values, of all levels together, in rising order."""
+        return nested.value_nodes(self.model)
 
     @property
     def gradient_nodes(self) -> tuple[int, ...]:
         """Numbers of nodes to try for gradients."""
-        return gradient_ladder(self._most)
-
-    @property
-    def _most(self) -> int:
-        return max(tier.q for tier in tiers(self.model))
+        return nested.gradient_nodes(self.model)
 
     def values(self, data: ShardData, points: np.ndarray, center: np.ndarray, rule: Rule) -> Values:
         """Log likelihood at points ``(G, d)``, less that at the center."""

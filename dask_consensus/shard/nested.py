@@ -18,7 +18,8 @@ its sds away. Inner rules are placed anew where the outer ones went, until these
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -37,7 +38,7 @@ from .marginal import ALMOST_ZERO, Modes, UnitValues, Values, chunks, each, in_b
 from .quadrature import GRID_UP_TO, Nodes, gradient_ladder, ladder, padded_rule, rule
 from .score import PointFunction, Score, at_points
 from .target import terms_of
-from .tiers import Tier, parents, tiers, unpack
+from .tiers import parents, tiers, unpack
 
 _LOOKS = 8  # of one climb near the modes
 _ROUNDS = 6  # placings at a point, from modes moved along with it
@@ -242,43 +243,75 @@ def nest_of(
 # Where rules are placed
 
 
+# Nodes an axis of tiers that others lie within, and of the innermost, place by place. What many
+# inner groups say of an outer one is nearer normal than what rows say of a group; and two nodes of
+# the innermost would leave gradients off by sds where rows are binary.
+_OUTER = {1: (1, 3, 5, 11, 21), 2: (1, 3, 5, 9), 3: (1, 3, 5)}
+_OUTER_GRADIENT = {1: (2, 3, 7, 15), 2: (2, 3, 5, 9), 3: (2, 3, 5)}
+_INNER_GRADIENT = {1: (5, 9, 15, 41), 2: (3, 5, 9, 15), 3: (3, 5, 9)}
+
+
 def coarse(model: ShardModel) -> tuple[Weighted, ...]:
     """Rules of few nodes, exact for Gaussian effects, by which modes of outer tiers are found."""
-    return gradient_rules(model, 0)
-
-
-def gradient_rules(model: ShardModel, position: int) -> tuple[Weighted, ...]:
-    """Rules of each tier at a place of the ladders of gradients, or their last."""
-    found = []
-    for tier in tiers(model):
-        numbers = gradient_ladder(tier.q)
-        nodes = rule(tier.q, numbers[min(position, len(numbers) - 1)])
-        found.append(Weighted(nodes, len(nodes.log_weights)))
-    return tuple(found)
+    return _rules((tier.q, gradient_ladder(tier.q)[0]) for tier in tiers(model))
 
 
 def value_rules(model: ShardModel, position: int) -> tuple[Weighted, ...]:
     """Rules of each tier at a place of the ladders of values, of lengths known when compiled."""
-    return tuple(
-        Weighted(nodes, len(nodes.log_weights))
-        for nodes in (rule(tier.q, n) for tier, n in _numbers(model, position))
+    return _rules(_value_numbers(model)[position])
+
+
+def gradient_rules(model: ShardModel, position: int) -> tuple[Weighted, ...]:
+    """Rules of each tier at a place of the ladders of gradients."""
+    return _rules(_gradient_numbers(model)[position])
+
+
+def value_nodes(model: ShardModel) -> tuple[int, ...]:
+    """Give the number of nodes of all tiers together, at each place of the ladders of values."""
+    return tuple(_together(place) for place in _value_numbers(model))
+
+
+def gradient_nodes(model: ShardModel) -> tuple[int, ...]:
+    """Give the number of nodes of all tiers together, at each place of those of gradients."""
+    return tuple(_together(place) for place in _gradient_numbers(model))
+
+
+def _value_numbers(model: ShardModel) -> list[tuple[tuple[int, int], ...]]:
+    return _places(model, lambda q: _OUTER.get(q, ladder(q)), ladder)
+
+
+def _gradient_numbers(model: ShardModel) -> list[tuple[tuple[int, int], ...]]:
+    return _places(
+        model,
+        lambda q: _OUTER_GRADIENT.get(q, gradient_ladder(q)),
+        lambda q: _INNER_GRADIENT.get(q, gradient_ladder(q)),
     )
 
 
-def _numbers(model: ShardModel, position: int) -> Iterator[tuple[Tier, int]]:
-    """Give the number of nodes of each tier at a place of the ladders, or their last."""
-    for t, tier in enumerate(tiers(model)):
-        numbers = ladder(tier.q) if t == len(tiers(model)) - 1 else outer_ladder(tier.q)
-        yield tier, numbers[min(position, len(numbers) - 1)]
+def _places(
+    model: ShardModel,
+    outer: Callable[[int], tuple[int, ...]],
+    innermost: Callable[[int], tuple[int, ...]],
+) -> list[tuple[tuple[int, int], ...]]:
+    """Effects and nodes of each tier, place by place; a ladder that ends stays at its last."""
+    all_tiers = tiers(model)
+    ladders = [outer(tier.q) for tier in all_tiers[:-1]] + [innermost(all_tiers[-1].q)]
+    return [
+        tuple(
+            (tier.q, numbers[min(position, len(numbers) - 1)])
+            for tier, numbers in zip(all_tiers, ladders, strict=True)
+        )
+        for position in range(max(map(len, ladders)))
+    ]
 
 
-def outer_ladder(q: int) -> tuple[int, ...]:
-    """Numbers of nodes for tiers that others lie within, place by place of the :func:`.ladder`.
+def _rules(numbers: Iterable[tuple[int, int]]) -> tuple[Weighted, ...]:
+    made = [rule(q, n) for q, n in numbers]
+    return tuple(Weighted(nodes, len(nodes.log_weights)) for nodes in made)
 
-    What many inner groups say of an outer one is nearer normal than what rows say of a group.
-    """
-    numbers = ladder(q)
-    return (1, 3, *numbers[1:-1]) if numbers[1] > 3 and q <= GRID_UP_TO else numbers
+
+def _together(place: Iterable[tuple[int, int]]) -> int:
+    return math.prod(n**q if q <= GRID_UP_TO else n for q, n in place)
 
 
 def near_zero(model: ShardModel, data: ShardData, dtype: Any) -> Effects:
@@ -637,7 +670,7 @@ def _begun(
     model: ShardModel, data: ShardData, center: np.ndarray, position: int
 ) -> tuple[Any, ...]:
     """Bring a shard and nodes of all tiers to the device, and find the modes at the center."""
-    padded = [padded_rule(tier.q, n) for tier, n in _numbers(model, position)]
+    padded = [padded_rule(q, n) for q, n in _value_numbers(model)[position]]
     nodes, counts = zip(*padded, strict=True)
     with precision(model.double):
         arrays, start = on_device((data, center))
