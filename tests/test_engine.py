@@ -20,7 +20,7 @@ from dask_consensus.local import groups_left_out
 from dask_consensus.plan import plan as plan_module
 from dask_consensus.shard import engine as engine_module
 from dask_consensus.shard.descent import Descents
-from dask_consensus.shard.engine import AdaptiveQuadrature, engine_of
+from dask_consensus.shard.engine import AdaptiveQuadrature, NestedQuadrature, engine_of
 from dask_consensus.shard.marginal import Modes, Values
 from dask_consensus.shard.score import Expansion, Score
 from dask_consensus.shard.second_opinion import Opinions
@@ -200,12 +200,12 @@ def test_an_obstacle_of_the_engine_is_why_nothing_is_corrected(stub, sharded):
         ("positive", "", (0,), (1,)),
         ("intercepts", "", (1, 5, 11, 21, 41), (2, 7, 15, 41)),
         ("correlated_effects", "", (1, 5, 9, 15), (2, 5, 9, 15)),
-        ("nested", "several levels", None, None),
+        ("nested", "", (1, 15, 28, 45, 105, 231, 861), (10, 27, 105, 615)),
     ],
 )
 def test_quadrature_says_what_it_can(name, obstacle, value_nodes, gradient_nodes):
     engine = engine_of(planned(name).model)
-    assert isinstance(engine, AdaptiveQuadrature)
+    assert isinstance(engine, NestedQuadrature if name == "nested" else AdaptiveQuadrature)
     assert obstacle in engine.obstacle
     assert bool(obstacle) is bool(engine.obstacle)
     if not obstacle:

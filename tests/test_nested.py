@@ -156,11 +156,11 @@ def test_binary_rows_against_nested_quadrature(counties):
     expected = truth - binary_log_likelihood(center, codes, y)
     errors = [np.abs(values.log_likelihood - expected).max() for values in by_rule]
     assert not by_rule[0].modes_not_found.any()
-    # Laplace's method misses what a few nodes see, and finer rules converge.
+    # Laplace's method misses what nodes see, and finer rules converge.
     assert errors[0] > 0.02
-    assert errors[1] < errors[0] / 2
-    assert errors[3] < 1e-3
-    assert errors[4] < 1e-5
+    assert errors[3] < errors[0] / 5
+    assert errors[-2] < 1e-3
+    assert errors[-1] < 1e-5
     slopes = np.reshape(slopes, (-1, 3)) / 2e-4
     np.testing.assert_allclose(scores[0].gradient, slopes, atol=0.2)
     np.testing.assert_allclose(scores[1].gradient, slopes, atol=1e-4)

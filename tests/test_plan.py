@@ -67,9 +67,6 @@ shards
   padding rows              4 (13.3%)
   shapes to compile                 1
 
-note: correct has no effect: there is no correction in any case, because local sites on several
-  levels (upper, lower, noise) would need nested integrals
-
 note: all 30 rows fit in one shard (rows_per_shard is 50,000): with n_shards=1 they are sampled
   whole by plain NUTS, with nothing to combine or correct, often as soon or sooner
 """

@@ -7,6 +7,8 @@ import warnings
 
 import dask
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
 from dask_consensus.combination import subposterior
@@ -169,13 +171,19 @@ def test_a_method_is_noted_where_one_shard_needs_none(rows, method):
     assert not any("method" in note for note in planned(rows, method=method).notes())
 
 
+def many_effects(county, y, n_county):
+    with numpyro.plate("county", n_county):
+        effects = numpyro.sample("effects", dist.Normal(0, 1).expand([17]).to_event(1))
+    numpyro.sample("obs", dist.Normal(effects[county].sum(axis=1), 1.0), obs=y)
+
+
 def test_a_model_that_cannot_be_corrected_is_sampled_alike_either_way():
     """`correct=False` asks for what happens anyway."""
     table = from_pandas(frame(((5, 4, 6), (5, 7), (3, 4))))
-    case = ZOO["nested"]
-    made = table.consensus.plan(case.model, by=list(case.by), n_shards=2, correct=False)
+    made = table.consensus.plan(many_effects, by="county", n_shards=2, correct=False)
     assert made.uncorrected_because == "correct=False"
-    auto = table.consensus.plan(case.model, by=list(case.by), n_shards=2)
+    auto = table.consensus.plan(many_effects, by="county", n_shards=2)
+    assert auto.uncorrected_because == "17 local effects a group are more than 16"
     assert (auto.method, auto.one_shot_nuts) == (made.method, made.one_shot_nuts)
     assert auto.round_nuts(short=not auto.uncorrected_because) == made.round_nuts(
         short=not made.uncorrected_because

@@ -23,6 +23,7 @@ from ..model.roles import ModelInputs, read_model
 from ..shard.effects import unit_level
 from ..shard.engine import engine_of
 from ..shard.nuts import NutsSettings
+from ..shard.tiers import tiers
 from ..shard_data import ROWS, ShardData
 from .bindings import Bindings, bind
 from .show import notes_of, tables_of
@@ -96,6 +97,9 @@ class Plan:
             return "the model has no local sites"
         if self.obstacle:
             return self.obstacle
+        if len(tiers(model)) > 1:
+            names = ", ".join(site.name for site in model.local)
+            return f"they are on several levels ({names}), of which none are returned yet"
         if unit_level(model) == ROWS:
             return "they are effects of rows, which have no labels"
         most = options.local_limits.groups

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..shard.effects import effects_per_unit
+from ..shard.tiers import tiers
 from ..shard_data import ROWS, Size, padded_sizes
 from .tables import Table
 
@@ -168,9 +168,22 @@ def _correction(plan: Plan) -> str:
     because = plan.uncorrected_because
     if because:
         return f"none, because {because}" if plan.n_shards > 1 else "none needed"
-    q = effects_per_unit(plan.model)
-    effects = f", {_count(q, 'effect')} a group integrated out" if q else ""
-    return f"points weighted by the full posterior{effects}"
+    return f"points weighted by the full posterior{_integrated(plan)}"
+
+
+def _integrated(plan: Plan) -> str:
+    """Say which effects are integrated out, the outermost first."""
+    all_tiers = tiers(plan.model)
+    if not all_tiers:
+        return ""
+    if len(all_tiers) == 1:
+        return f", {_count(all_tiers[0].q, 'effect')} a group integrated out"
+    levels = plan.model.levels
+    told = [
+        f"{_count(tier.q, 'effect')} a {'row' if tier.level == ROWS else levels[tier.level]}"
+        for tier in all_tiers
+    ]
+    return f", {' around '.join(told)} integrated out, the inner ones first"
 
 
 def _local(plan: Plan) -> str:

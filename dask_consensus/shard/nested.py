@@ -246,7 +246,8 @@ def nest_of(
 # Nodes an axis of tiers that others lie within, and of the innermost, place by place. What many
 # inner groups say of an outer one is nearer normal than what rows say of a group; and two nodes of
 # the innermost would leave gradients off by sds where rows are binary.
-_OUTER = {1: (1, 3, 5, 11, 21), 2: (1, 3, 5, 9), 3: (1, 3, 5)}
+_OUTER = {1: (1, 3, 4, 5, 7, 11, 21), 2: (1, 3, 4, 5, 9), 3: (1, 2, 3, 5)}
+_INNER = {1: (1, 5, 7, 9, 15, 21, 41), 2: (1, 5, 7, 9, 15), 3: (1, 3, 5, 9)}
 _OUTER_GRADIENT = {1: (2, 3, 7, 15), 2: (2, 3, 5, 9), 3: (2, 3, 5)}
 _INNER_GRADIENT = {1: (5, 9, 15, 41), 2: (3, 5, 9, 15), 3: (3, 5, 9)}
 
@@ -277,7 +278,7 @@ def gradient_nodes(model: ShardModel) -> tuple[int, ...]:
 
 
 def _value_numbers(model: ShardModel) -> list[tuple[tuple[int, int], ...]]:
-    return _places(model, lambda q: _OUTER.get(q, ladder(q)), ladder)
+    return _places(model, lambda q: _OUTER.get(q, ladder(q)), lambda q: _INNER.get(q, ladder(q)))
 
 
 def _gradient_numbers(model: ShardModel) -> list[tuple[tuple[int, int], ...]]:
