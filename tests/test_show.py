@@ -15,7 +15,7 @@ from dask_consensus.combination import subposterior
 from dask_consensus.shard.nuts import sample_shards
 
 from . import from_pandas
-from .models import ZOO, frame
+from .models import frame
 from .test_fit import means
 
 PATHS = {
