@@ -9,9 +9,11 @@ from typing import Any
 import hypothesis
 import pytest
 
-# Processes of a session share what they compile, and leave nothing behind on the machine.
-_CACHE = tempfile.TemporaryDirectory(prefix="dask-consensus-tests-")
-os.environ["DASK_CONSENSUS__CACHE"] = _CACHE.name
+# Processes of a session share what they compile, and leave nothing behind on the machine. Those
+# that run tests side by side are started by one that has made the folder.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="dask-consensus-tests-")
+    os.environ["DASK_CONSENSUS__CACHE"] = _CACHE.name
 
 # Examples are few and the same in every run; how long they take depends on the machine.
 hypothesis.settings.register_profile(

@@ -36,7 +36,7 @@ class Case:
     frame: Callable[[], pd.DataFrame]  # raises DataAbsent
     shards: tuple[int, ...] = (8,)
     start: Mapping[str, Any] = field(default_factory=dict)  # of a full fit, shared site -> value
-    by: str | None = None
+    by: str | list[str] | None = None  # a list: nested, outermost first
     columns: Mapping[str, str] = field(default_factory=dict)  # argument -> column, if not the same
     fails: str = ""  # why shards cannot be trusted here; empty for a case that must succeed
     # Local site -> how centred the full fit takes it, 0 to 1; 1, as written, if absent.
@@ -54,11 +54,14 @@ class Case:
     def arguments(self, frame: pd.DataFrame) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         """Everything the model takes for the full data: arrays, and numbers of groups."""
         arrays, counts = {}, {}
+        by = self.by if isinstance(self.by, list) else [self.by]
         for name in inspect.signature(self.model).parameters:
             column = self.columns.get(name, name)
-            if column == self.by:
-                codes, groups = pd.factorize(frame[column], sort=True)
-                arrays[name], counts[f"n_{name}"] = codes.astype(np.int32), len(groups)
+            if column in by:
+                # A group of an inner level is known by its keys of all levels outside.
+                keys = frame[by[: by.index(column) + 1]]
+                codes = keys.groupby(list(keys), sort=True).ngroup().to_numpy()
+                arrays[name], counts[f"n_{name}"] = codes.astype(np.int32), int(codes.max()) + 1
             elif column in frame:
                 arrays[name] = frame[column].to_numpy()
         return arrays, counts

@@ -240,3 +240,72 @@ for _tau in (0.5, 2.0):
         variance=1.0,
         toy=lambda tau=_tau: variances(tau, groups=60),
     )(variances_model)
+
+
+def nested(regions: int = 60) -> pd.DataFrame:
+    rng = np.random.default_rng(41)
+    counties = 8
+    region = np.repeat(np.arange(regions), counties * 10)
+    county = np.tile(np.repeat(np.arange(counties), 10), regions)
+    x = rng.normal(size=len(region))
+    a = rng.normal(0.0, 0.7, regions)[region]
+    b = rng.normal(0.0, 0.9, (regions, counties))[region, county]
+    y = rng.random(len(region)) < expit(-1.0 + a + b + 0.5 * x)
+    return pd.DataFrame({"region": region, "county": county, "x": x, "y": y.astype(float)})
+
+
+@case(
+    "nested-2",
+    frame=nested,
+    by=["region", "county"],
+    shards=(4,),
+    start={"mu": -1.0, "beta": 0.5, "tau": 0.7, "spread": 0.9},
+    centred={"a": 0.0, "b": 0.0},
+    toy=lambda: nested(8),
+)
+def binary_in_counties(region, county, x, y=None, *, n_region, n_county):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
+    beta = numpyro.sample("beta", dist.Normal(0.0, 2.0))
+    tau = numpyro.sample("tau", dist.HalfNormal(2.0))
+    spread = numpyro.sample("spread", dist.HalfNormal(2.0))
+    with numpyro.plate("regions", n_region):
+        a = numpyro.sample("a", dist.Normal(0.0, tau))
+    with numpyro.plate("counties", n_county):
+        b = numpyro.sample("b", dist.Normal(0.0, spread))
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("obs", dist.Bernoulli(logits=mu + a[region] + b[county] + beta * x), obs=y)
+
+
+def three_levels(regions: int = 50) -> pd.DataFrame:
+    rng = np.random.default_rng(42)
+    shape = (regions, 4, 4)
+    region, county, school, _ = np.indices((*shape, 5)).reshape(4, -1)
+    x = rng.normal(size=len(region))
+    log_mean = 0.3 + rng.normal(0.0, 0.4, regions)[region] + 0.3 * x
+    log_mean += rng.normal(0.0, 0.3, shape[:2])[region, county]
+    log_mean += rng.normal(0.0, 0.5, shape)[region, county, school]
+    y = rng.poisson(np.exp(log_mean)).astype(float)
+    return pd.DataFrame({"region": region, "county": county, "school": school, "x": x, "y": y})
+
+
+@case(
+    "nested-3",
+    frame=three_levels,
+    by=["region", "county", "school"],
+    shards=(4,),
+    start={"mu": 0.3, "beta": 0.3, "sds": np.array([0.4, 0.3, 0.5])},
+    centred={"a": 0.0, "b": 0.0, "c": 0.0},
+)
+def counts_in_schools(region, county, school, x, y=None, *, n_region, n_county, n_school):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
+    beta = numpyro.sample("beta", dist.Normal(0.0, 2.0))
+    sds = numpyro.sample("sds", dist.HalfNormal(1.0).expand([3]).to_event(1))
+    with numpyro.plate("regions", n_region):
+        a = numpyro.sample("a", dist.Normal(0.0, sds[0]))
+    with numpyro.plate("counties", n_county):
+        b = numpyro.sample("b", dist.Normal(0.0, sds[1]))
+    with numpyro.plate("schools", n_school):
+        c = numpyro.sample("c", dist.Normal(0.0, sds[2]))
+    log_mean = mu + a[region] + b[county] + c[school] + beta * x
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("obs", dist.Poisson(jnp.exp(log_mean)), obs=y)
