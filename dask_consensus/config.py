@@ -186,6 +186,7 @@ class Options:
     local_draws: int | None
     store: str | None
     retries: int
+    worker_timeout: float
     freed_memory: int
     cache: str
     laplace: LaplaceOptions
@@ -212,6 +213,7 @@ class Options:
         return cls(
             given=given,
             retries=dask.config.get("consensus.retries"),
+            worker_timeout=dask.config.get("consensus.worker-timeout"),
             freed_memory=dask.config.get("consensus.freed-memory"),
             cache=dask.config.get("consensus.cache") or "",
             laplace=LaplaceOptions.configured("laplace"),
@@ -254,6 +256,7 @@ class Options:
         _check_number(name, self.target_accept_prob)
         if not 0 < self.target_accept_prob < 1:
             raise ValueError(f"{name} must lie between 0 and 1, got {self.target_accept_prob}")
+        _check_number(self._called("worker_timeout"), self.worker_timeout)
         if not isinstance(self.cache, str):
             raise TypeError(f"consensus.cache must be a folder's path, got {self.cache!r}")
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dask.dataframe as dd
 import xarray as xr
 
+from .cluster.client import working
 from .cluster.freed import freed_memory_kept
 from .cluster.mapreduce import on_worker
 from .cluster.placement import Execution, check_resources, workers_with
@@ -62,14 +64,14 @@ class LazyFit:
 
     def plan(self) -> Plan:
         """Read the model and count the rows; sample nothing."""
-        with freed_memory_kept(self.options.freed_memory):
+        with working_with(self.options):
             return make_plan(
                 self.frame, self.model, by=self.by, columns=self.columns, options=self.options
             )
 
     def compute(self) -> xr.DataTree:
         """Run the fit."""
-        with freed_memory_kept(self.options.freed_memory):
+        with working_with(self.options):
             return self._run()
 
     def _run(self) -> xr.DataTree:
@@ -110,6 +112,16 @@ class LazyFit:
         with clock("local"):
             local = local_effects(plan, shards, draws, correction)
         return result(plan, guess, combined, correction, draws, local, verdict, clock)
+
+
+@contextlib.contextmanager
+def working_with(options: Options) -> Iterator[None]:
+    """Work with one client until the end, whose workers keep some of what they free."""
+    with (
+        working(options.worker_timeout, options.resources),
+        freed_memory_kept(options.freed_memory),
+    ):
+        yield
 
 
 def shard_rows(frame: dd.DataFrame, plan: Plan, progress: bool | None) -> Shards:

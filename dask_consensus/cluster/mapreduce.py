@@ -18,9 +18,11 @@ import dask
 from dask.callbacks import Callback
 from dask.delayed import Delayed
 
-from .placement import Execution, current_client, requiring
+from .client import current_client
+from .placement import Execution, requiring
 from .progress import Progress
 from .tasks import broadcast, call, tree
+from .waiting import watched
 
 if TYPE_CHECKING:
     from .shards import Shards
@@ -195,12 +197,15 @@ def _run_distributed(client: Any, graph: _Graph, retries: int, progress: Progres
     from distributed import as_completed
 
     # One graph, so that contributions are added, and forgotten, as soon as they are there.
-    total, *futures = client.compute([graph.total, *graph.reports, *graph.states], retries=retries)
+    tasks = [graph.total, *graph.reports, *graph.states]
+    total, *futures = client.compute(tasks, retries=retries)
     reports, kept = futures[: len(graph.reports)], futures[len(graph.reports) :]
     position = {future.key: i for i, future in enumerate(reports)}
     gathered: list[list[Any]] = [[]] * len(reports)
-    for future, batch in as_completed(reports, with_results=True):
-        gathered[position[future.key]] = batch
-        progress.tell(batch)
+    with watched(client, [total, *futures], tasks):
+        for future, batch in as_completed(reports, with_results=True):
+            gathered[position[future.key]] = batch
+            progress.tell(batch)
+        summed = total.result()
     states = [Delayed(future.key, {future.key: future}) for future in kept]
-    return Mapped(total.result(), list(chain.from_iterable(gathered)), states)
+    return Mapped(summed, list(chain.from_iterable(gathered)), states)

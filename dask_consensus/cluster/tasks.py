@@ -12,6 +12,9 @@ from typing import Any
 import dask
 from dask.delayed import Delayed, delayed
 
+from .client import current_client
+from .waiting import watched
+
 
 def call(function: Callable[..., Any], *arguments: Any) -> Delayed:
     """Make one task of a function call; arguments may be tasks."""
@@ -29,8 +32,13 @@ def persist_tasks(tasks: Sequence[Delayed]) -> list[Delayed]:
 
 
 def compute(tasks: Sequence[Delayed]) -> list[Any]:
-    """Bring the results of tasks to the client."""
-    return list(dask.compute(*tasks))
+    """Bring the results of tasks, or of collections, to the client."""
+    client = current_client()
+    if client is None:
+        return list(dask.compute(*tasks))
+    futures = client.compute(list(tasks))
+    with watched(client, futures, tasks):
+        return list(client.gather(futures))
 
 
 def tree(parts: list[Any], combine: Callable[[list[Any]], Any], split_every: int) -> Any:
