@@ -16,6 +16,7 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 from .client import ClusterLost, Work, current_work, lost
+from .killed import killed_by
 
 _WARN_AFTER = 30.0  # seconds without a worker that can take a task
 _EVERY = 2.0  # seconds between two looks at the workers
@@ -45,7 +46,7 @@ def watched(client: Any, futures: Sequence[Any], tasks: Sequence[Any]) -> Iterat
         yield
     except BaseException as error:
         said = watch.trouble if isinstance(error, Exception) else None
-        said = said or _lost(error, client)
+        said = said or _lost(error, client) or killed_by(error, futures, tasks, work.shards)
         if client.status == "running":
             # What is left would run for nothing: after an error, and after Ctrl-C.
             with contextlib.suppress(Exception):
