@@ -43,7 +43,7 @@ def threads(n_workers, **options):
             processes=False,
             host="127.0.0.1",
             protocol="tcp",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             memory_limit=0,
             **options,
         ) as cluster,
@@ -151,7 +151,11 @@ def test_a_closed_cluster_is_no_reason_to_work_here():
     from distributed import Client, LocalCluster
 
     cluster = LocalCluster(
-        n_workers=0, processes=False, host="127.0.0.1", protocol="tcp", dashboard_address=None
+        n_workers=0,
+        processes=False,
+        host="127.0.0.1",
+        protocol="tcp",
+        dashboard_address="127.0.0.1:0",
     )
     client = Client(cluster)
     cluster.close()
@@ -182,7 +186,7 @@ def test_a_cluster_that_ends_within_a_fit_ends_it():
         assert compute([call(abs, -3)]) == [3]
         client.loop.call_later(0.3, client.cluster.close)
         with pytest.raises(ClusterLost, match="is gone"):
-            compute([call(time.sleep, 5)])
+            compute([call(time.sleep, 1)])
         with pytest.raises(ClusterLost, match="is gone"):
             compute([call(abs, -3)])
 
@@ -211,7 +215,7 @@ def test_an_asynchronous_client_is_refused():
                 processes=False,
                 host="127.0.0.1",
                 protocol="tcp",
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
                 asynchronous=True,
             ) as cluster,
             Client(cluster, asynchronous=True),

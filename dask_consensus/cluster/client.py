@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import dask
 from dask.base import get_scheduler
 
+from .versions import check_versions
+
 if TYPE_CHECKING:
     from ..shard_data import Size
 
@@ -67,12 +69,17 @@ def working(timeout: float, resources: Mapping[str, float] | None = None) -> Ite
         If there was a client, and its cluster is gone.
     RuntimeError
         If the client is asynchronous.
+    ValueError
+        If workers have other versions of the packages that matter.
     """
     work = _of_this_fit()
     if work is not None:
         yield work
         return
-    _HERE.work = work = Work(current_client(), timeout, resources)
+    client = current_client()
+    if client is not None:
+        check_versions(client)
+    _HERE.work = work = Work(client, timeout, resources)
     try:
         yield work
     finally:
