@@ -143,7 +143,7 @@ class VerdictOptions(_Section):
 # The least that whole numbers may be.
 _LEAST = dict.fromkeys(("n_shards", "rows_per_shard", "num_warmup", "num_chains", "rounds"), 1)
 _LEAST |= {"shards_per_task": 1, "num_samples": 4, "split_every": 2, "seed": 0, "retries": 0}
-_LEAST |= {"freed_memory": 0, "local_draws": 2}
+_LEAST |= {"freed_memory": 0, "local_draws": 2, "cache_size": 1}
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,7 @@ class Options:
     worker_timeout: float
     freed_memory: int
     cache: str
+    cache_size: int
     laplace: LaplaceOptions
     pilot: PilotOptions
     anchored: AnchoredOptions
@@ -216,6 +217,7 @@ class Options:
             worker_timeout=dask.config.get("consensus.worker-timeout"),
             freed_memory=dask.config.get("consensus.freed-memory"),
             cache=dask.config.get("consensus.cache") or "",
+            cache_size=dask.config.get("consensus.cache-size"),
             laplace=LaplaceOptions.configured("laplace"),
             pilot=PilotOptions.configured("pilot"),
             anchored=anchored,

@@ -65,7 +65,13 @@ class _SiteShape(NamedTuple):
     dims: tuple[str, ...] = ()
 
 
-def read_model(function: Callable[..., Any], inputs: ModelInputs, *, cache: str = "") -> ShardModel:
+def read_model(
+    function: Callable[..., Any],
+    inputs: ModelInputs,
+    *,
+    cache: str = "",
+    cache_size: int = 1000,
+) -> ShardModel:
     """Find the roles of a NumPyro model's sites, and refuse what cannot be sharded.
 
     Raises
@@ -91,6 +97,7 @@ def read_model(function: Callable[..., Any], inputs: ModelInputs, *, cache: str 
             latents=_latents(function, inputs, (small, large), traced),
             x64=double_precision(),
             cache=cache,
+            cache_size=cache_size,
         )
         if not model.shared:
             raise ValueError(

@@ -186,7 +186,7 @@ def make_plan(
         constants=bindings.constants,
         columns={c.argument: str(c.column) for c in layout.columns},
     )
-    read = read_model(model, inputs, cache=options.cache)
+    read = read_model(model, inputs, cache=options.cache, cache_size=options.cache_size)
     (counted,) = compute([survey(frame, layout, split_every=options.split_every)])
     check(counted, layout)
     assignment = assign(
