@@ -43,6 +43,7 @@ from .model import (
     named,
     pickle_by_value,
 )
+from .portable import unpicklable
 from .repeats import check_repeats, not_the_same
 
 
@@ -151,9 +152,9 @@ def _pickled(function: Callable[..., Any]) -> bytes:
         return pickle_by_value(function)
     except Exception as error:
         raise ValueError(
-            "the model cannot be sent to workers, because something that it uses cannot be pickled "
-            f"({type(error).__name__}: {error}): a generator, an open file, a lock or a client, "
-            "perhaps. Make of it beforehand what the model needs, as numbers or arrays."
+            f"the model cannot be sent to workers, because {unpicklable(function)} cannot be "
+            f"pickled ({type(error).__name__}: {error}). Make of it beforehand what the model "
+            "needs, as numbers or arrays."
         ) from error
 
 
