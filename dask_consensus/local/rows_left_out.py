@@ -20,6 +20,7 @@ from ..cluster.client import working
 from ..cluster.tasks import broadcast, compute
 from ..config import Options
 from ..frame.contents import add_contents
+from ..result.names import named_columns
 from ..result.recall import Recalled, check_contents, check_number
 from ..shard.effects import unit_level
 from ..shard.mixtures import RowSite
@@ -43,7 +44,7 @@ def rows_left_out(
     task, known, design = _asked(frame, tree, recalled, columns, draws)
     taken = [name for name in Left._fields if name in frame.columns]
     if taken:
-        raise ValueError(f"the frame has a column {taken[0]!r} already: drop or rename it first")
+        raise ValueError(f"the frame has {named_columns(taken)} already: drop or rename first")
     added = {name: pd.Series(dtype=float) for name in Left._fields}
     meta = pd.concat([frame._meta, pd.DataFrame(added, frame._meta.index)], axis=1)
     return frame.map_partitions(
