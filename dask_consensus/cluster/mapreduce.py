@@ -21,6 +21,7 @@ from dask.delayed import Delayed
 from .client import current_client
 from .placement import Execution, requiring
 from .progress import Progress
+from .stopping import stoppable, stopped_by_errors
 from .tasks import broadcast, call, tree
 from .waiting import watched
 
@@ -97,7 +98,7 @@ def each(function: Callable[..., Answer]) -> Callable[..., list[Answer]]:
 def on_worker(execution: Execution, function: Callable[..., Any], *arguments: Any) -> Delayed:
     """Make a task of a call that needs what mapped tasks need, such as a GPU."""
     with requiring(execution.resources):
-        return call(function, *arguments)
+        return call(stoppable(function), *arguments)
 
 
 def compute_with_progress(
@@ -130,7 +131,7 @@ def _answers(
     *shared: Any,
 ) -> tuple[Any, list[Any], list[Any]]:
     """One task: contributions of its shards added up, reports, states; runs on a worker."""
-    answers = function(data, per_shard, *shared)
+    answers = stoppable(function)(data, per_shard, *shared)
     contributions = [answer.contribution for answer in answers]
     total = contributions[0] if len(answers) == 1 else add(contributions)
     return total, [answer.report for answer in answers], [answer.state for answer in answers]
@@ -188,7 +189,7 @@ def _run_locally(graph: _Graph, progress: Progress) -> Mapped:
             progress.tell(result)
 
     # The reports are roots of the graph: no optimisation renames them.
-    with Callback(posttask=done):
+    with Callback(posttask=done), stopped_by_errors():
         total, reports, kept = dask.compute(*graph)
     return Mapped(total, list(chain.from_iterable(reports)), [broadcast(state) for state in kept])
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import dask
 from dask.delayed import Delayed, delayed
+from distributed import as_completed
 
 from .client import current_client
+from .stopping import stopped_by_errors
 from .waiting import watched
 
 
@@ -35,9 +37,14 @@ def compute(tasks: Sequence[Delayed]) -> list[Any]:
     """Bring the results of tasks, or of collections, to the client."""
     client = current_client()
     if client is None:
-        return list(dask.compute(*tasks))
+        with stopped_by_errors():
+            return list(dask.compute(*tasks))
     futures = client.compute(list(tasks))
     with watched(client, futures, tasks):
+        # What is gathered, and interrupted, complains of it later.
+        for future in as_completed(futures):
+            if future.status != "finished":
+                future.result()  # raises
         return list(client.gather(futures))
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..model.model import TRACE_LOCK, ShardModel
+from ..wanted import check_wanted
 from .code_on_disk import keep_on_disk
 from .device import accelerated
 
@@ -59,7 +60,8 @@ def compiled(
     """Compile ``build()`` for arguments of these shapes, once a process for model and `kind`.
 
     Threads that need the same code wait for one to compile it. Python code of the model runs
-    under the tracing lock; XLA compiles outside of it.
+    under the tracing lock; XLA compiles outside of it. What is returned stops where nobody wants it
+    any more.
     """
     began = time.perf_counter()
     leaves, structure = jax.tree.flatten(arguments)
@@ -82,7 +84,12 @@ def compiled(
                 _COMPILED[signature] = fresh
         code = _COMPILED[signature]
     _SPENT.seconds = seconds_compiling() + time.perf_counter() - began
-    return code
+
+    def run(*given: Any) -> Any:
+        check_wanted()
+        return code(*given)
+
+    return run
 
 
 def _alone(run: Callable[..., Any]) -> Callable[..., Any]:
