@@ -34,6 +34,7 @@ from .local.store import check_store
 from .plan.coupling import around, near_zero, with_coupling
 from .plan.plan import Plan, make_plan
 from .plan.show import warn_before_sampling
+from .plan.undefined import check_defined
 from .plan.workers import check_on_workers
 from .result.clock import Clock
 from .result.datatree import result
@@ -86,6 +87,7 @@ class LazyFit:
             shards = shard_rows(self.frame, plan, self.progress)
         with clock("check"):
             check_on_workers(plan, shards.execution, near_zero(plan))
+            check_defined(plan, shards)
             plan = with_coupling(plan, shards, near_zero(plan))
         warn_before_sampling(plan)
         with clock("search"):
