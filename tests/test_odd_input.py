@@ -1,5 +1,7 @@
 """What frames and models may hold that is odd: it works, or its name and a remedy are said."""
 
+import re
+
 import dask
 import dask.dataframe as dd
 import numpy as np
@@ -7,6 +9,9 @@ import numpyro
 import numpyro.distributions as dist
 import pandas as pd
 import pytest
+
+from dask_consensus.model.model import precision
+from dask_consensus.plan.show import warn_before_sampling
 
 from . import from_pandas, plan
 
@@ -113,3 +118,17 @@ def test_a_level_that_hides_what_differs_is_refused():
     rows = from_pandas(table().assign(y=table()["y"] + 1e8))
     with pytest.raises(ValueError, match=r"'y'\): 32-bit floats are too coarse.*centre the column"):
         plan(rows, model, by="g")
+
+
+def test_a_level_that_drowns_what_differs_is_warned_of():
+    """In double precision, before the densities of most points are the same number."""
+    with precision(True):
+        near = plan(from_pandas(table().assign(y=table()["y"] + 1e6)), model, by="g", n_shards=2)
+        assert not any("column 'y'" in note for note in near.notes())
+        for n_shards in (1, 2):
+            rows = from_pandas(table().assign(y=table()["y"] + 1e9))
+            made = plan(rows, model, by="g", n_shards=n_shards)
+            message = r"'y'\) has values near 1e\+09 with a spread of \d.*weights tie. Centre the"
+            assert any(re.search(message, note) for note in made.notes())
+            with pytest.warns(UserWarning, match=message):
+                warn_before_sampling(made)
