@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 _HERE = threading.local()
-_FORGOTTEN = [0]  # times that what ran in this process was forgotten
+_FORGOTTEN: set[str] = set()  # scopes of work in this process that nobody waits for
 
 
 class UnwantedError(RuntimeError):
@@ -19,19 +19,24 @@ class UnwantedError(RuntimeError):
 
 
 @contextlib.contextmanager
-def while_wanted(ask: Callable[[], bool] | None = None) -> Iterator[None]:
-    """Have `check_wanted` ask, in this thread, until the end; by default, of :func:`forget_all`."""
-    before, begun = getattr(_HERE, "ask", None), _FORGOTTEN[0]
-    _HERE.ask = ask or (lambda: _FORGOTTEN[0] == begun)
+def while_wanted(ask: Callable[[], bool]) -> Iterator[None]:
+    """Have `check_wanted` ask, in this thread, until the end."""
+    before = getattr(_HERE, "ask", None)
+    _HERE.ask = ask
     try:
         yield
     finally:
         _HERE.ask = before
 
 
-def forget_all() -> None:
-    """Say that nothing that runs in this process by now is wanted."""
-    _FORGOTTEN[0] += 1
+def forget(scope: str) -> None:
+    """Say that nobody waits for the work of a scope any more, in this process."""
+    _FORGOTTEN.add(scope)
+
+
+def forgotten(scope: str) -> bool:
+    """Tell whether that was said."""
+    return scope in _FORGOTTEN
 
 
 def check_wanted() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from dask_consensus.model.model import precision
 from dask_consensus.plan.show import warn_before_sampling
+from dask_consensus.result.names import named_columns
 
 from . import from_pandas, plan
 
@@ -132,3 +133,8 @@ def test_a_level_that_drowns_what_differs_is_warned_of():
             assert any(re.search(message, note) for note in made.notes())
             with pytest.warns(UserWarning, match=message):
                 warn_before_sampling(made)
+
+
+def test_all_columns_that_stand_in_the_way_are_named():
+    assert named_columns(["obs_mean"]) == "a column 'obs_mean'"
+    assert named_columns(["elpd", "lpd", 3]) == "columns 'elpd', 'lpd' and 3"

@@ -9,11 +9,12 @@ import time
 import numpy as np
 import pytest
 
+from dask_consensus.cluster.client import working
 from dask_consensus.cluster.stopping import stoppable, stopped_by_errors
 from dask_consensus.cluster.tasks import call, compute
 from dask_consensus.shard.nuts import NutsSettings, sample_shard
 from dask_consensus.shard.target import PriorFactor
-from dask_consensus.wanted import UnwantedError, check_wanted, forget_all, while_wanted
+from dask_consensus.wanted import UnwantedError, check_wanted, forget, forgotten, while_wanted
 
 from .test_marginal import data_of, intercepts, read
 from .test_waiting import threads
@@ -21,14 +22,14 @@ from .test_waiting import threads
 
 def test_what_was_forgotten_is_not_wanted():
     check_wanted()  # where nobody has said
-    with while_wanted():
+    with while_wanted(lambda: not forgotten("this")):
         check_wanted()
-        forget_all()
+        forget("that")
+        check_wanted()
+        forget("this")
         with pytest.raises(UnwantedError, match="interrupted, or has failed"):
             check_wanted()
-        with while_wanted():  # what begins later is another matter
-            check_wanted()
-        with while_wanted(lambda: False), pytest.raises(UnwantedError):
+        with while_wanted(lambda: True):
             check_wanted()
     check_wanted()
 
@@ -41,21 +42,27 @@ def _until_unwanted(started):
 
 
 def test_an_error_ends_what_runs_beside_it():
+    """What the same fit has asked for until then, and no other's."""
     started, ended = threading.Event(), []
 
-    def work():
+    def work(run):
         try:
-            stoppable(_until_unwanted)(started)
+            run(started)
         except UnwantedError:
             ended.append(True)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    started.wait()
-    with pytest.raises(ZeroDivisionError), stopped_by_errors():
-        1 / 0  # noqa: B018
-    thread.join(30)
-    assert ended == [True]
+    with working(0.0):
+        other = stoppable(check_wanted)
+    with working(0.0):
+        thread = threading.Thread(target=work, args=(stoppable(_until_unwanted),))
+        thread.start()
+        started.wait()
+        with pytest.raises(ZeroDivisionError), stopped_by_errors():
+            1 / 0  # noqa: B018
+        thread.join(30)
+        assert ended == [True]
+        stoppable(check_wanted)()
+    other()
     assert call(stoppable(check_wanted)).key.startswith("check_wanted-")
 
 

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import sys
 import threading
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from ..shard_data import Size
 
 _LOCALLY = "dask.config.set(scheduler='threads')"
+
+
+def new_scope() -> str:
+    """Name work anew."""
+    return uuid.uuid4().hex
 
 
 class ClusterLost(RuntimeError):
@@ -45,6 +51,8 @@ class Work:
         Key of a task that makes a shard -> its number, and its size once that is known.
     warned : bool
         Whether it has been said that nothing runs.
+    scope : str
+        Names what runs on threads of this process, which can be stopped by it.
     """
 
     client: Any | None
@@ -52,6 +60,7 @@ class Work:
     resources: Mapping[str, float] | None = None
     shards: dict[Any, tuple[int, Size | None]] = field(default_factory=dict)
     warned: bool = False
+    scope: str = field(default_factory=new_scope)
 
 
 # Of this thread. A context variable would be copied to whatever the client's loop runs, and keep

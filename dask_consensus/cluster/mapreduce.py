@@ -72,12 +72,13 @@ def map_reduce(
         # Where shards come one after another a task may take many: thousands of tasks take long
         # to schedule. Not as many as workers ask, since sums would depend on their number.
         size = max(size, -(-n // _MOST_TASKS))
+    stopping = stoppable(function)
     starts = range(0, n, size)
     with requiring(execution.resources):
         batches = [
             call(
                 _answers,
-                function,
+                stopping,
                 add,
                 list(shards.data[i : i + size]),
                 list(per_shard[i : i + size]),
@@ -131,7 +132,7 @@ def _answers(
     *shared: Any,
 ) -> tuple[Any, list[Any], list[Any]]:
     """One task: contributions of its shards added up, reports, states; runs on a worker."""
-    answers = stoppable(function)(data, per_shard, *shared)
+    answers = function(data, per_shard, *shared)
     contributions = [answer.contribution for answer in answers]
     total = contributions[0] if len(answers) == 1 else add(contributions)
     return total, [answer.report for answer in answers], [answer.state for answer in answers]

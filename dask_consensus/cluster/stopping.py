@@ -9,38 +9,42 @@ from typing import Any
 from dask.utils import funcname
 from distributed import get_worker
 
-from ..wanted import forget_all, while_wanted
+from ..wanted import forget, forgotten, while_wanted
+from .client import current_work, new_scope
 
 
 @contextlib.contextmanager
 def stopped_by_errors() -> Iterator[None]:
-    """Have what runs on threads of this process stop, if there is an error within."""
+    """Have what this fit runs on threads of this process stop, if there is an error within."""
+    work = current_work()
     try:
         yield
     except BaseException:
-        forget_all()
+        forget(work.scope)
+        # The fit may go on without what has failed.
+        work.scope = new_scope()
         raise
 
 
 def stoppable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function that stops where it checks, once nobody waits for its task."""
-    return _Stoppable(function)
+    """Make a function that stops where it checks, once this fit does not wait for its task."""
+    return _Stoppable(function, current_work().scope)
 
 
 class _Stoppable:
     """Runs a function; tasks are named after it."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.__name__ = function, funcname(function)
+    def __init__(self, function: Callable[..., Any], scope: str) -> None:
+        self.function, self.scope, self.__name__ = function, scope, funcname(function)
 
     def __call__(self, *arguments: Any) -> Any:
         """Run the function; runs on a worker."""
-        with while_wanted(_asking()):
+        with while_wanted(_on_worker() or (lambda: not forgotten(self.scope))):
             return self.function(*arguments)
 
 
-def _asking() -> Callable[[], bool] | None:
-    """Ask the worker of this task whether it was cancelled; None where there is no worker."""
+def _on_worker() -> Callable[[], bool] | None:
+    """Return what asks this task's worker whether it was cancelled; None where there is none."""
     try:
         worker = get_worker()
         key = worker.get_current_task()
