@@ -153,6 +153,9 @@ class ConsensusAccessor:
         ValueError, TypeError
             On bad input, before sampling wherever it can be known then; the message names the
             column, site, group, shard or option, and the remedy.
+        RuntimeError
+            If the cluster is gone, has no worker that can take a task for
+            ``consensus.worker-timeout`` seconds, or loses each worker that tries a task.
 
         Warns
         -----

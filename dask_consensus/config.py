@@ -143,7 +143,7 @@ class VerdictOptions(_Section):
 # The least that whole numbers may be.
 _LEAST = dict.fromkeys(("n_shards", "rows_per_shard", "num_warmup", "num_chains", "rounds"), 1)
 _LEAST |= {"shards_per_task": 1, "num_samples": 4, "split_every": 2, "seed": 0, "retries": 0}
-_LEAST |= {"freed_memory": 0, "local_draws": 2}
+_LEAST |= {"freed_memory": 0, "local_draws": 2, "cache_size": 1}
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,10 @@ class Options:
     local_draws: int | None
     store: str | None
     retries: int
+    worker_timeout: float
     freed_memory: int
     cache: str
+    cache_size: int
     laplace: LaplaceOptions
     pilot: PilotOptions
     anchored: AnchoredOptions
@@ -212,8 +214,10 @@ class Options:
         return cls(
             given=given,
             retries=dask.config.get("consensus.retries"),
+            worker_timeout=dask.config.get("consensus.worker-timeout"),
             freed_memory=dask.config.get("consensus.freed-memory"),
             cache=dask.config.get("consensus.cache") or "",
+            cache_size=dask.config.get("consensus.cache-size"),
             laplace=LaplaceOptions.configured("laplace"),
             pilot=PilotOptions.configured("pilot"),
             anchored=anchored,
@@ -254,6 +258,7 @@ class Options:
         _check_number(name, self.target_accept_prob)
         if not 0 < self.target_accept_prob < 1:
             raise ValueError(f"{name} must lie between 0 and 1, got {self.target_accept_prob}")
+        _check_number(self._called("worker_timeout"), self.worker_timeout)
         if not isinstance(self.cache, str):
             raise TypeError(f"consensus.cache must be a folder's path, got {self.cache!r}")
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dask.dataframe as dd
 import xarray as xr
 
+from .cluster.client import working
 from .cluster.freed import freed_memory_kept
 from .cluster.mapreduce import on_worker
 from .cluster.placement import Execution, check_resources, workers_with
@@ -32,6 +34,7 @@ from .local.store import check_store
 from .plan.coupling import around, near_zero, with_coupling
 from .plan.plan import Plan, make_plan
 from .plan.show import warn_before_sampling
+from .plan.undefined import check_defined
 from .plan.workers import check_on_workers
 from .result.clock import Clock
 from .result.datatree import result
@@ -62,14 +65,14 @@ class LazyFit:
 
     def plan(self) -> Plan:
         """Read the model and count the rows; sample nothing."""
-        with freed_memory_kept(self.options.freed_memory):
+        with working_with(self.options):
             return make_plan(
                 self.frame, self.model, by=self.by, columns=self.columns, options=self.options
             )
 
     def compute(self) -> xr.DataTree:
         """Run the fit."""
-        with freed_memory_kept(self.options.freed_memory):
+        with working_with(self.options):
             return self._run()
 
     def _run(self) -> xr.DataTree:
@@ -84,6 +87,7 @@ class LazyFit:
             shards = shard_rows(self.frame, plan, self.progress)
         with clock("check"):
             check_on_workers(plan, shards.execution, near_zero(plan))
+            check_defined(plan, shards)
             plan = with_coupling(plan, shards, near_zero(plan))
         warn_before_sampling(plan)
         with clock("search"):
@@ -110,6 +114,16 @@ class LazyFit:
         with clock("local"):
             local = local_effects(plan, shards, draws, correction)
         return result(plan, guess, combined, correction, draws, local, verdict, clock)
+
+
+@contextlib.contextmanager
+def working_with(options: Options) -> Iterator[None]:
+    """Work with one client until the end, whose workers keep some of what they free."""
+    with (
+        working(options.worker_timeout, options.resources),
+        freed_memory_kept(options.freed_memory),
+    ):
+        yield
 
 
 def shard_rows(frame: dd.DataFrame, plan: Plan, progress: bool | None) -> Shards:

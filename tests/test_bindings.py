@@ -166,11 +166,29 @@ def test_bad_arguments(visits, model, columns, by, change, message):
         bind(change(visits), model, by, columns)
 
 
-def test_bad_models(visits):
-    with pytest.raises(TypeError, match=r"must be a function with NumPyro primitives, got 3"):
-        bind(visits, 3, None, None)
-    with pytest.raises(TypeError, match=r"argument 'Weeks' .* positional-only.*remove the '/'"):
-        bind(visits, lambda Weeks, /: 0, None, None)
+def test_columns_of_several_levels():
+    """The name of a column is a tuple; one of them may be the key."""
+    names = pd.MultiIndex.from_tuples([("who", "id"), ("lung", "fvc")])
+    frame = dd.from_pandas(pd.DataFrame([[1, 2.0], [1, 3.0]], columns=names), npartitions=1)
+    columns = {"patient": ("who", "id"), "fvc": ("lung", "fvc")}
+    for by in (("who", "id"), [("who", "id")]):
+        bindings = bind(frame, lambda patient, fvc, n_patient: 0, by, columns)
+        assert bindings.layout.by == (("who", "id"),)
+        assert kinds(bindings)["fvc"] == (("lung", "fvc"), "value")
+
+
+def test_columns_that_bear_one_name(visits):
+    """Those that are not used may."""
+    frame = pd.DataFrame([[1.0, 2.0, 3.0]], columns=["x", "y", "y"])
+    twice = dd.from_pandas(frame, npartitions=1)
+    assert kinds(bind(twice, lambda x: 0, None, None)) == {"x": ("x", "value")}
+    message = r"2 columns of the frame are named 'y'.*duplicated\(\)"
+    for by, columns in ((None, None), ("y", None), (None, {"y": "y"})):
+        with pytest.raises(ValueError, match=message):
+            bind(twice, lambda y: 0, by, columns)
+    # The index is no second column.
+    indexed = visits.assign(Key=visits["Weeks"]).set_index("Key", drop=False)
+    assert kinds(bind(indexed, lambda Key: 0, None, None)) == {"Key": ("Key", "value")}
 
 
 @pytest.mark.parametrize(

@@ -295,7 +295,7 @@ def test_of_effects_on_several_levels_the_outermost_groups_are_left_out():
         likelihood.append(normal.logpdf(rows["y"].to_numpy() - mu[:, None]))
     np.testing.assert_array_equal(found["loo_i"]["region"], np.arange(4))
     # As for one level: what polynomials stand for in place of draws.
-    expected = leave_out(np.array(likelihood)).elpd
+    expected = leave_out(np.array(likelihood).T).elpd
     np.testing.assert_allclose(found["loo_i"], expected, atol=0.02)
 
 

@@ -1,12 +1,19 @@
 """What the pilot's chains agree on: stuck chains, second modes, heights that are not known."""
 
+import pickle
+
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
 from dask_consensus.combination import gaussian
 from dask_consensus.combination.mode_search import FAR
-from dask_consensus.combination.pilot import agree
-from dask_consensus.shard.nuts import Draws
+from dask_consensus.combination.pilot import _chain, agree
+from dask_consensus.combination.subposterior import SamplingFailed
+from dask_consensus.shard.nuts import Draws, NutsSettings
+
+from .test_marginal import data_of, read
 
 
 def chain(mean, sd=1.0, n=100, seed=0, ess=100.0):
@@ -113,3 +120,18 @@ def test_fewer_draws_than_dimensions_are_no_singular_anchor():
     guess = agree([chain(np.zeros(6), n=5, ess=5.0)], np.zeros(1))
     assert np.isfinite(guess.shard_precision).all()
     assert np.linalg.eigvalsh(guess.shard_precision).min() > 0
+
+
+def test_a_shard_without_a_starting_point_is_named():
+    """By an error that can travel: what sampling raises cannot be pickled."""
+
+    def waits(delay):
+        rate = numpyro.sample("rate", dist.Gamma(2, 2))
+        with numpyro.plate("rows", len(delay)):
+            numpyro.sample("obs", dist.Gamma(2.0, rate), obs=delay)
+
+    model = read(waits, {"delay": np.ones(20)})
+    data = data_of({"delay": np.where(np.arange(20) == 7, -1.0, 1.0)})
+    with pytest.raises(SamplingFailed, match=r"shard 3 \(20 rows\): .*site 'obs' is not") as told:
+        _chain(data, 3, model, NutsSettings(2, 4), (0, 0, 0))
+    assert str(pickle.loads(pickle.dumps(told.value))) == str(told.value)

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +18,7 @@ import numpyro
 import pandas as pd
 import pytest
 
-from dask_consensus.model.portable import is_local, pickle_by_value
+from dask_consensus.model.portable import is_local, pickle_by_value, unpicklable
 
 from . import plan
 
@@ -277,3 +279,72 @@ def test_workers_need_not_import_what_a_model_reaches(mine, tmp_path, cluster, w
         first = fitted(mine.model_of(way))
         second = fitted(reload_all(tmp_path, "2.0").model_of(way))
     assert second - first == pytest.approx(-200 / 201, abs=0.02)
+
+
+# What cannot travel is named
+
+LOCK = threading.Lock()
+
+
+class Holder:
+    def __init__(self, part: Any) -> None:
+        self.part = part
+
+    def __call__(self) -> Any:
+        return self.part
+
+    def method(self) -> Any:
+        return self.part
+
+
+def uses_global() -> Any:
+    return LOCK
+
+
+def _closing(part: Any) -> Any:
+    def closes() -> Any:
+        return part
+
+    def outer() -> Any:
+        return closes()
+
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (
+            uses_global,
+            r"the global variable 'LOCK', which 'uses_global' uses \(of type _thread.lock",
+        ),
+        (
+            _closing(LOCK),
+            r"the variable 'part' of the function '_closing.<locals>.closes' \(of type",
+        ),
+        (_closing(x for x in "ab"), r"the variable 'part' .* \(of type builtins.generator\)"),
+        (Holder(LOCK), r"the attribute 'part' of a Holder"),
+        (Holder(LOCK).method, r"the attribute 'part' of a Holder"),
+        (functools.partial(_closing, part=LOCK), r"argument 'part' of a partial"),
+        (functools.partial(_closing, LOCK), r"argument 0 of a partial"),
+        (lambda lock=LOCK: lock, r"a default of '<lambda>'"),
+        (lambda: [LOCK], r"global variable 'LOCK'"),
+        (_closing([1, LOCK]), r"the variable 'part' .* \(of type builtins.list\)"),
+    ],
+)
+def test_what_cannot_be_pickled_is_named(function, name):
+    assert re.search(name, unpicklable(function))
+
+
+def test_a_model_over_a_lock_names_it():
+    lock = threading.Lock()
+
+    def model(y):
+        mu = numpyro.sample("mu", numpyro.distributions.Normal(0, 1))
+        assert lock
+        with numpyro.plate("rows", len(y)):
+            numpyro.sample("obs", numpyro.distributions.Normal(mu, 1), obs=y)
+
+    rows = dd.from_pandas(pd.DataFrame({"y": [0.0, 1.0, 2.0]}), npartitions=1)
+    with pytest.raises(ValueError, match=r"because the variable 'lock' of .*model.*beforehand"):
+        plan(rows, model)

@@ -172,9 +172,10 @@ def test_a_method_is_noted_where_one_shard_needs_none(rows, method):
 
 
 def many_effects(county, y, n_county):
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
     with numpyro.plate("county", n_county):
         effects = numpyro.sample("effects", dist.Normal(0, 1).expand([17]).to_event(1))
-    numpyro.sample("obs", dist.Normal(effects[county].sum(axis=1), 1.0), obs=y)
+    numpyro.sample("obs", dist.Normal(mu + effects[county].sum(axis=1), 1.0), obs=y)
 
 
 def test_a_model_that_cannot_be_corrected_is_sampled_alike_either_way():

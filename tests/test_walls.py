@@ -31,7 +31,7 @@ DASK_WORLD = {
 JAX_WORLD = {"jax", "jaxlib", "numpyro", "dask_consensus.shard", "dask_consensus.model"}
 INSIDE = {"dask_consensus.shard", "dask_consensus.model"}
 OUTSIDE = {"dask_consensus.cluster", "dask_consensus.frame"}
-NEUTRAL = {"dask_consensus", "dask_consensus.shard_data"}
+NEUTRAL = {"dask_consensus", "dask_consensus.shard_data", "dask_consensus.wanted"}
 
 
 def imports(module: str, typing: bool = True) -> set[str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from distributed import WorkerPlugin
 
-from .placement import current_client
+from .client import current_client
 
 _VARIABLE, _OF_DASK = "MALLOC_TRIM_THRESHOLD_", 65_536
 _TRIM, _MAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
@@ -32,7 +32,7 @@ _FITS = [0]  # that run on this process
 def freed_memory_kept(mib: int) -> Iterator[None]:
     """Let the workers of the current client keep so much of what they free; 0 for nothing."""
     client = current_client()
-    if client is None or client.asynchronous or not mib:
+    if client is None or not mib:
         yield
         return
     plugin = KeepFreed(mib * 2**20)

@@ -18,9 +18,12 @@ import dask
 from dask.callbacks import Callback
 from dask.delayed import Delayed
 
-from .placement import Execution, current_client, requiring
+from .client import current_client
+from .placement import Execution, requiring
 from .progress import Progress
+from .stopping import stoppable, stopped_by_errors
 from .tasks import broadcast, call, tree
+from .waiting import watched
 
 if TYPE_CHECKING:
     from .shards import Shards
@@ -69,12 +72,13 @@ def map_reduce(
         # Where shards come one after another a task may take many: thousands of tasks take long
         # to schedule. Not as many as workers ask, since sums would depend on their number.
         size = max(size, -(-n // _MOST_TASKS))
+    stopping = stoppable(function)
     starts = range(0, n, size)
     with requiring(execution.resources):
         batches = [
             call(
                 _answers,
-                function,
+                stopping,
                 add,
                 list(shards.data[i : i + size]),
                 list(per_shard[i : i + size]),
@@ -95,7 +99,7 @@ def each(function: Callable[..., Answer]) -> Callable[..., list[Answer]]:
 def on_worker(execution: Execution, function: Callable[..., Any], *arguments: Any) -> Delayed:
     """Make a task of a call that needs what mapped tasks need, such as a GPU."""
     with requiring(execution.resources):
-        return call(function, *arguments)
+        return call(stoppable(function), *arguments)
 
 
 def compute_with_progress(
@@ -186,7 +190,7 @@ def _run_locally(graph: _Graph, progress: Progress) -> Mapped:
             progress.tell(result)
 
     # The reports are roots of the graph: no optimisation renames them.
-    with Callback(posttask=done):
+    with Callback(posttask=done), stopped_by_errors():
         total, reports, kept = dask.compute(*graph)
     return Mapped(total, list(chain.from_iterable(reports)), [broadcast(state) for state in kept])
 
@@ -195,12 +199,15 @@ def _run_distributed(client: Any, graph: _Graph, retries: int, progress: Progres
     from distributed import as_completed
 
     # One graph, so that contributions are added, and forgotten, as soon as they are there.
-    total, *futures = client.compute([graph.total, *graph.reports, *graph.states], retries=retries)
+    tasks = [graph.total, *graph.reports, *graph.states]
+    total, *futures = client.compute(tasks, retries=retries)
     reports, kept = futures[: len(graph.reports)], futures[len(graph.reports) :]
     position = {future.key: i for i, future in enumerate(reports)}
     gathered: list[list[Any]] = [[]] * len(reports)
-    for future, batch in as_completed(reports, with_results=True):
-        gathered[position[future.key]] = batch
-        progress.tell(batch)
+    with watched(client, [total, *futures], tasks):
+        for future, batch in as_completed(reports, with_results=True):
+            gathered[position[future.key]] = batch
+            progress.tell(batch)
+        summed = total.result()
     states = [Delayed(future.key, {future.key: future}) for future in kept]
-    return Mapped(total.result(), list(chain.from_iterable(gathered)), states)
+    return Mapped(summed, list(chain.from_iterable(gathered)), states)

@@ -1,4 +1,4 @@
-"""Where tasks on shards run: which client, which workers, which resources."""
+"""Where tasks on shards run: which workers, which resources."""
 
 from __future__ import annotations
 
@@ -7,13 +7,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import dask
-from dask.base import get_scheduler
 
-
-def current_client() -> Any | None:
-    """Return the distributed client that Dask would compute with now, if any."""
-    owner = getattr(get_scheduler(), "__self__", None)
-    return owner if hasattr(owner, "submit") and hasattr(owner, "scheduler_info") else None
+from .client import current_client
 
 
 class Execution(NamedTuple):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..shard_data import Shard, ShardData, Size, Summary, pad, padded_sizes, summary_of
+from .client import current_work
 from .placement import Execution
 from .tasks import call, compute, persist_tasks
 
@@ -65,6 +66,8 @@ def persist(
     rows where they are asked for.
     """
     shards = persist_tasks(unpadded)
+    known = current_work().shards
+    known.update((task.key, (k, None)) for k, task in enumerate(shards))
     summaries = compute([call(summary_of, shard) for shard in shards])
     check(summaries)
     sizes = [summary.size for summary in summaries]
@@ -72,6 +75,7 @@ def persist(
     data = persist_tasks(
         [call(_pad, *task) for task in zip(shards, padded, summaries, strict=True)]
     )
+    known.update((task.key, (k, sizes[k])) for k, task in enumerate(data))
     labels = persist_tasks([call(_labels, shard) for shard in shards]) if keep_labels else ()
     return Shards(data, sizes, padded, execution, labels)
 

@@ -11,6 +11,11 @@ from typing import Any
 
 import dask
 from dask.delayed import Delayed, delayed
+from distributed import as_completed
+
+from .client import current_client
+from .stopping import stopped_by_errors
+from .waiting import watched
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Delayed:
@@ -29,8 +34,18 @@ def persist_tasks(tasks: Sequence[Delayed]) -> list[Delayed]:
 
 
 def compute(tasks: Sequence[Delayed]) -> list[Any]:
-    """Bring the results of tasks to the client."""
-    return list(dask.compute(*tasks))
+    """Bring the results of tasks, or of collections, to the client."""
+    client = current_client()
+    if client is None:
+        with stopped_by_errors():
+            return list(dask.compute(*tasks))
+    futures = client.compute(list(tasks))
+    with watched(client, futures, tasks):
+        # What is gathered, and interrupted, complains of it later.
+        for future in as_completed(futures):
+            if future.status != "finished":
+                future.result()  # raises
+        return list(client.gather(futures))
 
 
 def tree(parts: list[Any], combine: Callable[[list[Any]], Any], split_every: int) -> Any:

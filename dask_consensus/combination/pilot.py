@@ -16,13 +16,14 @@ from ..cluster.shards import Shards
 from ..cluster.tasks import broadcast, compute
 from ..model.model import ShardModel
 from ..shard.engine import engine_of
-from ..shard.nuts import Draws, NutsSettings, sample_shard
+from ..shard.nuts import Draws, NotFiniteError, NutsSettings, sample_shard
 from ..shard.quadrature import Rule
 from ..shard.target import log_prior, tempered
 from ..shard_data import ShardData
 from . import gaussian
 from .mode_search import FAR, comparable
 from .reports import Guess
+from .subposterior import SamplingFailed
 
 PILOT_ROUND = 1_000_000  # names the pilot's randomness, apart from any round's
 
@@ -41,10 +42,11 @@ def run_pilot(
     n_chains : int
         Chains from random points, each a task.
     """
-    execution, data = shards.execution, shards.data[shards.median()]
+    median = shards.median()
+    execution, data = shards.execution, shards.data[median]
     shared = broadcast(model)
     tasks = [
-        on_worker(execution, _chain, data, shared, nuts, (seed, PILOT_ROUND, i))
+        on_worker(execution, _chain, data, median, shared, nuts, (seed, PILOT_ROUND, i))
         for i in range(n_chains)
     ]
     chains = compute_with_progress(tasks, execution, "pilot", "chain")
@@ -104,9 +106,15 @@ def _near(draws: Sequence[np.ndarray]) -> np.ndarray:
     return (distances < FAR).all(axis=2)
 
 
-def _chain(data: ShardData, model: ShardModel, nuts: NutsSettings, key: tuple[int, ...]) -> Draws:
+def _chain(
+    data: ShardData, number: int, model: ShardModel, nuts: NutsSettings, key: tuple[int, ...]
+) -> Draws:
     """One chain on the pilot's shard, from a random point; runs on a worker."""
-    draws, _ = sample_shard(model, data, tempered(1.0, model.dim), nuts, key)
+    try:
+        draws, _ = sample_shard(model, data, tempered(1.0, model.dim), nuts, key)
+    except NotFiniteError as error:
+        rows = int(np.sum(data.rows))
+        raise SamplingFailed(f"shard {number} ({rows} rows): {error}") from error
     return draws
 
 

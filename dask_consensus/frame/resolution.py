@@ -35,6 +35,8 @@ _COINCIDE = 0.4
 Of 1,024 normal values half do where a half step is `_WITHIN` sds; this finds the same in values
 that lie in several clumps, whose spread as a whole is large.
 """
+_FAR = 1 / np.sqrt(np.finfo(float).eps)
+"""Largest distance from zero, in spreads: its square is lost in the rounding of a double."""
 _FEW = 8  # values that say nothing of a spread
 _SHARE = 0.05  # of the sample, that values of like size must have to be looked at by themselves
 
@@ -101,6 +103,20 @@ def too_coarse(sample: Sample, column: int, rows: int, dtype: np.dtype) -> str:
     if ratio > within:
         return f"values of a group, with a spread of {spread:.2g}, are rounded by {ratio:.2g} of it"
     return ""
+
+
+def far_off(sample: Sample, column: int) -> str:
+    """Say how far from zero the values of a column lie, if densities are rounded to ties there.
+
+    A sum of squares about a place near zero is then the same number for places that are far apart:
+    a search that begins there is led nowhere.
+    """
+    values = np.sort(sample.values[:, column])
+    values = values[np.isfinite(values)]
+    spread = _spread(values) if len(values) >= _FEW else 0.0
+    if not spread or np.abs(values).min() <= _FAR * spread:
+        return ""
+    return f"values near {np.median(values):.6g} with a spread of {spread:.2g}"
 
 
 def _kept(sample: Sample) -> Sample:

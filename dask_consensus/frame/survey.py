@@ -27,7 +27,7 @@ from .defects import (
 )
 from .key_kinds import read_keys
 from .keys import Form, Keys, common_form, conflicts, hash_keys
-from .resolution import Sample, merge_samples, sample_rows, too_coarse
+from .resolution import Sample, far_off, merge_samples, sample_rows, too_coarse
 from .tallies import HEAVIEST, Heavy, add_up, coarsen, merge_first, merge_found, merge_heaviest
 from .values import exact_numbers, missing
 
@@ -270,6 +270,20 @@ def check(survey: Survey, layout: Layout) -> None:
         raise ValueError(
             "the frame holds values that the model cannot use:\n- " + "\n- ".join(complaints)
         )
+
+
+def far_columns(survey: Survey, layout: Layout) -> list[str]:
+    """Say which columns lie so far from zero that searches may be led nowhere, and what to do."""
+    far = ((column, far_off(survey.sample, i)) for i, column in enumerate(layout.values))
+    return [
+        f"argument {column.argument!r} (column {column.column!r}) has {what}: densities of "
+        "parameters that are not as far from zero differ by less than rounding, so that the mode "
+        "may not be found, and importance weights tie. Centre the column, as in "
+        f"`ddf.assign(**{{{column.column!r}: ddf[{column.column!r}] - "
+        f"ddf[{column.column!r}].mean()}})`"
+        for column, what in far
+        if what
+    ]
 
 
 def hash_key(key: pd.Series) -> np.ndarray:

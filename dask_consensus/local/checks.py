@@ -17,8 +17,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..cluster.client import working
 from ..cluster.tasks import broadcast, call, compute
 from ..cluster.tasks import tree as reduced
+from ..config import Options
 from ..result.names import variable_name
 from ..result.recall import recall
 from ..shard.effects import unit_level
@@ -65,14 +67,17 @@ def check(
     task = _Task(rows, sites, by)
     given = broadcast((task, known, design))
     seen = [call(_range_of, part, given, k) for k, part in enumerate(partitions)]
-    ranges: _Range = compute([reduced(seen, lambda some: call(_wider, some), 8)])[0]
+    patience = Options.frozen().worker_timeout
+    with working(patience):
+        ranges: _Range = compute([reduced(seen, lambda some: call(_wider, some), 8)])[0]
     if ranges is None:
         raise ValueError("the frame has no rows to compare")
     values = None if by is None else _values(ranges, by)
     bins = _bins(sites, ranges, statistics, 1 if values is None else len(values), len(design.u))
     asked = broadcast((values, bins))
     sums = [call(_sums_of, part, given, asked, k) for k, part in enumerate(partitions)]
-    total: list[_Sums] = compute([reduced(sums, lambda some: call(_added, some), 8)])[0]
+    with working(patience):
+        total: list[_Sums] = compute([reduced(sums, lambda some: call(_added, some), 8)])[0]
     return _dataset(sites, statistics, total, bins, by, values)
 
 

@@ -17,6 +17,7 @@ import dask.dataframe as dd
 import numpy as np
 import scipy.sparse
 
+from ..cluster.client import working
 from ..cluster.freed import freed_memory_kept
 from ..cluster.mapreduce import Answer, each, map_reduce, on_worker
 from ..cluster.placement import Execution
@@ -79,7 +80,7 @@ def groups_left_out(
         for argument in recalled.arguments
     }
     options = Options.frozen()
-    with freed_memory_kept(options.freed_memory):
+    with working(options.worker_timeout), freed_memory_kept(options.freed_memory):
         plan = make_plan(frame, function, by=keys, columns=fed, options=options)
         check_same_data(recalled, plan, same_keys=by is None)
         level = _level(plan)

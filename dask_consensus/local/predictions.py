@@ -17,6 +17,7 @@ import xarray as xr
 from dask.base import tokenize
 
 from ..cluster.tasks import broadcast
+from ..result.names import named_columns
 from ..result.recall import recall
 from ..shard.effects import unit_level
 from ..shard.mixtures import RowSite
@@ -62,7 +63,7 @@ def predict(
     taken = [name for name in names if name in frame.columns]
     if taken:
         raise ValueError(
-            f"the frame has a column {taken[0]!r} already: drop or rename it before predicting"
+            f"the frame has {named_columns(taken)} already: drop or rename before predicting"
         )
     added = {name: pd.Series(dtype=bool if name == NEW else float) for name in names}
     meta = pd.concat([frame._meta, pd.DataFrame(added, frame._meta.index)], axis=1)

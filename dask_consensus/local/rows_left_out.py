@@ -16,8 +16,11 @@ import pandas as pd
 import xarray as xr
 from dask.base import tokenize
 
-from ..cluster.tasks import broadcast
+from ..cluster.client import working
+from ..cluster.tasks import broadcast, compute
+from ..config import Options
 from ..frame.contents import add_contents
+from ..result.names import named_columns
 from ..result.recall import Recalled, check_contents, check_number
 from ..shard.effects import unit_level
 from ..shard.mixtures import RowSite
@@ -41,7 +44,7 @@ def rows_left_out(
     task, known, design = _asked(frame, tree, recalled, columns, draws)
     taken = [name for name in Left._fields if name in frame.columns]
     if taken:
-        raise ValueError(f"the frame has a column {taken[0]!r} already: drop or rename it first")
+        raise ValueError(f"the frame has {named_columns(taken)} already: drop or rename first")
     added = {name: pd.Series(dtype=float) for name in Left._fields}
     meta = pd.concat([frame._meta, pd.DataFrame(added, frame._meta.index)], axis=1)
     return frame.map_partitions(
@@ -73,7 +76,7 @@ def all_rows_left_out(
     if subsample is not None and recalled.n_rows is not None and subsample < recalled.n_rows:
         enough = max(_FEW, 2 * (recalled.model.dim + design.normal.shape[1] + 2))
         few = _Few(*fewer(known, design, recalled, enough), subsample / recalled.n_rows)
-    parts = frame.map_partitions(
+    asked = frame.map_partitions(
         _left_out_and_held,
         broadcast(task),
         broadcast((known, design)),
@@ -81,7 +84,9 @@ def all_rows_left_out(
         keys,
         meta=pd.Series([], dtype=object),
         enforce_metadata=False,
-    ).compute()
+    )
+    with working(Options.frozen().worker_timeout):
+        (parts,) = compute([asked])
     if not len(parts):
         raise ValueError("the frame has no rows to leave out")
     told, rows, contents = zip(*parts, strict=True)

@@ -90,7 +90,7 @@ class ShardModel:
     """
 
     pickled: bytes  # the model's function, by value
-    token: str  # names the content of all other attributes but the cache
+    token: str  # names the content of all other attributes but those of the cache
     levels: tuple[str, ...]  # names of the key columns, outermost first
     codes: Mapping[str, int]  # argument -> the level whose group codes it receives
     counts: Mapping[str, int]  # n_<argument> -> level (the number of its groups), where taken
@@ -105,6 +105,7 @@ class ShardModel:
     x64: bool = False  # whether the user works in double precision
     double: bool = True  # whether the model can be evaluated in it
     cache: str = ""  # folder of compiled code; empty for none
+    cache_size: int = 1000  # MiB of it, at most
     coupled: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
@@ -207,7 +208,9 @@ def double_precision() -> bool:
 
 def named(model: ShardModel) -> ShardModel:
     """Name a model, once it is read, by all that its compiled code depends on."""
-    content = repr(replace(model, pickled=b"", token="", cache="")).encode() + model.pickled
+    content = (
+        repr(replace(model, pickled=b"", token="", cache="", cache_size=0)).encode() + model.pickled
+    )
     return replace(model, token=hashlib.sha256(content).hexdigest()[:16])
 
 

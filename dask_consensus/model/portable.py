@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import cloudpickle
@@ -68,6 +68,58 @@ def is_local(module: Any) -> bool:
     file = getattr(module, "__file__", None)
     paths = [file] if file else list(getattr(module, "__path__", ()))
     return bool(paths) and all(_is_local_path(str(path)) for path in paths)
+
+
+def unpicklable(function: Callable[..., Any]) -> str:
+    """Name what of a function cannot be pickled: a variable, as the user's code has it."""
+    found = _unpicklable(function, set())
+    return found or "something that it uses (an open file, a lock or a client, perhaps)"
+
+
+def _unpicklable(value: Any, seen: set[int]) -> str:
+    seen.add(id(value))
+    for what, part in _parts(value):
+        if id(part) not in seen and not _can_be_pickled(part):
+            deeper = _unpicklable(part, seen)
+            return deeper or f"{what} (of type {type(part).__module__}.{type(part).__qualname__})"
+    return ""
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a function or an object holds, and how its code refers to it."""
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    if isinstance(value, MethodType):
+        yield f"the object of {name!r}", value.__self__
+        value = value.__func__
+    if isinstance(value, functools.partial):
+        yield "the function of a partial", value.func
+        yield from ((f"argument {i} of a partial", part) for i, part in enumerate(value.args))
+        yield from ((f"argument {key!r} of a partial", p) for key, p in value.keywords.items())
+    elif isinstance(value, FunctionType):
+        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        for variable, cell in cells:
+            with suppress(ValueError):  # not yet set
+                yield f"the variable {variable!r} of the function {name!r}", cell.cell_contents
+        for code in _codes(value):
+            for variable in code.co_names:
+                if variable in value.__globals__ and not isinstance(
+                    value.__globals__[variable], ModuleType
+                ):
+                    part = value.__globals__[variable]
+                    yield f"the global variable {variable!r}, which {name!r} uses", part
+        defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        yield from ((f"a default of {name!r}", part) for part in defaults)
+    elif not isinstance(value, type | ModuleType):
+        attributes = getattr(value, "__dict__", {})
+        yield from ((f"the attribute {key!r} of a {name}", p) for key, p in attributes.items())
+
+
+def _can_be_pickled(value: Any) -> bool:
+    try:
+        cloudpickle.dumps(value)
+    except Exception:
+        return False
+    return True
 
 
 class Carried:

@@ -31,6 +31,7 @@ def remember(model: ShardModel) -> Told:
         "terms": [term._asdict() for term in model.terms],
         "x64": model.x64,
         "cache": model.cache,
+        "cache_size": model.cache_size,
     }
 
 
@@ -63,6 +64,7 @@ def meet_again(function: Callable[..., Any], told: Told, dtypes: Mapping[str, st
             terms=tuple(Term(**term) for term in told["terms"]),
             x64=told["x64"],
             cache=told["cache"],
+            cache_size=told.get("cache_size", 1000),
         )
     )
     _check_is_the_same(model, dtypes)

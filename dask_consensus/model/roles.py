@@ -43,6 +43,7 @@ from .model import (
     named,
     pickle_by_value,
 )
+from .portable import unpicklable
 from .repeats import check_repeats, not_the_same
 
 
@@ -65,7 +66,13 @@ class _SiteShape(NamedTuple):
     dims: tuple[str, ...] = ()
 
 
-def read_model(function: Callable[..., Any], inputs: ModelInputs, *, cache: str = "") -> ShardModel:
+def read_model(
+    function: Callable[..., Any],
+    inputs: ModelInputs,
+    *,
+    cache: str = "",
+    cache_size: int = 1000,
+) -> ShardModel:
     """Find the roles of a NumPyro model's sites, and refuse what cannot be sharded.
 
     Raises
@@ -91,6 +98,7 @@ def read_model(function: Callable[..., Any], inputs: ModelInputs, *, cache: str 
             latents=_latents(function, inputs, (small, large), traced),
             x64=double_precision(),
             cache=cache,
+            cache_size=cache_size,
         )
         if not model.shared:
             raise ValueError(
@@ -144,9 +152,9 @@ def _pickled(function: Callable[..., Any]) -> bytes:
         return pickle_by_value(function)
     except Exception as error:
         raise ValueError(
-            "the model cannot be sent to workers, because something that it uses cannot be pickled "
-            f"({type(error).__name__}: {error}): a generator, an open file, a lock or a client, "
-            "perhaps. Make of it beforehand what the model needs, as numbers or arrays."
+            f"the model cannot be sent to workers, because {unpicklable(function)} cannot be "
+            f"pickled ({type(error).__name__}: {error}). Make of it beforehand what the model "
+            "needs, as numbers or arrays."
         ) from error
 
 

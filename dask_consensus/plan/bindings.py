@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import dask.dataframe as dd
 import pandas as pd
-from numpyro.primitives import Messenger
 
 from ..frame.arrays import Column, Layout
 from ..frame.values import number_dtype
+from .function import parameters_of
 
 
 class Bindings(NamedTuple):
@@ -42,9 +41,7 @@ def bind(
     a column of the frame, or has a default; in this order. TypeError if it is no such model,
     ValueError if an argument finds nothing, or a column that is no number and not coded.
     """
-    if not callable(model):
-        raise TypeError(f"the model must be a function with NumPyro primitives, got {model!r}")
-    parameters = _parameters(model)
+    parameters = parameters_of(model)
     columns = dict(columns or {})
     for name in columns:
         if name not in parameters:
@@ -52,8 +49,9 @@ def bind(
                 f"columns names {name!r}, which is no argument of the model; its arguments are "
                 f"{', '.join(parameters)}"
             )
-    index = [] if frame.index.name is None else [frame.index.name]
-    available = [*frame.columns, *index]
+    available = list(frame.columns)
+    if frame.index.name is not None and frame.index.name not in available:
+        available.append(frame.index.name)
     keys = _keys(by, available)
     counted = {f"n_{name}": name for name in parameters}
     fed: dict[str, Column] = {}
@@ -73,6 +71,7 @@ def bind(
         elif column is not None and column.kind == "category":
             constants[name] = len(column.categories)
         elif name in available:
+            _check_exists(name, available, f"argument {name!r}")
             fed[name] = _column(frame, name, name, keys, x64)
         elif parameters[name].default is not inspect.Parameter.empty:
             defaults.append(name)
@@ -82,37 +81,12 @@ def bind(
     return Bindings(layout, counts, constants, tuple(defaults))
 
 
-def _parameters(model: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return the named parameters of a model; data is passed by name."""
-    model, bound = _unwrapped(model)
-    named = {}
-    for name, parameter in inspect.signature(model).parameters.items():
-        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name in bound:
-            continue
-        if parameter.kind == parameter.POSITIONAL_ONLY:
-            raise TypeError(
-                f"argument {name!r} of the model is positional-only; columns are passed by name: "
-                "remove the '/' from its signature"
-            )
-        named[name] = parameter
-    return named
-
-
-def _unwrapped(model: Callable[..., Any]) -> tuple[Callable[..., Any], frozenset[str]]:
-    """Return the function inside NumPyro's handlers, and the arguments already bound by name."""
-    # A handler used as a decorator does not show the signature of what it decorates.
-    if isinstance(model, Messenger):
-        return _unwrapped(model.fn)
-    if isinstance(model, functools.partial):
-        inner, bound = _unwrapped(model.func)
-        return functools.partial(inner, *model.args), bound.union(model.keywords)
-    return model, frozenset()
-
-
 def _keys(by: Any, available: list[Hashable]) -> tuple[Any, ...]:
     if by is None:
         return ()
-    keys = tuple(by) if isinstance(by, list | tuple) else (by,)
+    # Where columns have several levels, the name of one is a tuple.
+    several = isinstance(by, list) or (isinstance(by, tuple) and by not in available)
+    keys = tuple(by) if several else (by,)
     if not keys:
         raise ValueError("by=[] names no key column; leave it out where rows are exchangeable")
     for key in keys:
@@ -127,6 +101,12 @@ def _check_exists(column: Hashable, available: list[Hashable], what: str) -> Non
         raise ValueError(
             f"{what}: the frame has no column {column!r}{_similar(column, available)}; its columns "
             f"are {', '.join(map(str, available))}"
+        )
+    if available.count(column) > 1:
+        raise ValueError(
+            f"{what}: {available.count(column)} columns of the frame are named {column!r}, and it "
+            "cannot be told which is meant: rename them, or keep the first of each name "
+            "(ddf.loc[:, ~ddf.columns.duplicated()])"
         )
 
 

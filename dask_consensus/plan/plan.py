@@ -12,6 +12,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 
+from ..cluster.tasks import compute
 from ..config import Method, Options
 from ..frame.arrays import Layout, encode
 from ..frame.assign import Assignment, assign
@@ -189,8 +190,8 @@ def make_plan(
         constants=bindings.constants,
         columns={c.argument: str(c.column) for c in layout.columns},
     )
-    read = read_model(model, inputs, cache=options.cache)
-    counted = survey(frame, layout, split_every=options.split_every).compute()
+    read = read_model(model, inputs, cache=options.cache, cache_size=options.cache_size)
+    (counted,) = compute([survey(frame, layout, split_every=options.split_every)])
     check(counted, layout)
     assignment = assign(
         counted, frame, layout, n_shards=options.n_shards, rows_per_shard=options.rows_per_shard
@@ -210,7 +211,7 @@ def _sample(frame: dd.DataFrame, layout: Layout) -> dict[str, np.ndarray]:
     sample = _heads(rows.partitions[some], layout)
     if not len(sample):
         # These partitions may be empty, or hold nothing that can be used.
-        check(survey(frame, layout).compute(), layout)
+        check(compute([survey(frame, layout)])[0], layout)
         sample = _heads(rows, layout)
     order = np.random.default_rng(0).permutation(len(sample))[:_SAMPLE]
     return {
@@ -223,7 +224,9 @@ def _sample(frame: dd.DataFrame, layout: Layout) -> dict[str, np.ndarray]:
 def _heads(rows: dd.DataFrame, layout: Layout) -> pd.DataFrame:
     """Encode the first rows of each partition that have no value the model cannot use."""
     values = layout.typed(rows._meta)._replace(by=())
-    return rows.map_partitions(_head, values, meta=encode(rows._meta, values)).compute()
+    heads: pd.DataFrame
+    (heads,) = compute([rows.map_partitions(_head, values, meta=encode(rows._meta, values))])
+    return heads
 
 
 def _head(partition: pd.DataFrame, layout: Layout) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..frame.survey import far_columns
 from ..shard.tiers import tiers
 from ..shard_data import ROWS, Size, padded_sizes
 from .tables import Table
@@ -37,7 +38,7 @@ def notes_of(plan: Plan) -> list[str]:
     """Say what the user should know before running."""
     notes = options_without_effect(plan)
     if plan.n_shards == 1:
-        return notes
+        return notes + _costs(plan)
     notes += [
         f"{site.name}: {site.prior} prior, {site.note}" for site in plan.model.shared if site.note
     ]
@@ -95,8 +96,8 @@ def warn_before_sampling(plan: Plan) -> None:
 
 
 def _costs(plan: Plan) -> list[str]:
-    """Say which group is larger than a shard, and where groups depend on each other."""
-    messages: list[str] = []
+    """Say what lies far off, which group is larger than a shard, where groups are coupled."""
+    messages = far_columns(plan.survey, plan.bindings.layout)
     if plan.n_shards == 1:
         return messages
     if plan.assignment.largest is not None:

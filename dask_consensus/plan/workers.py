@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..cluster.client import current_client
 from ..cluster.mapreduce import on_worker
-from ..cluster.placement import Execution, current_client
+from ..cluster.placement import Execution
 from ..cluster.tasks import broadcast, compute
 from ..model.repeats import not_the_same
 from ..shard.additivity import differing_terms, example_entries

@@ -1,22 +1,18 @@
 """Compiled code: one of each a process, whatever thread asks first, and kept on disk for the next.
 
-JAX's compilation cache is set to a folder of this machine's own kind of processor under the one
-that the model names (``consensus.cache``); none is used where that is empty. A cache that JAX has
-been given already is left alone.
+It is kept in a folder of this machine's own kind of processor under the one that the model names
+(``consensus.cache``); nowhere where that is empty. A cache that JAX has been given already is left
+alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import enum
-import hashlib
-import os
-import platform
 import re
 import threading
 import time
 from collections.abc import Callable, Hashable
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -24,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..model.model import TRACE_LOCK, ShardModel
+from ..wanted import check_wanted
+from .code_on_disk import keep_on_disk
 from .device import accelerated
 
 _COMPILED: dict[Hashable, Callable[..., Any]] = {}
@@ -36,7 +34,6 @@ _BATCHED_SOLVE = re.compile(r"lapack_\w*trsm\w*\(.*\).*: \(tensor<(\d+x){3,}")
 _SPENT = threading.local()
 _KEEP = 32  # compiled functions kept a process
 _BLOCK = 256  # points evaluated by one call
-_WORTH_KEEPING = 0.2  # seconds of compilation from which code is kept on disk
 _LITTLE = 2**15  # numbers in the largest array for which code runs sooner than it compiles
 
 
@@ -63,7 +60,8 @@ def compiled(
     """Compile ``build()`` for arguments of these shapes, once a process for model and `kind`.
 
     Threads that need the same code wait for one to compile it. Python code of the model runs
-    under the tracing lock; XLA compiles outside of it.
+    under the tracing lock; XLA compiles outside of it. What is returned stops where nobody wants it
+    any more.
     """
     began = time.perf_counter()
     leaves, structure = jax.tree.flatten(arguments)
@@ -73,7 +71,7 @@ def compiled(
         lock = _LOCKS.setdefault(signature, threading.Lock())
     with lock:
         if signature not in _COMPILED:
-            _keep_on_disk(model.cache)
+            keep_on_disk(model.cache, model.cache_size)
             with TRACE_LOCK:
                 lowered = jax.jit(build()).lower(*arguments)
             fresh = _compile(lowered, max((leaf.size for leaf in leaves), default=0), effort)
@@ -86,7 +84,12 @@ def compiled(
                 _COMPILED[signature] = fresh
         code = _COMPILED[signature]
     _SPENT.seconds = seconds_compiling() + time.perf_counter() - began
-    return code
+
+    def run(*given: Any) -> Any:
+        check_wanted()
+        return code(*given)
+
+    return run
 
 
 def _alone(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,30 +115,6 @@ def _compile(lowered: Any, largest: int, effort: Effort) -> Callable[..., Any]:
 def seconds_compiling() -> float:
     """Wall time that this thread has spent compiling so far, or waiting for another that did."""
     return getattr(_SPENT, "seconds", 0.0)
-
-
-def _keep_on_disk(folder: str) -> None:
-    """Give JAX a compilation cache under `folder`, unless it has one."""
-    given = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined,unused-ignore]
-    if given is not None or not folder:
-        return
-    path = os.path.join(os.path.expanduser(folder), _processor())
-    # Where nothing can be written JAX warns at every compilation.
-    with contextlib.suppress(OSError):
-        os.makedirs(path, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", path)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
-
-
-@lru_cache(maxsize=1)
-def _processor() -> str:
-    """Name this kind of processor: code compiled for another may not run here."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            kind = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        kind = platform.processor()
-    return f"{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
 
 
 def in_blocks(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +16,13 @@ from numpyro.infer.hmc import hmc
 
 from ..model.model import ShardModel, precision
 from ..shard_data import ShardData
-from .compiling import Effort, compiled, on_device
+from .compiling import Effort, compiled, on_device, seconds_compiling
 from .coordinates import SHARED, Coordinates, unwhitened, whiten
 from .starts import Start, key_of, prior_medians, starting_point, why_not_finite
 from .target import PriorFactor, log_density
 
 _DENSE_UP_TO = 256  # dimensions of u for which a dense mass matrix is adapted
+_PIECE = 1.0  # seconds that a chain runs before it looks whether it is still wanted
 
 
 class NutsSettings(NamedTuple):
@@ -132,7 +134,7 @@ def sample_shards(
         space = on_device(coordinates)
         named = [key_of(*key) for key in keys]
         chains = []
-        compiling = -time.perf_counter()
+        compiling, began = seconds_compiling(), time.perf_counter()
         for chain in range(num_chains):
             folded = [random.fold_in(key, chain) for key in named]
             key = jnp.stack(folded) if several else folded[0]
@@ -140,23 +142,14 @@ def sample_shards(
             if starts is not None and starts[0] is not None:
                 begin = on_device(together([start[chain] for start in starts if start is not None]))
             arguments = (arrays, factor, space, begin, key)
-            run = compiled(
-                model,
-                ("nuts", settings),
-                lambda: _chain_of(model, settings, several),
-                *arguments,
-                effort=Effort.MOST,
-            )
-            if not chain:
-                began = time.perf_counter()
-                compiling += began
-            chains.append(jax.device_get(run(*arguments)))
+            chains.append(jax.device_get(_run(model, settings, several, arguments)))
         if not several:
             chains = [jax.tree.map(lambda leaf: leaf[None], chain) for chain in chains]
         for which in range(len(data)):
             if not all(chain.valid[which] for chain in chains):
                 raise NotFiniteError(which, why_not_finite(model, on_device(data[which])))
-    seconds = (time.perf_counter() - began) / len(data)
+    compiling = seconds_compiling() - compiling
+    seconds = (time.perf_counter() - began - compiling) / len(data)
     sampled = []
     for which in range(len(data)):
         mine = [jax.tree.map(lambda leaf, k=which: leaf[k], chain) for chain in chains]
@@ -165,21 +158,53 @@ def sample_shards(
     return sampled
 
 
-def _chain_of(model: ShardModel, settings: NutsSettings, several: bool) -> Callable[..., _Chain]:
-    """One chain of NUTS, as a function of arrays alone; of several shards, one each."""
+class _State(NamedTuple):
+    """Where a chain is, and what is kept of it; `begin` and `advance` take its data beside it."""
 
-    def chain(
+    hmc: Any  # NumPyro's state
+    sums: Any  # of local sites, after warm-up
+    kept: tuple[jax.Array, ...]  # of every transition, zeros of those to come
+    valid: jax.Array
+
+
+def _run(model: ShardModel, settings: NutsSettings, several: bool, arguments: Any) -> _Chain:
+    """Run a chain piece by piece, each of about a second: between them it may be stopped."""
+    kind, length = ("nuts", settings, several), settings.num_warmup + settings.num_samples
+    chain = partial(_chain_of, model, settings, several)
+    state = compiled(model, (*kind, "begin"), lambda: chain()[0], *arguments)(*arguments)
+    done, more = 0, 1
+    while done < length:
+        until = min(done + more, length)
+        given = (*arguments, state, *on_device((np.int32(done), np.int32(until))))
+        advance = compiled(
+            model, (*kind, "advance"), lambda: chain()[1], *given, effort=Effort.MOST
+        )
+        began = time.perf_counter()
+        state = jax.block_until_ready(advance(*given))
+        seconds = max(time.perf_counter() - began, 1e-9)
+        # The first trees are the deepest, later ones may be deeper than those before them.
+        more = int(np.clip((until - done) * _PIECE / seconds, 1, 4 * more))
+        done = until
+    return _chain_from(state, settings)
+
+
+def _chain_of(
+    model: ShardModel, settings: NutsSettings, several: bool
+) -> tuple[Callable[..., _State], Callable[..., _State]]:
+    """One chain of NUTS, as functions of arrays alone; of several shards, one each."""
+    length = settings.num_warmup + settings.num_samples
+
+    def initial(
         data: ShardData,
         factor: PriorFactor,
         coordinates: Coordinates,
         start: Start | None,
         key: jax.Array,
-    ) -> _Chain:
-        def to_u(z: dict[str, jax.Array]) -> jax.Array:
-            return coordinates.center + coordinates.scale @ z[SHARED]
+    ) -> tuple[Any, Callable[..., Any], jax.Array]:
+        """Return the first state, the function that makes a step, and whether both are valid."""
 
         def potential(z: dict[str, jax.Array]) -> jax.Array:
-            return -log_density(model, to_u(z), _local(z), data, factor)
+            return -log_density(model, _to_u(coordinates, z), _local(z), data, factor)
 
         start_key, run_key = random.split(key)
         if start is None:
@@ -204,26 +229,62 @@ def _chain_of(model: ShardModel, settings: NutsSettings, several: bool) -> Calla
             rng_key=run_key,
             **given,
         )
-        nothing = jax.tree.map(jnp.zeros_like, _local(z))
-        sums = (jnp.zeros(()), nothing, nothing)
+        return state, step, valid
 
-        # Warm-up and sampling share one loop: the tree is compiled once, not twice.
-        def advance(carry: Any, _: None) -> tuple[Any, tuple[jax.Array, ...]]:
-            state, sums = carry
-            state = step(state)
-            sums = _welford(sums, _local(state.z), state.i > settings.num_warmup)
-            kept = (to_u(state.z), state.accept_prob, state.num_steps, state.diverging)
-            return (state, sums), kept
+    def begin(*arguments: Any) -> _State:
+        state, _, valid = initial(*arguments)
+        nothing = jax.tree.map(jnp.zeros_like, _local(state.z))
+        like = _kept(arguments[2], state)
+        kept = tuple(jnp.zeros((length, *jnp.shape(part)), part.dtype) for part in like)
+        return _State(state, (jnp.zeros(()), nothing, nothing), kept, valid)
 
-        length = settings.num_warmup + settings.num_samples
-        (state, sums), kept = lax.scan(advance, (state, sums), None, length=length)
-        u, accept_prob, num_steps, diverging = (values[settings.num_warmup :] for values in kept)
-        count, _, squares = sums
-        variances = jax.tree.map(lambda total: total / count, squares)
-        end = Start(to_u(state.z), _local(state.z), variances, state.adapt_state.step_size)
-        return _Chain(u, accept_prob, num_steps, diverging, valid, end)
+    # Warm-up and sampling share one loop: the tree is compiled once, not twice.
+    def advance(*arguments: Any) -> _State:
+        *given, before, done, until = arguments
+        # NumPyro's step is what it is once the first state was made, which is not used.
+        _, step, _ = initial(*given)
 
-    return jax.vmap(chain, (0, 0, None, 0, 0)) if several else chain
+        def once(i: jax.Array, now: _State) -> _State:
+            state = step(now.hmc)
+            sums = _welford(now.sums, _local(state.z), state.i > settings.num_warmup)
+            parts = zip(now.kept, _kept(given[2], state), strict=True)
+            return _State(state, sums, tuple(all_.at[i].set(p) for all_, p in parts), now.valid)
+
+        return lax.fori_loop(done, until, once, before)
+
+    if not several:
+        return begin, advance
+    axes = (0, 0, None, 0, 0)
+    return jax.vmap(begin, axes), jax.vmap(advance, (*axes, 0, None, None))
+
+
+def _to_u(coordinates: Coordinates, z: dict[str, jax.Array]) -> jax.Array:
+    return coordinates.center + coordinates.scale @ z[SHARED]
+
+
+def _kept(coordinates: Coordinates, state: Any) -> tuple[jax.Array, ...]:
+    """Take from a state what is kept of every transition."""
+    u = _to_u(coordinates, state.z)
+    return (u, state.accept_prob, state.num_steps, state.diverging)
+
+
+def _chain_from(state: _State, settings: NutsSettings) -> _Chain:
+    """Take from the last state what a chain gave, after warm-up; of several shards, of each."""
+    several = state.valid.ndim > 0
+    after = (slice(None),) * several + (slice(settings.num_warmup, None),)
+    u, accept_prob, num_steps, diverging = (values[after] for values in state.kept)
+    count, _, squares = state.sums
+    variances = jax.tree.map(
+        lambda total: (
+            total / jnp.reshape(count, (-1,) + (1,) * (total.ndim - 1))
+            if several
+            else total / count
+        ),
+        squares,
+    )
+    last = state.kept[0][(slice(None),) * several + (-1,)]
+    end = Start(last, _local(state.hmc.z), variances, state.hmc.adapt_state.step_size)
+    return _Chain(u, accept_prob, num_steps, diverging, state.valid, end)
 
 
 def _local(z: dict[str, jax.Array]) -> dict[str, jax.Array]:
