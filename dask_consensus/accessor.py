@@ -133,7 +133,7 @@ class ConsensusAccessor:
             a draw of the shared parameters.
         local_draws : int, optional
             Draws of the shared parameters at which the effects are found, taken evenly from those
-            of the result. Configured default 24, up to 256 of few rows; the plan
+            of the result. Configured default 12 (``local.draws``), up to 256 of few rows; the plan
             says what each costs.
         store : str, optional
             Folder or URL that does not exist yet. Workers write draws of the effects of groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import dask_consensus
+from dask_consensus.result import reasons
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(dask_consensus.__file__).parent
@@ -75,3 +77,18 @@ def test_python_blocks_compile(document: str):
 def test_links_to_files_of_the_repository(document: str):
     targets = re.findall(r"\]\((?!\w+:)([^)#]+)\)", (ROOT / document).read_text())
     assert not [target for target in targets if not (ROOT / target).exists()]
+
+
+def test_every_reason_of_a_verdict_has_its_section():
+    """Codes are those in the calls that make reasons, headings those of the page it names."""
+    tree = ast.parse(Path(reasons.__file__).read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    made = [call.args[0] for call in calls if getattr(call.func, "id", "") == "Reason"]
+    assert made
+    assert all(isinstance(code, ast.Constant) for code in made)  # else nothing here sees it
+    codes = {code.value for code in made}
+    assert codes >= reasons.SIZE_UNKNOWN
+    page = (ROOT / reasons.PAGE).read_text()
+    headings = re.findall(r"^### (.*)$", page.partition("## The reasons")[2], re.MULTILINE)
+    assert len(headings) == len(set(headings))
+    assert set(headings) == codes

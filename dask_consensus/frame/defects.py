@@ -33,7 +33,8 @@ _REMEDY = {
     MISSING: "drop those rows (`ddf.dropna(subset=[{name!r}])`) or fill the values in",
     INFINITE: "drop those rows, or clip or rescale the column",
     RANGE: "convert the column to float, rescale it, or enable 64-bit numbers in JAX",
-    UNKNOWN: "drop those rows, or declare every category (`ddf.categorize([{name!r}])`)",
+    UNKNOWN: "drop those rows, or find all categories "
+    "(`ddf[{name!r}] = ddf[{name!r}].cat.as_unknown().cat.as_known()`)",
     NAN: "drop those rows (`ddf[ddf[{name!r}] == ddf[{name!r}]]`) or fill the values in",
     UNFIT: "read the column as one dtype in every file, or convert it "
     "(`ddf.astype({{{name!r}: 'float64'}})`)",

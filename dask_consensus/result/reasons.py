@@ -22,6 +22,8 @@ SIZE_UNKNOWN = frozenset(
     | {"r-hat", "shard-ess", "divergences", "moving"}
 )
 """Codes of checks without which no estimate of the error holds."""
+PAGE = "docs/verdict.md"
+"""The page of the documentation that has a section for each code, under the code."""
 
 
 class Reason(NamedTuple):
@@ -30,7 +32,7 @@ class Reason(NamedTuple):
     Attributes
     ----------
     code : str
-        Names the check; the same in every release.
+        Names the check; the same in every release. A section of `PAGE` bears it as its heading.
     value, threshold : float
         What was found, and the limit that it crossed.
     where : str
@@ -95,6 +97,12 @@ class Evidence(NamedTuple):
         """What sampling the shards showed in the last round; empty where none was sampled."""
         reports = self.combined.rounds[-1].reports
         return [report.nuts for report in reports if report.nuts is not None]
+
+
+def sections(reasons: Sequence[Reason]) -> str:
+    """Name the sections of the documentation on some reasons."""
+    codes = dict.fromkeys(reason.code for reason in reasons)
+    return PAGE + ", ".join(f"#{code}" for code in codes)
 
 
 def reasons_against(evidence: Evidence, error: np.ndarray) -> list[Reason]:
