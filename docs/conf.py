@@ -36,7 +36,7 @@ extensions = [
     "options_tables",
 ]
 templates_path = [sphinx_autosummary_accessors.templates_path]
-exclude_patterns = ["_build", "_extensions"]
+exclude_patterns = ["_build", "_examples", "_extensions"]
 
 html_theme = "sphinx_book_theme"
 html_title = "dask_consensus"
