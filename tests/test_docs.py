@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import ast
-import doctest
-import importlib
-import pkgutil
 import re
 from pathlib import Path
 
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pandas as pd
 import pytest
 
 import dask_consensus
 from dask_consensus.result import reasons
 
+from . import from_pandas
+from .models import normal_rows
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(dask_consensus.__file__).parent
-MODULES = [info.name for info in pkgutil.walk_packages(dask_consensus.__path__, "dask_consensus.")]
 
 
 def fenced(document: str, language: str) -> list[str]:
@@ -40,13 +43,6 @@ def files_in_tree(tree: str) -> set[str]:
     return files
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_examples(name: str):
-    module = importlib.import_module(name)
-    found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert not found.failed
-
-
 def test_the_architecture_names_every_file_of_the_package():
     (tree,) = (block for block in fenced("ARCHITECTURE.md", "") if block.startswith("dask_"))
     files = (path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".yaml"))
@@ -65,6 +61,21 @@ def test_the_architecture_names_tests_that_exist():
         if f"def {name}(" not in (ROOT / "tests" / file).read_text()
     ]
     assert not missing
+
+
+def level(y=None):
+    normal_rows(numpyro.sample("mu", dist.Normal(0, 5)), 1.0, y)
+
+
+@pytest.mark.distributed
+@pytest.mark.filterwarnings("ignore:Port 8787 is already in use")
+def test_the_page_on_clusters_starts_one():
+    (block,) = (b for b in fenced("docs/clusters.md", "python") if "with LocalCluster(" in b)
+    patients = np.repeat(np.arange(40), 5)
+    y = np.random.default_rng(0).normal(size=200)
+    names = {"ddf": from_pandas(pd.DataFrame({"patient": patients, "y": y})), "model": level}
+    exec(block, names)
+    assert names["tree"].attrs["verdict_good"]
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])

@@ -113,7 +113,7 @@ def _text(evidence: Evidence, error: np.ndarray, reasons: tuple[Reason, ...]) ->
         why = "; ".join(map(str, reasons))
         return (
             f"Not to be relied on as the full model's posterior. {how}; means may be off by {off}. "
-            f"{why}. See {sections(reasons)}."
+            f"Why: {why}. See {sections(reasons)}."
         )
     certain = evidence.alone or evidence.correction is not None
     what = "Good: this is the full model's posterior" + ("" if certain else ", approximately")
