@@ -35,8 +35,8 @@ extensions = [
     "sphinx_autosummary_accessors",
     "options_tables",
 ]
-templates_path = [sphinx_autosummary_accessors.templates_path]
-exclude_patterns = ["_build", "_examples", "_extensions"]
+templates_path = ["_templates", sphinx_autosummary_accessors.templates_path]
+exclude_patterns = ["_build", "_examples", "_extensions", "_templates"]
 
 html_theme = "sphinx_book_theme"
 html_title = "dask_consensus"
