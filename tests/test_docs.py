@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import numpyro
 import numpyro.distributions as dist
 import pandas as pd
 import pytest
+import yaml
 
 import dask_consensus
+from dask_consensus import plots
 from dask_consensus.result import reasons
 
 from . import from_pandas
@@ -103,3 +106,35 @@ def test_every_reason_of_a_verdict_has_its_section():
     headings = re.findall(r"^### (.*)$", page.partition("## The reasons")[2], re.MULTILINE)
     assert len(headings) == len(set(headings))
     assert set(headings) == codes
+
+
+def test_the_tables_of_options_have_every_key_and_its_default():
+    """They are made from the lines of the file; here it is read as YAML."""
+    sys.path.insert(0, str(ROOT / "docs" / "_extensions"))
+    try:
+        import options
+    finally:
+        del sys.path[0]
+    text = (PACKAGE / "consensus.yaml").read_text()
+    told = {
+        f"{section.name}.{key.name}".removeprefix("."): (yaml.safe_load(key.default), key.says)
+        for section in options.sections(text)
+        for key in section.keys
+    }
+    expected = {}
+    for key, value in yaml.safe_load(text)["consensus"].items():
+        nested = value if isinstance(value, dict) else {"": value}
+        expected |= {f"{key}.{name}".removesuffix("."): one for name, one in nested.items()}
+    assert {key: default for key, (default, _) in told.items()} == expected
+    assert all(says for _, says in told.values())
+
+
+def test_every_picture_is_drawn_on_its_page():
+    page = (ROOT / "docs" / "pictures.md").read_text()
+    public = [
+        name
+        for name, each in vars(plots).items()
+        if name[0] != "_" and getattr(each, "__annotations__", {}).get("return") == "Figure"
+    ]
+    assert re.findall("^## (.*)$", page, re.MULTILINE) == public
+    assert all(f"plots.{name}(" in page for name in public)
