@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from pathlib import Path
@@ -138,3 +139,18 @@ def test_every_picture_is_drawn_on_its_page():
     ]
     assert re.findall("^## (.*)$", page, re.MULTILINE) == public
     assert all(f"plots.{name}(" in page for name in public)
+
+
+def test_the_rules_of_thumb_are_those_of_what_was_measured():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "scale.json").read_text())
+    rows = [row for row in rows if row["model"] == "slopes" and not row["gpu"]]
+    assert len(rows) > 4
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    seconds = re.search(r"approx (\S+) \+ (\S+) .times", page).groups()
+    memory = re.search(r"about (\d+) MiB and (\d+) for every", page).groups()
+    millions = np.array([row["rows"] for row in rows]) / 1e6
+    for (start, each), measured in (
+        (seconds, [row["seconds"] for row in rows]),
+        (memory, [max(row["worker_mib"]) for row in rows]),
+    ):
+        np.testing.assert_allclose(float(start) + float(each) * millions, measured, rtol=0.1)
