@@ -29,10 +29,10 @@ version = release = dask_consensus.__version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "numpydoc",
     "myst_nb",
     "sphinx_autosummary_accessors",
+    "mathml",
     "options_tables",
 ]
 templates_path = ["_templates", sphinx_autosummary_accessors.templates_path]
@@ -40,7 +40,10 @@ exclude_patterns = ["_build", "_examples", "_extensions", "_templates"]
 
 html_theme = "sphinx_book_theme"
 html_title = "dask_consensus"
+html_math_renderer = "mathml"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_theme_options = {"show_toc_level": 2, "use_download_button": False}
 
 # Pages are executed once for each of their versions; notebooks show what their authors ran.
@@ -56,8 +59,10 @@ nb_output_stderr = "remove"
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+myst_update_mathjax = False
 
 autosummary_generate = True
+toc_object_entries = False
 autodoc_typehints = "none"
 numpydoc_show_class_members = False
 

@@ -82,7 +82,10 @@ def test_the_page_on_clusters_starts_one():
     assert names["tree"].attrs["verdict_good"]
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+PAGES = sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", *PAGES])
 def test_python_blocks_compile(document: str):
     for block in fenced(document, "python"):
         compile(block, document, "exec")
