@@ -148,9 +148,11 @@ def _several_modes(evidence: Evidence) -> Iterator[Reason]:
         )
         if evidence.modes == 1:
             problem = "searches ended at places as high as the posterior that no point is near"
+        remedy = "identify the model (order the components, say)"
         if ridge:
             problem = "the posterior is a curved ridge, of which a piece is described"
-        remedy = "identify the model (order the components, say)"
+        elif evidence.modes == 1:
+            remedy += ", and write shared sites that have a scale of their own non-centred"
         yield Reason("modes", evidence.modes, 1, "", problem, remedy)
     if approximation is not None and approximation.reached == 1 < approximation.searched:
         problem = (
