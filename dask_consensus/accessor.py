@@ -47,6 +47,24 @@ class ConsensusAccessor:
         ValueError, TypeError
             Whatever would make `fit` fail or give another posterior and can be known now; the
             message names the culprit and the remedy.
+
+        Examples
+        --------
+        `ddf` and `model` are those of the example of :meth:`fit`.
+
+        >>> plan = ddf.consensus.plan(model, by="group", n_shards=4)
+        >>> plan.n_shards, plan.method
+        (4, 'laplace')
+        >>> print(plan)
+        fit
+        ...
+        sites
+          site   role      shape    support   distribution  in each shard
+          mu     shared    ()       real      Normal        to the power w
+          tau    shared    ()       positive  HalfNormal    to the power w
+          alpha  local     (group)  real      Normal        whole
+          obs    observed  (rows)                           whole
+        ...
         """
         return self._lazy(model, by, columns, None, options).plan()
 
@@ -133,7 +151,7 @@ class ConsensusAccessor:
             a draw of the shared parameters.
         local_draws : int, optional
             Draws of the shared parameters at which the effects are found, taken evenly from those
-            of the result. Configured default 24, up to 256 of few rows; the plan
+            of the result. Configured default 12 (``local.draws``), up to 256 of few rows; the plan
             says what each costs.
         store : str, optional
             Folder or URL that does not exist yet. Workers write draws of the effects of groups
@@ -172,16 +190,34 @@ class ConsensusAccessor:
 
         Examples
         --------
-        >>> import dask.dataframe as dd, numpyro, numpyro.distributions as dist, pandas as pd
+        Forty groups of five rows, in four shards:
+
+        >>> import dask.dataframe as dd
+        >>> import numpy as np
+        >>> import numpyro
+        >>> import numpyro.distributions as dist
+        >>> import pandas as pd
         >>> import dask_consensus
-        >>> def model(y):
+        >>> rng = np.random.default_rng(0)
+        >>> group = np.repeat([f"g{i:02d}" for i in range(40)], 5)
+        >>> y = np.repeat(rng.normal(2, 1, 40), 5) + rng.normal(0, 1, 200)
+        >>> ddf = dd.from_pandas(pd.DataFrame({"group": group, "y": y}), npartitions=2)
+
+        >>> def model(group, y=None, *, n_group):
         ...     mu = numpyro.sample("mu", dist.Normal(0, 10))
-        ...     with numpyro.plate("rows", len(y)):
-        ...         numpyro.sample("obs", dist.Normal(mu, 1), obs=y)
-        >>> ddf = dd.from_pandas(pd.DataFrame({"y": [0.5, 1.5, 1.0, 1.0]}), npartitions=2)
-        >>> tree = ddf.consensus.fit(model, num_warmup=200, num_samples=200)  # one shard: NUTS
-        >>> dict(tree["posterior"]["mu"].sizes)
-        {'chain': 1, 'draw': 200}
+        ...     tau = numpyro.sample("tau", dist.HalfNormal(5))
+        ...     with numpyro.plate("groups", n_group):
+        ...         alpha = numpyro.sample("alpha", dist.Normal(mu, tau))
+        ...     with numpyro.plate("rows", len(group)):
+        ...         numpyro.sample("obs", dist.Normal(alpha[group], 1), obs=y)
+
+        >>> tree = ddf.consensus.fit(model, by="group", n_shards=4, progress=False)
+        >>> print(tree.attrs["verdict"])
+        Good: this is the full model's posterior. ... means are within ...
+        >>> dict(tree["posterior"]["tau"].sizes)
+        {'chain': 1, 'draw': 1000}
+        >>> tree["local"]["alpha"].sel(group="g07")["statistic"].values.tolist()
+        ['mean', 'sd', 'q05', 'q50', 'q95']
         """
         lazy = self._lazy(model, by, columns, progress, options)
         return lazy.compute() if compute else lazy
@@ -244,16 +280,16 @@ class ConsensusAccessor:
 
         Examples
         --------
-        >>> import dask.dataframe as dd, numpyro, numpyro.distributions as dist, pandas as pd
-        >>> import dask_consensus
-        >>> def model(y):
-        ...     mu = numpyro.sample("mu", dist.Normal(0, 10))
-        ...     with numpyro.plate("rows", len(y)):
-        ...         numpyro.sample("obs", dist.Normal(mu, 1), obs=y)
-        >>> ddf = dd.from_pandas(pd.DataFrame({"y": [0.5, 1.5, 1.0, 1.0]}), npartitions=2)
-        >>> tree = ddf.consensus.fit(model, num_warmup=200, num_samples=200)
+        `ddf`, `model` and `tree` are those of the example of :meth:`fit`.
+
         >>> ddf.consensus.predict(tree, model).columns.tolist()
-        ['y', 'obs_mean', 'obs_sd', 'obs_q05', 'obs_q95']
+        ['group', 'y', 'obs_mean', 'obs_sd', 'obs_q05', 'obs_q95', 'new_group']
+
+        A group that the fit has not seen is drawn from the population:
+
+        >>> new = dd.from_pandas(pd.DataFrame({"group": ["g07", "z"]}), npartitions=1)
+        >>> new.consensus.predict(tree, model).compute()["new_group"].tolist()
+        [False, True]
         """
         from .local.predictions import predict
 
@@ -311,6 +347,16 @@ class ConsensusAccessor:
         ValueError
             As :meth:`predict`; and if a statistic is unknown, or `by` is missing, has missing or
             too many values.
+
+        Examples
+        --------
+        `ddf`, `model` and `tree` are those of the example of :meth:`fit`.
+
+        >>> made = ddf.consensus.check(tree, model, statistics=["mean", "sd"])
+        >>> dict(made["obs_replicated"].sizes)
+        {'draw': 100, 'statistic': 2}
+        >>> bool(((made["obs_p"] > 0.01) & (made["obs_p"] < 0.99)).all())
+        True
         """
         from .local.checks import check
 
@@ -382,6 +428,16 @@ class ConsensusAccessor:
             whose effects cannot be integrated out.
         ImportError
             Without ArviZ.
+
+        Examples
+        --------
+        `ddf`, `model` and `tree` are those of the example of :meth:`fit`.
+
+        >>> left_out = ddf.consensus.loo(tree, model)
+        >>> int(left_out.n_data_points)
+        200
+        >>> bool(left_out.elpd_loo < 0)
+        True
         """
         from .local.loo import loo
 
@@ -420,6 +476,13 @@ class ConsensusAccessor:
             ``lpd``, that with it left in, and ``pareto_k``, beyond about 0.7 of which the first
             cannot be trusted. Of rows, lazily, beside those of the frame; of groups, all found
             already, beside their keys and their numbers of ``rows``.
+
+        Examples
+        --------
+        `ddf`, `model` and `tree` are those of the example of :meth:`fit`.
+
+        >>> ddf.consensus.pointwise(tree, model).columns.tolist()
+        ['group', 'y', 'elpd', 'lpd', 'pareto_k']
         """
         from .local.loo import pointwise
 

@@ -47,6 +47,13 @@ def parameters(trees: Mapping[str, xr.DataTree]) -> dict[str, dict[str, Draws]]:
         For each parameter, by label (``mu``, or ``beta[age]`` for an entry of an array), the
         ``(chain, draw)`` draws of each tree by name. Entries that are constant in the reference,
         such as the zeros of a Cholesky factor, are left out; ValueError if none remains.
+
+    Examples
+    --------
+    `ddf`, `model` and `tree` are those of the example of ``DataFrame.consensus.fit``.
+
+    >>> list(parameters({"fit": tree}))
+    ['mu', 'tau']
     """
     if not trees:
         raise ValueError("expected at least one result to compare, got none")
@@ -87,6 +94,16 @@ def compare(trees: Mapping[str, xr.DataTree]) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
+
+    Examples
+    --------
+    `ddf`, `model` and `tree` are those of the example of ``DataFrame.consensus.fit``.
+
+    >>> how = {"by": "group", "n_shards": 4, "local": None, "progress": False}
+    >>> other = ddf.consensus.fit(model, correct=False, **how)
+    >>> figure = compare({"corrected": tree, "not corrected": other})
+    >>> [ax.get_title(loc="left") for ax in figure.axes]
+    ['mu', 'tau']
     """
     if len(trees) > 1 + len(STYLES):
         raise ValueError(f"expected at most {1 + len(STYLES)} results to draw, got {len(trees)}")
@@ -137,6 +154,13 @@ def subposteriors(tree: xr.DataTree, reference: xr.DataTree | None = None) -> Fi
     Returns
     -------
     matplotlib.figure.Figure
+
+    Examples
+    --------
+    `ddf`, `model` and `tree` are those of the example of ``DataFrame.consensus.fit``.
+
+    >>> len(subposteriors(tree).axes)
+    2
     """
     shards, last = (_group(tree, name).isel(round=-1) for name in ("shards", "rounds"))
     names, n_shards = _coordinates(tree), shards.sizes["shard"]
@@ -187,6 +211,13 @@ def rounds(tree: xr.DataTree, reference: xr.DataTree | None = None) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
+
+    Examples
+    --------
+    `ddf`, `model` and `tree` are those of the example of ``DataFrame.consensus.fit``.
+
+    >>> [ax.get_title(loc="left") for ax in rounds(tree).axes]
+    ['mu', 'tau', 'movement, in posterior sds']
     """
     steps, names = _group(tree, "rounds"), _coordinates(tree)
     number = np.arange(1, steps.sizes["round"] + 1)
@@ -228,6 +259,13 @@ def weights(tree: xr.DataTree) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
+
+    Examples
+    --------
+    `ddf`, `model` and `tree` are those of the example of ``DataFrame.consensus.fit``.
+
+    >>> [ax.get_title(loc="left") for ax in weights(tree).axes]
+    ['weight over distance', 'weights in order']
     """
     if "correction" not in tree.children:
         raise ValueError("expected a corrected result; tree.attrs['verdict'] says why it is not")
@@ -273,6 +311,14 @@ def checks(check: xr.Dataset) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
+
+    Examples
+    --------
+    `ddf`, `model` and `tree` are those of the example of ``DataFrame.consensus.fit``.
+
+    >>> made = ddf.consensus.check(tree, model, statistics=["mean", "sd"])
+    >>> [ax.get_title(loc="left") for ax in checks(made).axes]
+    ['obs: mean', 'obs: sd']
     """
     panels = list(_compared(check))
     if not panels:

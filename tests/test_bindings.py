@@ -151,7 +151,7 @@ def same(frame: dd.DataFrame) -> dd.DataFrame:
         (lambda FVC: 0, None, ["Region", "Region"], same, r"by=\['Region', 'Region'\] .* twice"),
         (lambda FVC: 0, None, [], same, r"by=\[\] names no key column; leave it out"),
         (lambda Note: 0, None, None, same,
-         r"column 'Note' \(argument 'Note'\) has dtype .*categorize\(columns=\['Note'\]\).*by="),
+         r"column 'Note' \(argument 'Note'\) has dtype .*astype\('category'\)\.cat\.as_known.*by="),
         (lambda Smoking: 0, None, None, unknown_categories,
          r"column 'Smoking' .* categories Dask does not know.*\.cat\.as_known\(\)"),
         (lambda Date: 0, None, None, same, r"'Date'.*datetime64.*\.dt\.total_seconds\(\)"),

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
-import pkgutil
+import ast
+import json
 import re
+import sys
 from pathlib import Path
 
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pandas as pd
 import pytest
+import yaml
 
 import dask_consensus
+from dask_consensus import plots
+from dask_consensus.result import reasons
+
+from . import from_pandas
+from .models import normal_rows
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(dask_consensus.__file__).parent
-MODULES = [info.name for info in pkgutil.walk_packages(dask_consensus.__path__, "dask_consensus.")]
 
 
 def fenced(document: str, language: str) -> list[str]:
@@ -38,13 +47,6 @@ def files_in_tree(tree: str) -> set[str]:
     return files
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_examples(name: str):
-    module = importlib.import_module(name)
-    found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert not found.failed
-
-
 def test_the_architecture_names_every_file_of_the_package():
     (tree,) = (block for block in fenced("ARCHITECTURE.md", "") if block.startswith("dask_"))
     files = (path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".yaml"))
@@ -65,7 +67,25 @@ def test_the_architecture_names_tests_that_exist():
     assert not missing
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def level(y=None):
+    normal_rows(numpyro.sample("mu", dist.Normal(0, 5)), 1.0, y)
+
+
+@pytest.mark.distributed
+@pytest.mark.filterwarnings("ignore:Port 8787 is already in use")
+def test_the_page_on_clusters_starts_one():
+    (block,) = (b for b in fenced("docs/clusters.md", "python") if "with LocalCluster(" in b)
+    patients = np.repeat(np.arange(40), 5)
+    y = np.random.default_rng(0).normal(size=200)
+    names = {"ddf": from_pandas(pd.DataFrame({"patient": patients, "y": y})), "model": level}
+    exec(block, names)
+    assert names["tree"].attrs["verdict_good"]
+
+
+PAGES = sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", *PAGES])
 def test_python_blocks_compile(document: str):
     for block in fenced(document, "python"):
         compile(block, document, "exec")
@@ -75,3 +95,65 @@ def test_python_blocks_compile(document: str):
 def test_links_to_files_of_the_repository(document: str):
     targets = re.findall(r"\]\((?!\w+:)([^)#]+)\)", (ROOT / document).read_text())
     assert not [target for target in targets if not (ROOT / target).exists()]
+
+
+def test_every_reason_of_a_verdict_has_its_section():
+    """Codes are those in the calls that make reasons, headings those of the page it names."""
+    tree = ast.parse(Path(reasons.__file__).read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    made = [call.args[0] for call in calls if getattr(call.func, "id", "") == "Reason"]
+    assert made
+    assert all(isinstance(code, ast.Constant) for code in made)  # else nothing here sees it
+    codes = {code.value for code in made}
+    assert codes >= reasons.SIZE_UNKNOWN
+    page = (ROOT / reasons.PAGE).read_text()
+    headings = re.findall(r"^### (.*)$", page.partition("## The reasons")[2], re.MULTILINE)
+    assert len(headings) == len(set(headings))
+    assert set(headings) == codes
+
+
+def test_the_tables_of_options_have_every_key_and_its_default():
+    """They are made from the lines of the file; here it is read as YAML."""
+    sys.path.insert(0, str(ROOT / "docs" / "_extensions"))
+    try:
+        import options
+    finally:
+        del sys.path[0]
+    text = (PACKAGE / "consensus.yaml").read_text()
+    told = {
+        f"{section.name}.{key.name}".removeprefix("."): (yaml.safe_load(key.default), key.says)
+        for section in options.sections(text)
+        for key in section.keys
+    }
+    expected = {}
+    for key, value in yaml.safe_load(text)["consensus"].items():
+        nested = value if isinstance(value, dict) else {"": value}
+        expected |= {f"{key}.{name}".removesuffix("."): one for name, one in nested.items()}
+    assert {key: default for key, (default, _) in told.items()} == expected
+    assert all(says for _, says in told.values())
+
+
+def test_every_picture_is_drawn_on_its_page():
+    page = (ROOT / "docs" / "pictures.md").read_text()
+    public = [
+        name
+        for name, each in vars(plots).items()
+        if name[0] != "_" and getattr(each, "__annotations__", {}).get("return") == "Figure"
+    ]
+    assert re.findall("^## (.*)$", page, re.MULTILINE) == public
+    assert all(f"plots.{name}(" in page for name in public)
+
+
+def test_the_rules_of_thumb_are_those_of_what_was_measured():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "scale.json").read_text())
+    rows = [row for row in rows if row["model"] == "slopes" and not row["gpu"]]
+    assert len(rows) > 4
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    seconds = re.search(r"approx (\S+) \+ (\S+) .times", page).groups()
+    memory = re.search(r"about (\d+) MiB and (\d+) for every", page).groups()
+    millions = np.array([row["rows"] for row in rows]) / 1e6
+    for (start, each), measured in (
+        (seconds, [row["seconds"] for row in rows]),
+        (memory, [max(row["worker_mib"]) for row in rows]),
+    ):
+        np.testing.assert_allclose(float(start) + float(each) * millions, measured, rtol=0.1)

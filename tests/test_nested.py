@@ -158,8 +158,8 @@ def test_binary_rows_against_nested_quadrature(counties):
     assert not by_rule[0].modes_not_found.any()
     # Laplace's method misses what nodes see, and finer rules converge.
     assert errors[0] > 0.02
-    assert errors[3] < errors[0] / 5
-    assert errors[-2] < 1e-3
+    assert errors[3] < errors[0] / 20
+    assert errors[-2] < errors[0] / 200
     assert errors[-1] < 1e-5
     slopes = np.reshape(slopes, (-1, 3)) / 2e-4
     np.testing.assert_allclose(scores[0].gradient, slopes, atol=0.2)

@@ -388,3 +388,36 @@ def test_a_strange_shards_rows_are_unlike_the_rest():
     means = everywhere.tree["shards"]["mean"].sel(coordinate="mu").isel(round=-1).to_numpy()
     assert k == np.abs(means - np.median(means)).argmax()
     assert fit(table[table["place"] != 5], small, by="place", n_shards=7).good
+
+
+def regions(centred):
+    """Shared effects under a scale that is shared, too: centred, they have a peak of no width."""
+
+    def model(county, region, y=None, *, n_county, n_region):
+        tau = numpyro.sample("tau", dist.HalfNormal(1))
+        spread = numpyro.sample("spread", dist.HalfNormal(1))
+        sigma = numpyro.sample("sigma", dist.HalfNormal(1))
+        if centred:
+            effect = numpyro.sample("r", dist.Normal(0, spread).expand([n_region]).to_event(1))
+        else:
+            z = numpyro.sample("z", dist.Normal(0, 1).expand([n_region]).to_event(1))
+            effect = spread * z
+        with numpyro.plate("counties", n_county):
+            alpha = numpyro.sample("alpha", dist.Normal(0, tau))
+        normal_rows(effect[region] + alpha[county], sigma, y, "y")
+
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_a_scale_of_shared_effects_is_written_apart():
+    rng = np.random.default_rng(1)
+    county = rng.integers(0, 300, 6000)
+    region = pd.Categorical.from_codes(county % 12, [f"r{i}" for i in range(12)])
+    y = rng.normal(0, 0.5, 300)[county] + rng.normal(0, 0.7, 12)[county % 12]
+    names = [f"c{code}" for code in county]
+    table = pd.DataFrame({"county": names, "region": region, "y": y + rng.normal(size=6000)})
+    centred, apart = (fit(table, regions(c), by="county", n_shards=4) for c in (True, False))
+    assert "non-centred" in centred.reasons["modes"]["remedy"]
+    assert apart.good

@@ -179,6 +179,7 @@ def test_each_trouble_of_a_correction_is_named(changed, reason):
     assert not found.good
     assert len(found.reasons) == 1
     assert reason in found.text
+    assert found.text.endswith(f". See docs/verdict.md#{found.reasons[0].code}.")
 
 
 def test_unusable_weights_leave_the_error_unknown():

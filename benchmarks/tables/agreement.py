@@ -114,7 +114,7 @@ def failures(rows: Rows) -> str:
     def reason(runs: Rows) -> str:
         run = (flagged(runs) or runs)[0]
         text = run.get("failed") or run["verdict"].partition("or more. ")[2] or run["verdict"]
-        return text.split("; ")[0][:160]
+        return text.partition(". See ")[0].split("; ")[0].removeprefix("Why: ")[:160]
 
     columns: Columns = {
         "case": lambda runs: runs[0]["case"],

@@ -34,6 +34,16 @@ def tree_to_frame(tree: xr.DataTree, *, rows_per_partition: int = _ROWS) -> dd.D
     ------
     ValueError
         If the tree has no group effects.
+
+    Examples
+    --------
+    `tree` is that of the example of ``DataFrame.consensus.fit``.
+
+    >>> effects = tree_to_frame(tree)
+    >>> effects.columns.tolist()[:4]
+    ['group', 'alpha_mean', 'alpha_sd', 'alpha_q05']
+    >>> len(effects)
+    40
     """
     if "local" not in tree.children:
         raise ValueError(

@@ -161,10 +161,11 @@ def _column(
 
 def _remedy(values: pd.Series, source: Hashable) -> str:
     if pd.api.types.is_datetime64_any_dtype(values.dtype):
-        return f"Turn the dates into numbers: (ddf[{source!r}] - start).dt.total_seconds()."
+        days = f"(ddf[{source!r}] - start).dt.total_seconds() / 86_400"
+        return f"Turn the dates into numbers, days for example: {days}."
     if pd.api.types.is_timedelta64_dtype(values.dtype):
         return f"Turn the durations into numbers: ddf[{source!r}].dt.total_seconds()."
     return (
-        f"Make it a categorical (ddf.categorize(columns=[{source!r}])), whose codes the model "
-        "receives, or name it in by= if it is the group."
+        f"Make it a categorical (ddf[{source!r}] = ddf[{source!r}].astype('category')"
+        ".cat.as_known()), whose codes the model receives, or name it in by= if it is the group."
     )

@@ -22,6 +22,8 @@ SIZE_UNKNOWN = frozenset(
     | {"r-hat", "shard-ess", "divergences", "moving"}
 )
 """Codes of checks without which no estimate of the error holds."""
+PAGE = "docs/verdict.md"
+"""The page of the documentation that has a section for each code, under the code."""
 
 
 class Reason(NamedTuple):
@@ -30,7 +32,7 @@ class Reason(NamedTuple):
     Attributes
     ----------
     code : str
-        Names the check; the same in every release.
+        Names the check; the same in every release. A section of `PAGE` bears it as its heading.
     value, threshold : float
         What was found, and the limit that it crossed.
     where : str
@@ -97,6 +99,12 @@ class Evidence(NamedTuple):
         return [report.nuts for report in reports if report.nuts is not None]
 
 
+def sections(reasons: Sequence[Reason]) -> str:
+    """Name the sections of the documentation on some reasons."""
+    codes = dict.fromkeys(reason.code for reason in reasons)
+    return PAGE + ", ".join(f"#{code}" for code in codes)
+
+
 def reasons_against(evidence: Evidence, error: np.ndarray) -> list[Reason]:
     """Run every check that applies; `error` is the estimated error of each mean, in sds."""
     checks: list[Callable[[Evidence], Iterator[Reason]]] = [_several_modes]
@@ -140,9 +148,11 @@ def _several_modes(evidence: Evidence) -> Iterator[Reason]:
         )
         if evidence.modes == 1:
             problem = "searches ended at places as high as the posterior that no point is near"
+        remedy = "identify the model (order the components, say)"
         if ridge:
             problem = "the posterior is a curved ridge, of which a piece is described"
-        remedy = "identify the model (order the components, say)"
+        elif evidence.modes == 1:
+            remedy += ", and write shared sites that have a scale of their own non-centred"
         yield Reason("modes", evidence.modes, 1, "", problem, remedy)
     if approximation is not None and approximation.reached == 1 < approximation.searched:
         problem = (

@@ -13,7 +13,7 @@ from ..correction.assessment import usable
 from ..correction.state import Correction
 from ..plan.plan import Plan
 from .estimates import approximate_error
-from .reasons import SIZE_UNKNOWN, Evidence, Reason, reasons_against
+from .reasons import SIZE_UNKNOWN, Evidence, Reason, reasons_against, sections
 
 
 class Verdict(NamedTuple):
@@ -27,7 +27,7 @@ class Verdict(NamedTuple):
     reasons : tuple of Reason
         Why not, and what to change; empty if good.
     text : str
-        One paragraph.
+        One paragraph, which ends with the sections of the documentation on the reasons, if any.
     """
 
     good: bool
@@ -113,7 +113,7 @@ def _text(evidence: Evidence, error: np.ndarray, reasons: tuple[Reason, ...]) ->
         why = "; ".join(map(str, reasons))
         return (
             f"Not to be relied on as the full model's posterior. {how}; means may be off by {off}. "
-            f"{why}."
+            f"Why: {why}. See {sections(reasons)}."
         )
     certain = evidence.alone or evidence.correction is not None
     what = "Good: this is the full model's posterior" + ("" if certain else ", approximately")
