@@ -1,4 +1,4 @@
-"""``ddf.consensus``: what is registered on Dask DataFrames; it holds the frame and delegates."""
+"""``ddf.consensus``: what is registered on DataFrames; it holds the frame and delegates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import dask.dataframe as dd
+import pandas as pd
 from dask.dataframe.extensions import register_dataframe_accessor
 
 from .config import FitOptions, Options
@@ -402,7 +403,7 @@ class ConsensusAccessor:
             Psychometrika 84). The rows are sent to shards anew.
         by : column or list of columns, optional
             With ``unit="group"``, where the model sees no groups: those to leave out. By default
-            the `by` of the fit; of several levels, the one that carries effects.
+            the `by` of the fit; of several levels, the outermost that carries effects.
         draws : int, optional
             Draws of all unknowns, at least 50; those that the tree has at most. By default 400, and
             up to 4,000 where there are fewer rows than 50,000: the fewer the draws, the better do
@@ -509,3 +510,9 @@ class ConsensusAccessor:
         from .fit import LazyFit
 
         return LazyFit(self._frame, model, by, columns, checked, progress)
+
+
+@pd.api.extensions.register_dataframe_accessor("consensus")
+def of_pandas(frame: pd.DataFrame) -> ConsensusAccessor:
+    """Give a pandas DataFrame what a Dask one has; it becomes one of a single partition."""
+    return ConsensusAccessor(dd.from_pandas(frame, npartitions=1, sort=False))

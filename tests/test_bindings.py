@@ -64,6 +64,22 @@ def test_nested_keys_have_a_count_each(visits):
     assert [c.level for c in bindings.layout.columns] == [0, 1, -1]
 
 
+@pytest.mark.parametrize("name", ["n_groups", "num_groups"])
+def test_the_usual_name_of_a_count_is_known(visits, name):
+    scope = {}
+    exec(f"def one(patient, fvc, {name}): ...", scope)
+    exec(f"def two(Region, Patient, FVC, {name}): ...", scope)
+    exec(f"def none(FVC, {name}): ...", scope)
+    some = {"patient": "Patient", "fvc": "FVC"}
+    assert bind(visits, scope["one"], "Patient", some).counts == {name: 0}
+    inner = bind(visits, scope["one"], ["Region", "Patient"], some)
+    assert inner.counts == {name: 1}
+    with pytest.raises(ValueError, match=f"{name}.*call it 'n_Region' or 'n_Patient'"):
+        bind(visits, scope["two"], ["Region", "Patient"], None)
+    with pytest.raises(ValueError, match=f"argument '{name}' of the model is no column"):
+        bind(visits, scope["none"], "Patient", None)
+
+
 def test_categories_are_coded_and_counted(visits):
     def model(smoking, n_smoking, FVC): ...
 

@@ -269,3 +269,19 @@ def test_defaults_come_from_dask_configuration(table):
     with dask.config.set({"consensus.num-chains": 3, "consensus.rows-per-shard": 10}):
         found = of_zoo("intercepts", table)
     assert (found.options.num_chains, found.n_shards) == (3, 3)
+
+
+def test_a_pandas_frame_has_the_same(table):
+    here = table.consensus.plan(intercepts, by="county", n_shards=2)
+    there = from_pandas(table, 3).consensus.plan(intercepts, by="county", n_shards=2)
+    assert here.survey.rows == there.survey.rows == len(table)
+    assert here.n_shards == there.n_shards
+    assert repr(here) == repr(there)
+
+
+def test_more_shards_than_rows_can_serve_are_refused(table):
+    rows, least = len(table), planned("positive").model.dim + 1
+    most = rows // least
+    assert of_zoo("positive", table, n_shards=most).n_shards == most
+    with pytest.raises(ValueError, match=f"rows a shard, fewer than.* at most {most} shards"):
+        of_zoo("positive", table, n_shards=most + 1)

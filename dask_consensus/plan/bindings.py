@@ -14,12 +14,15 @@ from ..frame.arrays import Column, Layout
 from ..frame.values import number_dtype
 from .function import parameters_of
 
+_ANY_COUNT = ("n_groups", "num_groups")  # what the number of groups is called by most
+
 
 class Bindings(NamedTuple):
     """What each argument of the model receives: a column, a size, or its default.
 
-    An ``n_<argument>`` among `counts` receives the number of groups of this level of `by`; one
-    among `constants`, this number of categories.
+    An ``n_<argument>`` among `counts` receives the number of groups of this level of `by`, and so
+    does ``n_groups`` where one level alone has codes; one among `constants` receives this number of
+    categories.
     """
 
     layout: Layout
@@ -73,12 +76,26 @@ def bind(
         elif name in available:
             _check_exists(name, available, f"argument {name!r}")
             fed[name] = _column(frame, name, name, keys, x64)
+        elif name in _ANY_COUNT and (groups := _groups(name, fed)) is not None:
+            counts[name] = groups
         elif parameters[name].default is not inspect.Parameter.empty:
             defaults.append(name)
         else:
             raise ValueError(_no_column(name, counted, fed, available))
     layout = Layout(keys, tuple(fed[name] for name in parameters if name in fed), x64)
     return Bindings(layout, counts, constants, tuple(defaults))
+
+
+def _groups(name: str, fed: dict[str, Column]) -> int | None:
+    """Give the level whose groups a general name counts; None where the model sees no groups."""
+    coded = {column.argument: column.level for column in fed.values() if column.kind == "group"}
+    if len(set(coded.values())) > 1:
+        right = " or ".join(f"'n_{argument}'" for argument in coded)
+        raise ValueError(
+            f"argument {name!r} of the model may count the groups of {' or of '.join(coded)}: call "
+            f"it {right}"
+        )
+    return next(iter(coded.values()), None)
 
 
 def _keys(by: Any, available: list[Hashable]) -> tuple[Any, ...]:

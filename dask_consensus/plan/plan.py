@@ -197,6 +197,7 @@ def make_plan(
         counted, frame, layout, n_shards=options.n_shards, rows_per_shard=options.rows_per_shard
     )
     if assignment.n_shards > 1:
+        _check_rows(read, counted.rows, assignment.n_shards)
         _check_draws(read, options)
     example = examples(values, codes, len(layout.by))[0]
     dtypes = tuple(used(frame, layout)._meta[name].dtype for name in layout.by)
@@ -239,6 +240,18 @@ def _whole(example: Example) -> ShardData:
     """Make data of an example, all of it real."""
     groups = tuple(np.ones(count, bool) for count in example.groups)
     return ShardData(example.arguments, np.ones(example.rows, bool), groups)
+
+
+def _check_rows(model: ShardModel, rows: int, n_shards: int) -> None:
+    """Refuse shards that have too few rows to say anything of the parameters."""
+    least = model.dim + 1
+    if rows < least * n_shards:
+        most = max(rows // least, 1)
+        raise ValueError(
+            f"n_shards={n_shards} leaves {rows / n_shards:.1f} rows a shard, fewer than the "
+            f"{model.dim} shared parameters need to be told apart: ask for at most {most:,} "
+            "shards, or leave n_shards out"
+        )
 
 
 def _check_draws(model: ShardModel, options: Options) -> None:
