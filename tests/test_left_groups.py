@@ -281,6 +281,7 @@ def nested(region, county, y=None, *, n_region, n_county):
         numpyro.sample("obs", dist.Normal(a[region] + b[county], 1), obs=y)
 
 
+@pytest.mark.slow
 def test_of_effects_on_several_levels_the_outermost_groups_are_left_out():
     frame = table(groups=20).rename(columns={"who": "county"})
     frame = frame.assign(region=frame["county"] // 5)

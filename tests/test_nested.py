@@ -61,7 +61,7 @@ def covariance_of(model, u, codes, values):
     return tau[0] ** 2 * same["region"] + inner + noise * np.eye(len(same["county"]))
 
 
-@pytest.mark.parametrize("model", [two_levels, three_levels])
+@pytest.mark.parametrize("model", [two_levels, pytest.param(three_levels, marks=pytest.mark.slow)])
 def test_linear_mixed_models_have_their_closed_form(model):
     rng = np.random.default_rng(0)
     codes = nested_codes(rng)
@@ -132,7 +132,7 @@ def binary_log_likelihood(u, codes, y):
     return total
 
 
-@pytest.mark.parametrize("counties", [(3, 1, 4), (60,)])
+@pytest.mark.parametrize("counties", [pytest.param((3, 1, 4), marks=pytest.mark.slow), (60,)])
 def test_binary_rows_against_nested_quadrature(counties):
     """Many skewed counties in one region: the mode of all effects together is far from its own."""
     rng = np.random.default_rng(1)
