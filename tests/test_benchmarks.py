@@ -66,6 +66,7 @@ def test_reference_and_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "| variances-2 | 2 |" in printed
 
 
+@pytest.mark.slow
 def test_rivals(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +89,7 @@ def test_sampling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "| binary | 4,000 | 20 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_effects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     effects.main(["--toy", "--results", str(tmp_path)])
     covered, stored = rows_of(tmp_path, "effects")
@@ -109,6 +111,7 @@ def test_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "| 4,000 | expected: mean |" in printed
 
 
+@pytest.mark.slow
 def test_loo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loo.main(["--toy", "--results", str(tmp_path)])
     (row,) = rows_of(tmp_path, "loo")
@@ -129,6 +132,7 @@ def test_patients_have_a_closed_form() -> None:
     assert loo._of_patients(draws, frame)[1, 1] == pytest.approx(wanted)
 
 
+@pytest.mark.slow
 def test_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     toy = ["--toy", "--results", str(tmp_path)]
     calibration.main(toy)
@@ -194,8 +198,11 @@ def test_reference_by_nuts_and_a_case_built_to_fail(
     assert "| coupled | effects that couple groups | 1 of 1 |" in capsys.readouterr().out
 
 
-# HMCECS compiles for most of a minute.
-@pytest.mark.parametrize("part", [pytest.param("hmcecs", marks=pytest.mark.slow), "full", "loop"])
+# HMCECS compiles for most of a minute, the full fit for half of one.
+@pytest.mark.parametrize(
+    "part",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("hmcecs", "full")), "loop"],
+)
 def test_speed(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     speed.main([part, "--toy", "--results", str(tmp_path)])
     printed = capsys.readouterr().out

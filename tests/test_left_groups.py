@@ -106,6 +106,7 @@ def test_many_parameters_are_asked_at_all_draws():
     assert sound.all()
 
 
+@pytest.mark.slow
 def test_asked_at_few_draws_it_says_what_it_says_at_all(monkeypatch):
     """Of some hundred groups some bend too much for a polynomial: these are asked alone."""
     n = 400
@@ -217,6 +218,7 @@ def inner(region, county, x, y=None, *, n_county):
         numpyro.sample("obs", dist.Normal(a[county] + x, sigma), obs=y)
 
 
+@pytest.mark.slow
 def test_of_nested_groups_those_with_effects_are_left_out():
     frame = table(groups=20).rename(columns={"who": "unit"})
     # A county's name occurs in several regions, and rows of a county in all partitions.

@@ -271,7 +271,7 @@ HEAVY = {
 }  # fmt: skip
 
 
-QUICK = {"student", "heavy-rows"}
+QUICK = {"student"}
 
 
 @pytest.mark.parametrize(

@@ -277,19 +277,6 @@ def test_coupled_groups_show_in_the_probed_hessian_and_are_an_obstacle():
     assert found.coupling > 0.02
 
 
-def test_several_levels_of_effects_are_an_obstacle():
-    def model(region, county, y=None, *, n_region, n_county):
-        mu = numpyro.sample("mu", dist.Normal(0, 5))
-        with numpyro.plate("region", n_region):
-            a = numpyro.sample("a", dist.Normal(mu, 1.0))
-        with numpyro.plate("county", n_county):
-            b = numpyro.sample("b", dist.Normal(0.0, 1.0))
-        numpyro.sample("y", dist.Normal(a[region] + b[county], 1.0), obs=y)
-
-    values = {"y": np.random.default_rng(6).normal(size=20)}
-    assert "several levels (a, b)" in obstacle(read(model, values, groups=["region", "county"]))
-
-
 def test_modes_are_where_the_gradient_is_zero(gaussian_case):
     values, codes, center, _ = gaussian_case
     with precision(True):

