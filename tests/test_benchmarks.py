@@ -101,6 +101,7 @@ def test_effects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "| 600 | 60 | 2 | 8 |" in printed
 
 
+@pytest.mark.slow
 def test_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     predictions.main(["--toy", "--results", str(tmp_path)])
     covered, fast = rows_of(tmp_path, "predictions")
