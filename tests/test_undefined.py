@@ -86,3 +86,17 @@ def test_a_density_of_zero_is_another_matter():
 def test_sound_models_are_defined(name):
     made = planned(name)
     assert undefined_rows(made.example, made.model) is None
+
+
+def test_a_model_that_is_defined_far_from_zero_alone_is_no_mistake():
+    """The smallest rows give the shift a bound that few points near zero are within."""
+
+    def shifted(y):
+        shift = numpyro.sample("shift", dist.Normal(0, 5))
+        with numpyro.plate("rows", len(y)):
+            log_z = jnp.log(y - shift)
+            numpyro.factor("obs", dist.Normal(2, 0.5).log_prob(log_z) - log_z)
+
+    values = {"y": np.append(np.full(30, 8.0), np.full(3, -2.9))}
+    made = read(shifted, {"y": values["y"][:30]})
+    assert undefined_rows(data_of(values), made) is None

@@ -244,7 +244,7 @@ def _whole(example: Example) -> ShardData:
 
 def _check_rows(model: ShardModel, rows: int, n_shards: int) -> None:
     """Refuse shards that have too few rows to say anything of the parameters."""
-    least = model.dim + 1
+    least = max(model.dim, 2)
     if rows < least * n_shards:
         most = max(rows // least, 1)
         raise ValueError(

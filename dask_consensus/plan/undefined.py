@@ -10,7 +10,7 @@ from ..cluster.mapreduce import Answer, each, map_reduce
 from ..cluster.shards import Shards
 from ..cluster.tasks import broadcast, compute
 from ..frame.labels import readable
-from ..shard.undefined import Undefined, undefined_rows
+from ..shard.undefined import POINTS, Undefined, undefined_rows
 from ..shard_data import ShardData
 from .plan import Plan
 
@@ -18,7 +18,7 @@ _NAMED = 3  # shards, and groups of each, that are named
 
 
 def check_defined(plan: Plan, shards: Shards) -> None:
-    """Refuse rows whose density is not a number, whatever the parameters are.
+    """Refuse rows whose density is not a number, wherever in the prior it is asked for.
 
     Raises
     ------
@@ -38,7 +38,8 @@ def check_defined(plan: Plan, shards: Shards) -> None:
     more = f"\n- and {len(found) - _NAMED} more shards" if len(found) > _NAMED else ""
     raise ValueError(
         f"the density of {', '.join(map(repr, sites))} is not a number in {rows:,} of "
-        f"{plan.survey.rows:,} rows, whatever the parameters are:\n- "
+        f"{plan.survey.rows:,} rows, at each of {POINTS} points, near zero and "
+        "drawn from the prior:\n- "
         + "\n- ".join(places)
         + more
         + "\nA value lies outside the support of its distribution, or the model takes the "

@@ -88,6 +88,21 @@ def prior_points(
     return medians, draws
 
 
+def prior_draw(
+    model: ShardModel, data: ShardData, number: int
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Draw shared and local sites from the prior, unconstrained, on a device; a numbered draw."""
+
+    def draw(data: ShardData, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return _prior_point(model, data, init_to_sample, key)
+
+    given = data, key_of(number, _PRIOR)
+    drawn: tuple[jax.Array, dict[str, jax.Array]] = compiled(
+        model, "prior draw", lambda: draw, *given, effort=Effort.ONCE
+    )(*given)
+    return drawn
+
+
 def starting_point(
     potential: Callable[..., jax.Array], first: dict[str, jax.Array], key: jax.Array
 ) -> tuple[dict[str, jax.Array], jax.Array]:

@@ -12,12 +12,15 @@ import numpy as np
 from ..model.model import ShardModel, precision
 from ..shard_data import ROWS, ShardData
 from .compiling import Effort, compiled, on_device
+from .starts import prior_draw
 
-_POINTS = 4  # of u and of the local sites; of a sound shard the first is enough
+_NEAR_ZERO = 4  # points of u and of the local sites; of a sound shard the first is enough
+_OF_PRIOR = 128  # draws of them, where rows are left: a model may be defined far from zero alone
+POINTS = _NEAR_ZERO + _OF_PRIOR
 
 
 class Undefined(NamedTuple):
-    """What of a shard has a density that is not a number, at every point."""
+    """What of a shard has a density that is not a number, at any point asked."""
 
     sites: tuple[str, ...]  # terms of the density
     rows: np.ndarray  # numbers of the rows, in the shard
@@ -26,7 +29,7 @@ class Undefined(NamedTuple):
 
 
 def undefined_rows(data: ShardData, model: ShardModel) -> Undefined | None:
-    """Find the rows of a shard whose density is never a number; None where there are none.
+    """Find the rows of a shard whose density is a number at no point; None where there are none.
 
     A density that is zero is another matter: a better point may be found. Of a term that follows
     groups all rows of the group are meant.
@@ -34,12 +37,8 @@ def undefined_rows(data: ShardData, model: ShardModel) -> Undefined | None:
     bad: dict[str, np.ndarray] = {}
     with precision(model.x64):
         given = on_device(data)
-        for point in range(_POINTS):
-            rng = np.random.default_rng(point)
-            u = rng.uniform(-1.0, 1.0, model.dim)
-            shapes = model.local_shapes(*data.size)
-            local = {name: rng.uniform(-1.0, 1.0, shape) for name, shape in shapes.items()}
-            arguments = (given, *on_device((u, local)))
+        for point in range(POINTS):
+            arguments = (given, *_point(model, given, point))
             run = compiled(
                 model, "undefined", lambda: _undefined(model), *arguments, effort=Effort.ONCE
             )
@@ -67,6 +66,19 @@ def undefined_rows(data: ShardData, model: ShardModel) -> Undefined | None:
             if name not in model.codes
         },
     )
+
+
+def _point(
+    model: ShardModel, data: ShardData, number: int
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Take shared and local sites near zero, then from the prior."""
+    if number >= _NEAR_ZERO:
+        return prior_draw(model, data, number)
+    rng = np.random.default_rng(number)
+    u, shapes = rng.uniform(-1.0, 1.0, model.dim), model.local_shapes(*data.size)
+    local = {name: rng.uniform(-1.0, 1.0, shape) for name, shape in shapes.items()}
+    near: tuple[jax.Array, dict[str, jax.Array]] = on_device((u, local))
+    return near
 
 
 def _codes(model: ShardModel, data: ShardData, level: int | None) -> np.ndarray | None:
