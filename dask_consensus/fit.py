@@ -24,6 +24,7 @@ from .config import Options
 from .correction.assessment import nearest, usable
 from .correction.draws import posterior_draws
 from .correction.importance import correct
+from .correction.levels import correct_crossed
 from .correction.likelihood import LogPosterior
 from .correction.peaks import moments_of
 from .correction.state import Correction, CorrectionSettings
@@ -96,7 +97,8 @@ class LazyFit:
             combined = combine(plan, shards, guess)
         with clock("correction"):
             correction = correct_combination(plan, shards, guess, combined)
-        if guess is not None and correction is not None and not usable(correction):
+        longer_helps = guess is not None and guess.crossed is None
+        if longer_helps and correction is not None and not usable(correction):
             # What is quick was not good enough for a proposal: sample, and for longer.
             with clock("rounds"):
                 longer = _sampled_longer(plan, shards, guess, combined)
@@ -110,7 +112,9 @@ class LazyFit:
         warn_if_bad(verdict)
         options = self.options
         shape = (options.num_chains, options.num_samples)
-        draws = posterior_draws(combined, correction, shape, options.seed)
+        draws = posterior_draws(
+            combined, correction, shape, options.seed, (plan.model, plan.example)
+        )
         with clock("local"):
             local = local_effects(plan, shards, draws, correction)
         return result(plan, guess, combined, correction, draws, local, verdict, clock)
@@ -163,7 +167,10 @@ def correct_combination(
         limits=options.verdict,
         expansions=None if guess is None else guess.expansions,
     )
-    return correct(settings, LogPosterior(plan.model, shards, plan.example, combined.mean))
+    log_posterior = LogPosterior(plan.model, shards, plan.example, combined.mean)
+    if guess is not None and guess.crossed is not None:
+        return correct_crossed(settings, log_posterior, guess.crossed)
+    return correct(settings, log_posterior)
 
 
 def _sampled_longer(

@@ -10,6 +10,7 @@ from ..shard.starts import prior_points
 from .anchored import AnchoredSettings, anchored
 from .ascent import Peak
 from .consensus import one_shot
+from .crossed import crossed_mode
 from .gaussian import inverse
 from .laplace import draws_of, laplace
 from .pilot import run_pilot
@@ -30,6 +31,8 @@ def locate(plan: Plan, shards: Shards) -> Guess | None:
     if plan.n_shards == 1 or plan.method in ("consensus", "parametric"):
         return None
     because = engine_of(model).obstacle
+    if model.crossed and not because:
+        return _crossed(plan, shards)
     ridges: list[Peak] = []
     if not because:
         starts = prior_points(model, plan.example, options.seed, _POINTS)
@@ -52,6 +55,27 @@ def locate(plan: Plan, shards: Shards) -> Guess | None:
     nuts = NutsSettings(pilot.num_warmup, pilot.num_samples, options.target_accept_prob)
     guess = run_pilot(model, shards, nuts, seed=options.seed, n_chains=pilot.num_chains)
     return guess._replace(landmarks=[*guess.landmarks, *(ridge.u for ridge in ridges)])
+
+
+def _crossed(plan: Plan, shards: Shards) -> Guess:
+    """Find the mode of a model with crossed effects, these integrated out."""
+    starts = prior_points(plan.model, plan.example, plan.options.seed, _POINTS)
+    found = crossed_mode(plan.model, shards, plan.example, starts)
+    if found is None:
+        names = ", ".join(one.site for one in plan.model.crossed)
+        raise ValueError(
+            f"no mode was found with the crossed effects ({names}) integrated out: is the model "
+            "identified, with priors that hold every parameter? With n_shards=1 it is sampled whole"
+        )
+    approximation, crossed = found
+    return Guess(
+        approximation.mean,
+        inverse(approximation.covariance) / plan.n_shards,
+        informed=True,
+        modes=approximation.modes,
+        approximation=approximation,
+        crossed=crossed,
+    )
 
 
 def combine(plan: Plan, shards: Shards, guess: Guess | None) -> Combined:

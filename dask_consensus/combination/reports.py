@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..model.model import ShardModel
 from .ascent import Peak
+
+if TYPE_CHECKING:
+    from .crossed import CrossedEffects
 
 
 class FitSettings(NamedTuple):
@@ -228,6 +231,8 @@ class Guess(NamedTuple):
         Where the mode was found.
     landmarks : sequence of (d,) arrays
         Other places that may have a comparable density.
+    crossed : CrossedEffects or None
+        Where effects of crossed factors were integrated out: what is known of their modes.
     """
 
     mean: np.ndarray
@@ -237,6 +242,7 @@ class Guess(NamedTuple):
     rounds: Sequence[Round] = ()
     approximation: LaplaceApproximation | None = None
     landmarks: Sequence[np.ndarray] = ()
+    crossed: CrossedEffects | None = None
 
     @property
     def expansions(self) -> Expansions | None:

@@ -9,7 +9,10 @@ import scipy.linalg
 
 from ..combination import gaussian
 from ..combination.reports import Combined
+from ..model.model import ShardModel
+from ..shard_data import ShardData
 from .assessment import usable
+from .levels import with_levels
 from .proposals import Array, resample
 from .state import Correction
 from .weights import Estimate, weighted_moments
@@ -18,12 +21,24 @@ _TAIL = 0.005  # share of the points on either side that equal-weight draws are 
 
 
 def posterior_draws(
-    combined: Combined, correction: Correction | None, shape: tuple[int, int], seed: int
+    combined: Combined,
+    correction: Correction | None,
+    shape: tuple[int, int],
+    seed: int,
+    prior: tuple[ShardModel, ShardData],
 ) -> Array:
-    """Draws of the best answer at hand, ``(chains, draws, d)``: corrected where that is usable."""
+    """Draws of the best answer at hand, ``(chains, draws, d)``: corrected where that is usable.
+
+    `prior` is the model with any data that it accepts.
+    """
     if correction is None or not usable(correction):
         return combined.draws
-    return equal_weight_draws(correction.estimate, shape, np.random.default_rng([seed, 1]))
+    rng = np.random.default_rng([seed, 1])
+    draws = equal_weight_draws(correction.estimate, shape, rng)
+    if correction.levels is None:
+        return draws
+    flat = draws.reshape(-1, draws.shape[-1])
+    return with_levels(correction.levels, prior, flat, rng).reshape(*shape, -1)
 
 
 def equal_weight_draws(

@@ -195,7 +195,7 @@ def _n_points(settings: CorrectionSettings, log_posterior: LogPosterior, index: 
     """Points of an iteration: fewer at first of many rows, whose posterior is nearly Gaussian."""
     options, d = settings.options, len(settings.mean)
     first = max(options.first_points, _POINTS_A_DIMENSION * max(d, len(settings.peaks)))
-    if log_posterior.sample is None:
+    if not log_posterior.few_points:
         return options.later_points if index else first
     quadratic = (d + 1) * (d + 2) // 2
     few = max(_FEWEST_POINTS, _POINTS_A_DIMENSION * d, _POINTS_A_TERM * quadratic)

@@ -109,6 +109,11 @@ class LogPosterior(NamedTuple):
     rule: Rule = Rule(0)
     sample: Sample | None = None
 
+    @property
+    def few_points(self) -> bool:
+        """Whether a few points tell as much as a sample of shards can."""
+        return self.sample is not None
+
     def __call__(self, points: Array, title: str) -> Evaluated:
         """Evaluate it at ``(G, d)`` points, by one pass over the shards."""
         return self.by_rules((self.rule,), points, title)[0]
@@ -218,10 +223,13 @@ class LogPosterior(NamedTuple):
         compile_seconds : float
             This is where the code of all later passes is compiled.
         """
+        return self.with_nodes_for(points, along_axes(self.center, axes))
+
+    def with_nodes_for(self, points: Array, along: Array) -> tuple[LogPosterior, float]:
+        """Take as few nodes as agree at points, some of them :func:`along_axes`, as above."""
         ladder = engine_of(self.model).value_nodes
         if len(ladder) == 1:
             return self._replace(rule=Rule(ladder[0])), 0.0
-        along = along_axes(self.center, axes)
         n_modes = self._most_modes(np.concatenate([along, points[:_MODES_AT]]))
         few = np.concatenate([along, points[:_PROBE]])
         rules = [Rule(n_nodes, n_modes) for n_nodes in ladder]
@@ -274,11 +282,14 @@ class LogPosterior(NamedTuple):
         axes : (d, d) array
             Columns that :func:`along_axes` steps along from the center.
         """
-        none = np.zeros(len(axes))
+        return self.integration_error_at(along_axes(self.center, axes))
+
+    def integration_error_at(self, points: Array) -> tuple[Array, Array]:
+        """Say what integrals taken otherwise change, at points :func:`along_axes`, as above."""
         ladder = engine_of(self.model).value_nodes
         if len(ladder) == 1:
+            none = np.zeros((len(points) - 1) // len(_DISTANCES))
             return none, none
-        points = along_axes(self.center, axes)
         position = ladder.index(self.rule.n_nodes)
         other = ladder[position + 1 if position + 1 < len(ladder) else position - 1]
         # Beside the finest rule there is only a coarser one, whose error is the larger.

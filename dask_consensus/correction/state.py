@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from .likelihood import Evaluated
 from .proposals import Array, MixtureProposal
 from .tails import Probes
 from .weights import Estimate, Weighed
+
+if TYPE_CHECKING:
+    from .levels import Levels
 
 
 class CorrectionSettings(NamedTuple):
@@ -185,6 +188,10 @@ class Correction(NamedTuple):
         Sd of the log weights of the first iteration: how unlike the posterior the combination is.
     seconds, compile_seconds : float
         Wall time, and what of it the slowest shards spent compiling.
+    coordinates : (p,) int array or None
+        Coordinates of u that all of this is about; None for all d.
+    levels : Levels or None
+        What is known of the others, effects of crossed factors.
     """
 
     points: Array
@@ -209,3 +216,5 @@ class Correction(NamedTuple):
     discrepancy: float
     seconds: float
     compile_seconds: float
+    coordinates: npt.NDArray[np.int64] | None = None
+    levels: Levels | None = None

@@ -107,6 +107,7 @@ class ShardModel:
     cache: str = ""  # folder of compiled code; empty for none
     cache_size: int = 1000  # MiB of it, at most
     coupled: tuple[str, ...] = ()
+    crossed: tuple[Any, ...] = ()  # `Crossed`: shared sites that rows look up by a column
 
     def __hash__(self) -> int:
         return hash(self.token)
@@ -130,6 +131,11 @@ class ShardModel:
     def dim(self) -> int:
         """Length ``d`` of ``u``."""
         return sum(site.size for site in self.shared)
+
+    @property
+    def dim_without_crossed(self) -> int:
+        """Numbers in ``u`` that are not effects of crossed factors."""
+        return self.dim - sum(one.size for one in self.crossed)
 
     def coordinate_names(self) -> list[str]:
         """Name each of the ``d`` coordinates of ``u``, as in ``beta[1, 0]``."""

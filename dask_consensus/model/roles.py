@@ -32,6 +32,7 @@ from .checks import (
     sites_of_other_groups,
     sources,
 )
+from .crossed import crossed_factors
 from .examples import Example, examples
 from .model import (
     TRACE_LOCK,
@@ -115,9 +116,11 @@ def read_model(
         check_initial_density(probe, small)
         coupled = probe.changed_terms(small, large, local=True)
         foreign = sites_of_other_groups(model, small, large) if model.derived else set()
+        crossed = crossed_factors(model, small)
     own = tuple(site for site in model.derived if site.name not in foreign)
     model = replace(model, derived=own, foreign=tuple(sorted(foreign)))
-    return named(replace(model, double=probe.double, coupled=tuple(sorted(coupled))))
+    model = replace(model, double=probe.double, coupled=tuple(sorted(coupled)))
+    return named(replace(model, crossed=crossed))
 
 
 # Tracing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import textwrap
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dask.dataframe as dd
@@ -19,7 +19,8 @@ from ..frame.assign import Assignment, assign
 from ..frame.defects import usable
 from ..frame.survey import Survey, check, survey, used
 from ..model.examples import Example, examples
-from ..model.model import ShardModel, double_precision
+from ..model.crossed import MOST_CROSSED
+from ..model.model import ShardModel, double_precision, named
 from ..model.roles import ModelInputs, read_model
 from ..shard.effects import unit_level
 from ..shard.engine import engine_of
@@ -117,7 +118,7 @@ class Plan:
         if self.options.local_draws is not None:
             return self.options.local_draws
         # Fewer could not have the means and the covariance of all.
-        few = max(self.options.local_limits.draws, 2 * self.model.dim + 4)
+        few = max(self.options.local_limits.draws, 2 * self.model.dim_without_crossed + 4)
         return max(few, min(_MOST_LOCAL_DRAWS, _LOCAL_ROWS // self.survey.rows))
 
     @property
@@ -191,6 +192,7 @@ def make_plan(
         columns={c.argument: str(c.column) for c in layout.columns},
     )
     read = read_model(model, inputs, cache=options.cache, cache_size=options.cache_size)
+    read = _with_crossed(read, options)
     (counted,) = compute([survey(frame, layout, split_every=options.split_every)])
     check(counted, layout)
     assignment = assign(
@@ -198,7 +200,8 @@ def make_plan(
     )
     if assignment.n_shards > 1:
         _check_rows(read, counted.rows, assignment.n_shards)
-        _check_draws(read, options)
+        if not read.crossed:
+            _check_draws(read, options)
     example = examples(values, codes, len(layout.by))[0]
     dtypes = tuple(used(frame, layout)._meta[name].dtype for name in layout.by)
     return Plan(options, bindings, read, counted, assignment, _whole(example), dtypes)
@@ -244,14 +247,32 @@ def _whole(example: Example) -> ShardData:
 
 def _check_rows(model: ShardModel, rows: int, n_shards: int) -> None:
     """Refuse shards that have too few rows to say anything of the parameters."""
-    least = max(model.dim, 2)
+    least = max(model.dim_without_crossed, 2)
     if rows < least * n_shards:
         most = max(rows // least, 1)
         raise ValueError(
             f"n_shards={n_shards} leaves {rows / n_shards:.1f} rows a shard, fewer than the "
-            f"{model.dim} shared parameters need to be told apart: ask for at most {most:,} "
+            f"{least} shared parameters need to be told apart: ask for at most {most:,} "
             "shards, or leave n_shards out"
         )
+
+
+def _with_crossed(model: ShardModel, options: Options) -> ShardModel:
+    """Treat crossed effects as such where that can be done, and refuse too many of them."""
+    if not model.crossed:
+        return model
+    size = sum(one.size for one in model.crossed)
+    ours = options.method in ("auto", "laplace") and len(tiers(model)) < 2
+    if not ours or engine_of(model).obstacle:
+        return named(replace(model, crossed=()))
+    if size > MOST_CROSSED:
+        names = ", ".join(f"{one.site} ({one.size:,})" for one in model.crossed)
+        raise ValueError(
+            f"{size:,} crossed effects ({names}) are more than the {MOST_CROSSED:,} whose Hessian "
+            "is kept as one matrix. Make their column the key, by=, if it has more levels than the "
+            "key has; join levels of few rows; or leave the smallest out"
+        )
+    return model
 
 
 def _check_draws(model: ShardModel, options: Options) -> None:

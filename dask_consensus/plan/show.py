@@ -53,6 +53,14 @@ def notes_of(plan: Plan) -> list[str]:
             f"{', '.join(plan.model.foreign)}: left out of the effects of groups, since the value "
             "for one group changes with the other groups, of which a shard has only some"
         )
+    if plan.model.crossed:
+        size = sum(one.size for one in plan.model.crossed)
+        notes.append(
+            f"{', '.join(one.site for one in plan.model.crossed)}: {size:,} effects that meet in "
+            f"all shards are integrated out, given the other {plan.model.dim_without_crossed} "
+            "shared parameters, by Laplace's method and its next order; at some hundred values of "
+            f"these each shard sends a matrix of {size**2 * 8 / 2**20:,.1f} MiB"
+        )
     if plan.fits_one_shard:
         notes.append(
             f"all {plan.survey.rows:,} rows fit in one shard (rows_per_shard is "
@@ -144,7 +152,8 @@ def _method(plan: Plan) -> str:
     if plan.n_shards == 1:
         return "NUTS on everything"
     if plan.method == "laplace":
-        return "laplace, Newton steps on all shards, local effects integrated out"
+        effects = "local and crossed" if plan.model.crossed else "local"
+        return f"laplace, Newton steps on all shards, {effects} effects integrated out"
     return f"{plan.method}, {plan.options.weights} weights"
 
 
@@ -213,12 +222,15 @@ def _arguments(plan: Plan) -> list[list[str]]:
 def _sites(plan: Plan) -> list[list[str]]:
     model = plan.model
     names = {ROWS: "rows", **dict(enumerate(model.levels))}
+    crossed = {one.site: one for one in model.crossed}
     tempered = "whole" if plan.n_shards == 1 else "to the power w"
     rows = []
     for site in model.latents:
         shape, role, share = [str(size) for size in site.shape], "shared", tempered
         if site.level is not None:
             shape[site.axis], role, share = names[site.level], "local", "whole"
+        if site.name in crossed:
+            role, share = f"crossed, by {crossed[site.name].argument}", "given the rest"
         rows.append([site.name, role, f"({', '.join(shape)})", site.support, site.prior, share])
     latent = {site.name for site in model.latents}
     for term in model.terms:

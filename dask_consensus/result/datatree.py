@@ -244,7 +244,10 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
         "sd": (dims, sd, {"long_name": "sd of the full posterior"}),
         **_variables(correction, ("point", "coordinate"), of_points),
     }
-    return xr.Dataset(variables, {"coordinate": model.coordinate_names()})
+    names = model.coordinate_names()
+    if correction.coordinates is not None:
+        names = [names[i] for i in correction.coordinates]
+    return xr.Dataset(variables, {"coordinate": names})
 
 
 def _storable_labels(entries: Sequence[Any]) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 from ..combination.reports import Combined, LaplaceApproximation, NutsDiagnostics
 from ..config import Options
 from ..correction.assessment import USABLE_DRAWS_A_DIMENSION, usable
+from ..correction.levels import Levels
 from ..correction.state import Correction
 from .estimates import strange_shard
 
@@ -86,6 +87,12 @@ class Evidence(NamedTuple):
     approximation: LaplaceApproximation | None = None
     coupled: Sequence[str] = ()
     local_sites: Sequence[str] = ()
+
+    @property
+    def corrected(self) -> Sequence[str]:
+        """Names of the coordinates that the correction is about."""
+        which = None if self.correction is None else self.correction.coordinates
+        return self.names if which is None else [self.names[i] for i in which]
 
     @property
     def alone(self) -> bool:
@@ -193,7 +200,7 @@ def _correction_weights(evidence: Evidence) -> Iterator[Reason]:
         )
         yield Reason("k-hat", correction.k_hat, limit, "", problem, f"{more}, or use n_shards=1")
     # Fewer draws than assessment.usable asks are not used, whatever the threshold.
-    least = max(limits.ess, USABLE_DRAWS_A_DIMENSION * len(evidence.names))
+    least = max(limits.ess, USABLE_DRAWS_A_DIMENSION * len(evidence.corrected))
     if not estimate.ess >= least:
         problem = (
             f"{n_points:,} weighted points are as good as {estimate.ess:.0f} independent draws, "
@@ -201,7 +208,7 @@ def _correction_weights(evidence: Evidence) -> Iterator[Reason]:
         )
         yield Reason("ess", estimate.ess, least, "", problem, more)
     worst = int(np.argmax(estimate.sd_error))
-    name, error = evidence.names[worst], estimate.sd_error[worst]
+    name, error = evidence.corrected[worst], estimate.sd_error[worst]
     if not error <= limits.sd_error:
         problem = f"the sd of {name} is known to {error:.0%} only"
         yield Reason("sd-error", error, limits.sd_error, name, problem, more)
@@ -211,7 +218,7 @@ def _correction_tails(evidence: Evidence) -> Iterator[Reason]:
     correction, limit = evidence.correction, evidence.options.verdict.tail_log_ratio
     assert correction is not None
     worst = int(np.argmax(correction.tail_log_ratio))
-    name, ratio = evidence.names[worst], correction.tail_log_ratio[worst]
+    name, ratio = evidence.corrected[worst], correction.tail_log_ratio[worst]
     if not ratio <= limit:
         problem = (
             f"the posterior has mass far out on {name} that the points do not reach, its tail "
@@ -230,9 +237,12 @@ def _correction_integrals(evidence: Evidence) -> Iterator[Reason]:
         worst = int(np.argmax(error))
         if error[worst] <= limit:
             continue
-        name, sites = evidence.names[worst], ", ".join(evidence.local_sites)
+        name, sites = evidence.corrected[worst], ", ".join(evidence.local_sites)
+        effects = f"local effects ({sites})"
+        if correction.levels is not None:
+            effects = "local and crossed effects" if sites else "crossed effects"
         problem = (
-            f"two ways to integrate the local effects ({sites}) differ by {error[worst]:.2g} "
+            f"two ways to integrate the {effects} differ by {error[worst]:.2g} "
             f"posterior sds in the {what} of {name}"
         )
         # One shard is sampled, and integrates nothing; what another form does depends on the data.
@@ -247,6 +257,8 @@ def _correction_integrals(evidence: Evidence) -> Iterator[Reason]:
         )
         remedy = "remove that dependence, or use n_shards=1"
         yield Reason("coupling", coupling, limits.coupling, "", problem, remedy)
+    if correction.levels is not None:
+        yield from _levels(evidence, correction.levels)
     share = correction.modes_not_found
     if not share <= limits.modes_not_found:
         problem = (
@@ -254,6 +266,25 @@ def _correction_integrals(evidence: Evidence) -> Iterator[Reason]:
         )
         remedy = "use n_shards=1, or try another parameterisation of the local sites"
         yield Reason("modes-not-found", share, limits.modes_not_found, "", problem, remedy)
+
+
+def _levels(evidence: Evidence, levels: Levels) -> Iterator[Reason]:
+    """Judge what is known of crossed effects by the limits of integration."""
+    limits = evidence.options.verdict
+    for error, limit, what in (
+        (levels.error, limits.integration_error, "mean"),
+        (levels.sd_error, limits.sd_error, "sd"),
+    ):
+        worst = int(np.argmax(error))
+        if not error[worst] <= limit:
+            name = evidence.names[levels.effects[worst]]
+            problem = (
+                f"a crossed effect is far from normal given the rest: the {what} of {name} may be "
+                f"off by {error[worst]:.2g} " + ("posterior sds" if what == "mean" else "of it")
+            )
+            remedy = "use n_shards=1, or join levels of few rows"
+            yield Reason("integration", error[worst], limit, name, problem, remedy)
+            break
 
 
 # Sampling

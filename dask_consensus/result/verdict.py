@@ -96,6 +96,12 @@ def _error(evidence: Evidence) -> np.ndarray:
         return np.full_like(error, np.inf) if evidence.coupled else error
     error = np.hypot(correction.estimate.error, correction.integration_error)
     error = np.hypot(error, correction.sampling_error)
+    if correction.coordinates is not None:
+        known_of = error
+        error = np.full(len(evidence.names), np.inf)
+        error[correction.coordinates] = known_of
+        if correction.levels is not None:
+            error[correction.levels.effects] = correction.levels.error
     # Weights that cannot be used show that the combination is far off, and not how far; and the
     # shards of coupled groups weigh by another model.
     known = usable(correction) and not evidence.coupled

@@ -78,6 +78,13 @@ def unit_density(
 ) -> tuple[jax.Array, Terms]:
     """Log density of each unit ``(U,)``, less the reference's; and all terms."""
     terms = terms_of(model, u, unpack(model, effects), data)
+    return of_units(model, terms, effects, data, reference), terms
+
+
+def of_units(
+    model: ShardModel, terms: Terms, effects: jax.Array, data: ShardData, reference: Reference
+) -> jax.Array:
+    """Add up, for each unit, the terms that belong to it ``(U,)``."""
     level = unit_level(model)
     away = terms.rows - reference.rows
     if level == ROWS:
@@ -97,7 +104,7 @@ def unit_density(
                 )
     # Padding has a standard normal density, so that its Hessian is the identity.
     padding = -0.5 * jnp.sum(effects**2, axis=1)
-    return jnp.where(data.mask(level), density, padding), terms
+    return jnp.where(data.mask(level), density, padding)
 
 
 def others(model: ShardModel, terms: Terms, reference: Reference) -> jax.Array:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..model.crossed import rowwise_terms
 from ..model.model import Latent, ShardModel, precision
 from ..shard_data import ROWS, ShardData
 from .compiling import in_blocks
@@ -66,15 +67,57 @@ def _traced_once(model: ShardModel) -> Callable[..., Terms]:
 def _terms_of(
     model: ShardModel, u: jax.Array, local: dict[str, jax.Array], data: ShardData
 ) -> Terms:
-    n_rows, n_groups = data.size
     values = {**model.unravel(u), **local}
-    log_terms, _ = model.log_terms(values, data.arguments, n_groups)
-    prior = jnp.zeros((), u.dtype)
+    log_terms, _ = model.log_terms(values, data.arguments, data.size[1])
+    return _sorted(model, log_terms, local, data, u.dtype)
+
+
+def rowwise_terms_of(
+    model: ShardModel,
+    u: jax.Array,
+    rows: dict[str, jax.Array],
+    local: dict[str, jax.Array],
+    data: ShardData,
+) -> Terms:
+    """Evaluate the density given the effects of crossed factors row by row; they have no prior."""
+    terms: Terms = _rowwise_traced_once(model)(u, rows, local, data)
+    return terms
+
+
+@lru_cache(maxsize=8)
+def _rowwise_traced_once(model: ShardModel) -> Callable[..., Terms]:
+    return jax.jit(partial(_rowwise_terms_of, model))
+
+
+def _rowwise_terms_of(
+    model: ShardModel,
+    u: jax.Array,
+    rows: dict[str, jax.Array],
+    local: dict[str, jax.Array],
+    data: ShardData,
+) -> Terms:
+    values = {**model.unravel(u), **local}
+    given = (model, values, rows, model.crossed, data.arguments, data.size[1])
+    return _sorted(model, rowwise_terms(*given), local, data, u.dtype)
+
+
+def _sorted(
+    model: ShardModel,
+    log_terms: dict[str, jax.Array],
+    local: dict[str, jax.Array],
+    data: ShardData,
+    dtype: Any,
+) -> Terms:
+    """Add up terms by what they belong to."""
+    n_rows, n_groups = data.size
+    prior = jnp.zeros((), dtype)
     by_level = {
-        level: jnp.zeros(model.size_of(level, n_rows, n_groups), u.dtype)
+        level: jnp.zeros(model.size_of(level, n_rows, n_groups), dtype)
         for level in (ROWS, *range(len(n_groups)))
     }
     for term in model.terms:
+        if term.name not in log_terms:
+            continue
         entries = log_terms[term.name]
         if term.level is None:
             prior += jnp.sum(entries)
@@ -86,7 +129,7 @@ def _terms_of(
             by_level[term.level] += jnp.where(data.mask(term.level), entry, 0.0)
     padding = sum(
         (_padding_density(site, local[site.name], data) for site in model.local),
-        start=jnp.zeros((), u.dtype),
+        start=jnp.zeros((), dtype),
     )
     by_group = tuple(by_level[level] for level in range(len(n_groups)))
     return Terms(prior, by_group, by_level[ROWS], padding)
