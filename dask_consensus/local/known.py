@@ -138,6 +138,11 @@ def effects_of(
         known = _known_groups(local.to_dataset(), level, _normals(local.children[GIVEN_SHARED]), {})
         return known, make_design(model, representative(recalled.draws, wanted))
     drawn = local.to_dataset()
+    if "chain" not in drawn.sizes:
+        raise ValueError(
+            "the tree has a summary of the effects of groups, which does not say how they belong to "
+            "the crossed effects: fit with local='draws' for predictions"
+        )
     n = drawn.sizes["chain"] * drawn.sizes["draw"]
     which = np.unique(np.linspace(0, n - 1, min(n, wanted)).round().astype(int))
     chain, draw = np.divmod(which, drawn.sizes["draw"])

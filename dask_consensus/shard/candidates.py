@@ -20,7 +20,7 @@ from ..model.model import ShardModel
 from ..shard_data import ShardData
 from . import hills, newton
 from .effects import unit_density, unit_level
-from .marginal import Center
+from .marginal import Center, moved
 from .quadrature import gauss_hermite
 from .target import Terms
 
@@ -149,19 +149,19 @@ def around(model: ShardModel, data: ShardData, center: Center, u: jax.Array, loo
         return unit_density(model, u, effects, data, center.reference)
 
     def follow(mode: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-        effects, slope = mode
-        near = newton.ascend(density, effects, _STEPS, _NEAR, slope @ (u - center.u))
+        effects, move = mode
+        near = newton.ascend(density, effects, _STEPS, _NEAR, move)
         arrived = near.decrement < _LOST
         there = near.effects + jnp.where(arrived[:, None], near.step, 0.0)
         log_mass = near.value - hills.log_determinant(near.factor)
         return there, near.factor, jnp.where(arrived, log_mass, -jnp.inf), arrived
 
+    moves = moved(model, data, center, u)
     if not look.followed:
-        moved = center.effects + center.slope @ (u - center.u)
-        nothing = jnp.zeros(moved.shape[:2], u.dtype)
-        summits = hills.Hills(moved, center.factor, nothing)
+        nothing = jnp.zeros(moves.shape[:2], u.dtype)
+        summits = hills.Hills(center.effects + moves, center.factor, nothing)
         return Around(density, summits, jnp.zeros((), int), look)
-    effects, factor, log_mass, arrived = lax.map(follow, (center.effects, center.slope))
+    effects, factor, log_mass, arrived = lax.map(follow, (center.effects, moves))
     log_mass = jnp.where(center.present, log_mass, -jnp.inf)
     lost = jnp.sum(data.mask(unit_level(model)) & ~arrived.any(axis=0))
     return Around(density, hills.Hills(effects, factor, log_mass), lost, look)

@@ -33,7 +33,7 @@ from . import newton
 from .candidates import DEGREES, LOOKS, QUADRATURE, Look, around, log_shares, points_of
 from .compiling import compiled, on_device
 from .effects import effects_per_unit, relative_sds, unit_density, unit_level, unpack
-from .marginal import Center, center_at
+from .marginal import Center, center_at, moved
 from .subsets import some_groups
 from .target import Terms
 
@@ -71,7 +71,7 @@ class GivenShared(NamedTuple):
     """
 
     mean: np.ndarray  # (U, q)
-    slope: np.ndarray  # (U, q, d)
+    slope: np.ndarray  # (U, q, d); none where there are crossed effects
     widening: np.ndarray  # (U, q, d) of the logarithms of sds
     covariance: np.ndarray  # (U, q, q) at the center
 
@@ -402,8 +402,10 @@ def _candidates(model: ShardModel, look: Look) -> Callable[..., _Told]:
                 off = (effects - line) / wider
                 return _flat_values(model, u, effects, data), off, log_weight
 
-            wider = relative_sds(widening, u - center.u)
-            line = center.effects[0] + center.slope[0] @ (u - center.u)
+            wider: Any = 1.0
+            if not model.crossed:
+                wider = relative_sds(widening, u - center.u)
+            line = center.effects[0] + moved(model, data, center, u)[0]
             sites, off, log_weight = lax.map(one, (normal, shares))
             log_share = jnp.asarray(log_shares(normal.shape[1], look), u.dtype)[:, None]
             weights = _normalised(log_weight + log_share)
@@ -498,8 +500,8 @@ def _widening_at(
     many, that it would cost more than it is worth.
     """
     units, q = center.effects.shape[1:]
-    d = draws.shape[1]
-    if not q or 4 * d > len(draws):
+    d = 0 if model.crossed else draws.shape[1]
+    if not (q and d) or 4 * d > len(draws):
         return jnp.zeros((units, q, d), center.u.dtype)
     sds = draws.std(axis=0)
     steps = on_device(np.maximum(sds / 2, 1e-3))
@@ -515,10 +517,10 @@ def _widening(model: ShardModel) -> Callable[..., jax.Array]:
             def density(effects: jax.Array) -> tuple[jax.Array, Terms]:
                 return unit_density(model, u, effects, data, center.reference)
 
-            moved = center.effects[0] + center.slope[0] @ (u - center.u)
-            factor = newton.cholesky(newton.curvature(density, moved)[2])
-            q = moved.shape[1]
-            axes = [jnp.broadcast_to(axis, moved.shape) for axis in jnp.eye(q, dtype=u.dtype)]
+            there = center.effects[0] + moved(model, data, center, u)[0]
+            factor = newton.cholesky(newton.curvature(density, there)[2])
+            q = there.shape[1]
+            axes = [jnp.broadcast_to(axis, there.shape) for axis in jnp.eye(q, dtype=u.dtype)]
             variances = [newton.solve(factor, axis)[:, i] for i, axis in enumerate(axes)]
             return 0.5 * jnp.log(jnp.stack(variances, axis=1))
 

@@ -77,7 +77,7 @@ class Center(NamedTuple):
 
     u: jax.Array  # (d,)
     effects: jax.Array  # (M, U, q) modes
-    slope: jax.Array  # (M, U, q, d) their derivative in u
+    slope: jax.Array  # (M, U, q, d) their derivative in u; d is 0 where there are crossed effects
     factor: jax.Array  # (M, U, q, q) Cholesky factors of minus the Hessian at the modes
     present: jax.Array  # (M, U) bool; False where a unit has fewer
     reference: Reference  # log densities of rows and groups there
@@ -286,12 +286,38 @@ def _find_center(model: ShardModel) -> Callable[..., Center]:
             mixed = jax.jacfwd(slope_at)(u)
             return jax.vmap(lambda column: newton.solve(factor, column), 2, 2)(mixed)
 
-        moves = lax.map(movement, (found.effects, found.factor))
+        if model.crossed:
+            # Hundreds of columns, of which a unit knows a few: `moved` takes one at a time.
+            moves = jnp.zeros((*found.effects.shape, 0), u.dtype)
+        else:
+            moves = lax.map(movement, (found.effects, found.factor))
         reference = Reference(terms.rows, terms.groups)
         shape = found.factor
         return Center(u, found.effects, moves, shape, present, reference, between, variances)
 
     return find_center
+
+
+def moved(model: ShardModel, data: ShardData, center: Center, u: jax.Array) -> jax.Array:
+    """How far modes move from the center to `u`, to first order, ``(M, U, q)``."""
+    away = u - center.u
+    if not model.crossed:
+        return center.slope @ away
+    nothing = nothing_subtracted(data, u)
+
+    def along(mode: tuple[jax.Array, jax.Array]) -> jax.Array:
+        effects, factor = mode
+
+        def slope_at(u: jax.Array) -> jax.Array:
+            def total(effects: jax.Array) -> jax.Array:
+                return jnp.sum(unit_density(model, u, effects, data, nothing)[0])
+
+            return jax.grad(total)(effects)
+
+        _, mixed = jax.jvp(slope_at, (center.u,), (away,))
+        return newton.solve(factor, mixed)
+
+    return lax.map(along, (center.effects, center.factor))
 
 
 def evaluate(
@@ -321,15 +347,15 @@ def evaluate(
                 return unit_density(model, u, effects, data, center.reference)
 
             def follow(mode: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-                effects, slope = mode
-                moved = slope @ (u - center.u)
-                near = newton.ascend(density, effects, _FEW_LOOKS, _NEAR, moved)
+                effects, move = mode
+                near = newton.ascend(density, effects, _FEW_LOOKS, _NEAR, move)
                 # The last step needs no new curvature: exact for Gaussian units.
                 arrived = near.decrement < _DECREMENT
                 modes = near.effects + jnp.where(arrived[:, None], near.step, 0.0)
                 return modes, near.factor, arrived
 
-            modes, factor, arrived = lax.map(follow, (center.effects, center.slope))
+            moves = moved(model, data, center, u)
+            modes, factor, arrived = lax.map(follow, (center.effects, moves))
             if len(modes) > 1:
                 # Modes come and go with u: some are not at the center.
                 begin = jnp.concatenate([modes, hills.starts(model, data, u)[0]])
