@@ -58,6 +58,7 @@ def loo(
     check_verdict: bool,
 ) -> Any:
     """Estimate how well rows or groups are predicted; see `ConsensusAccessor.loo`."""
+    _elpd_data()  # before anything is computed
     recalled, draws = _asked(tree, model, unit, by, draws, check_verdict)
     if unit == "group":
         if subsample is not None:
@@ -147,26 +148,37 @@ def _added_up(left: Left, dim: str, coords: Mapping[str, Any], draws: int) -> An
 
 
 def _of_arviz(told: dict[str, Any]) -> Any:
-    """Make what ``az.compare`` of the ArviZ that is installed accepts.
-
-    Raises
-    ------
-    ImportError
-        If there is none.
-    """
-    try:
-        from arviz_stats.utils import ELPDData
-    except ImportError:  # without arviz-base, which ArviZ brings from version 1 on
-        pass
-    else:
-        return ELPDData(kind="loo", **told)
-    try:
-        from arviz.stats.stats_utils import ELPDData as Before
-    except ImportError as error:
-        message = "loo gives what ArviZ compares models by: pip install arviz"
-        raise ImportError(message, name="arviz") from error
+    """Make what ``az.compare`` of the ArviZ that is installed accepts."""
+    kind, before = _elpd_data()
+    if not before:
+        return kind(kind="loo", **told)
     names = {"elpd": "elpd_loo", "p": "p_loo", "elpd_i": "loo_i"}
     renamed = {names.get(name, name): value for name, value in told.items()}
     if "loo_i" in renamed:
         renamed["loo_i"] = renamed["loo_i"].rename("loo_i")
-    return Before(data=list(renamed.values()), index=list(renamed))
+    return kind(data=list(renamed.values()), index=list(renamed))
+
+
+def _elpd_data() -> tuple[Any, bool]:
+    """Find what ArviZ compares models by, and whether it is that of versions before 1.
+
+    Raises
+    ------
+    ImportError
+        If there is no ArviZ.
+    """
+    try:
+        from arviz_stats.utils import ELPDData
+
+        return ELPDData, False
+    except ImportError:  # without arviz-base, which ArviZ brings from version 1 on
+        pass
+    try:
+        from arviz.stats.stats_utils import ELPDData as Before
+
+        return Before, True
+    except ImportError as error:
+        message = (
+            "loo gives what ArviZ compares models by: pip install 'dask_consensus[plots]', or arviz"
+        )
+        raise ImportError(message, name="arviz") from error
