@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from numpyro.infer import MCMC, NUTS, Predictive
 
 from dask_consensus.cluster.tasks import compute
 from dask_consensus.frame.survey import survey
+from dask_consensus.local.loo import _added_up, _estimated
+from dask_consensus.local.psis import Left
+from dask_consensus.local.subsample import Estimate
 from dask_consensus.plan.bindings import bind
 
-from . import fit, from_pandas
+from . import ELPD_LOO, LOO_I, P_LOO, fit, from_pandas
 from .test_predictions import COLUMNS, FIT, model, table
 
 # The model of other tests, whose compiled code is at hand then.
@@ -91,9 +95,26 @@ def test_arviz_compares_models_by_loo(az, fitted):
     ddf = from_pandas(table())
     left_out = ddf.consensus.loo(fitted, model)
     ranks = az.compare({"one": left_out, "again": left_out})
-    column = "elpd_loo" if version(az) < 1 else "elpd"
-    assert np.allclose(ranks[column].astype(float), left_out[column], rtol=1e-2)
-    assert f"{len(table())} observations" in str(left_out)
+    np.testing.assert_allclose(ranks[ELPD_LOO].astype(float), left_out[ELPD_LOO], rtol=1e-2)
+    assert re.search(rf"{len(table())} (observations|observed)", str(left_out))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_was_left_out_is_what_arviz_compares(az):
+    """Made of numbers, so that it can be tried quickly with any version of ArviZ."""
+    elpd = np.random.default_rng(0).normal(-1, 0.2, (2, 60))
+    index = {"row": np.arange(60)}
+    told = {
+        name: _added_up(Left(each, each + 0.01, np.zeros(60)), "row", index, 400)
+        for name, each in zip(("worse", "better"), elpd - [[0.5], [0.0]], strict=True)
+    }
+    assert az.compare(told).index.tolist() == ["better", "worse"]
+    assert told["better"][ELPD_LOO] == pytest.approx(elpd[1].sum())
+    np.testing.assert_array_equal(told["better"][LOO_I], elpd[1])
+    left = Left(elpd[0, :10], elpd[0, :10], np.zeros(10))
+    some = _estimated(Estimate(-60.0, 2.0, 0.5, 1.0, np.arange(10), left), 60, 400)
+    assert (some[ELPD_LOO], some["subsampling_se"], some[P_LOO]) == (-60.0, 0.5, 1.0)
+    assert "60" in str(some)
 
 
 # Files
