@@ -437,7 +437,7 @@ class ConsensusAccessor:
         >>> left_out = ddf.consensus.loo(tree, model)
         >>> int(left_out.n_data_points)
         200
-        >>> bool(left_out.elpd_loo < 0)
+        >>> bool(left_out.se > 0)
         True
         """
         from .local.loo import loo

@@ -116,7 +116,7 @@ def _keys(by: Any, available: list[Hashable]) -> tuple[Any, ...]:
 def _check_exists(column: Hashable, available: list[Hashable], what: str) -> None:
     if column not in available:
         raise ValueError(
-            f"{what}: the frame has no column {column!r}{_similar(column, available)}; its columns "
+            f"{what}: the frame has no column {column!r}{similar(column, available)}; its columns "
             f"are {', '.join(map(str, available))}"
         )
     if available.count(column) > 1:
@@ -127,7 +127,8 @@ def _check_exists(column: Hashable, available: list[Hashable], what: str) -> Non
         )
 
 
-def _similar(name: Hashable, available: Sequence[Hashable]) -> str:
+def similar(name: Hashable, available: Sequence[Hashable]) -> str:
+    """Ask whether a column was meant that is called nearly so; empty if there is none."""
     by_lower = {str(column).lower(): str(column) for column in available}
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
     return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
@@ -144,7 +145,7 @@ def _no_column(
             "categories: it has no codes to count"
         )
     return (
-        f"argument {name!r} of the model is no column of the frame{_similar(name, available)} and "
+        f"argument {name!r} of the model is no column of the frame{similar(name, available)} and "
         f"has no default; pass columns={{{name!r}: <column>}}, or bind it beforehand "
         f"(functools.partial). The columns are {', '.join(map(str, available))}"
     )

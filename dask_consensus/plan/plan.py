@@ -26,7 +26,7 @@ from ..shard.engine import engine_of
 from ..shard.nuts import NutsSettings
 from ..shard.tiers import tiers
 from ..shard_data import ROWS, ShardData
-from .bindings import Bindings, bind
+from .bindings import Bindings, bind, similar
 from .show import notes_of, tables_of
 
 _SAMPLE = 64  # rows of a partition on which the model is traced
@@ -189,6 +189,7 @@ def make_plan(
         counts=bindings.counts,
         constants=bindings.constants,
         columns={c.argument: str(c.column) for c in layout.columns},
+        defaults={name: similar(name, list(frame.columns)) for name in bindings.defaults},
     )
     read = read_model(model, inputs, cache=options.cache, cache_size=options.cache_size)
     (counted,) = compute([survey(frame, layout, split_every=options.split_every)])

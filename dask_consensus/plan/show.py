@@ -37,6 +37,12 @@ def tables_of(plan: Plan) -> list[Table]:
 def notes_of(plan: Plan) -> list[str]:
     """Say what the user should know before running."""
     notes = options_without_effect(plan)
+    if plan.model.dropped:
+        notes.append(
+            f"{', '.join(plan.model.dropped)}: deterministic sites of rows, or of all groups "
+            "together, are not in the result; ddf.consensus.predict(tree, model, kind='expected') "
+            "sets the expected response beside each row"
+        )
     if plan.n_shards == 1:
         return notes + _costs(plan)
     notes += [
@@ -226,7 +232,12 @@ def _sites(plan: Plan) -> list[list[str]]:
             role, share = ("prior", tempered) if term.level is None else ("observed", "whole")
             level = "" if term.level is None else f"({names[term.level]})"
             rows.append([term.name, role, level, "", "", share])
-    return rows + [[name, "deterministic", "", "", "", ""] for name in model.deterministics]
+    rows += [[name, "deterministic", "", "", "", ""] for name in model.deterministics]
+    for derived in model.derived:
+        shape = [str(size) for size in derived.shape]
+        shape[derived.axis] = names[derived.level]
+        rows.append([derived.name, "deterministic", f"({', '.join(shape)})", "", "", ""])
+    return rows
 
 
 def _shards(plan: Plan) -> list[list[str]]:
