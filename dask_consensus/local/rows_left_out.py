@@ -92,7 +92,7 @@ def all_rows_left_out(
     told, rows, contents = zip(*parts, strict=True)
     hint = "; for some of the rows that were fitted, pointwise() has what is added up here"
     check_number(recalled, sum(rows), hint)
-    names = [*keys, *(column.column for column in task.reader.layout.columns)]
+    names = [*keys, *(column.label for column in task.reader.layout.columns)]
     check_contents(recalled, add_contents(contents), names)
     if few is not None:
         return estimate(told), len(design.u)

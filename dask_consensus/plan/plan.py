@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..cluster.tasks import compute
 from ..config import Method, Options
-from ..frame.arrays import Layout, encode
+from ..frame.arrays import Layout, encode, labels_of
 from ..frame.assign import Assignment, assign
 from ..frame.defects import usable
 from ..frame.survey import Survey, check, survey, used
@@ -27,7 +27,7 @@ from ..shard.nuts import NutsSettings
 from ..shard.tiers import tiers
 from ..shard_data import ROWS, ShardData
 from .bindings import Bindings, bind
-from .show import notes_of, tables_of
+from .show import columns_told, notes_of, tables_of
 
 _SAMPLE = 64  # rows of a partition on which the model is traced
 _LOCAL_ROWS, _MOST_LOCAL_DRAWS = 5_000_000, 256  # rows times draws that cost next to nothing
@@ -68,6 +68,11 @@ class Plan:
     def n_shards(self) -> int:
         """Number of shards."""
         return self.assignment.n_shards
+
+    @property
+    def labels(self) -> dict[str, tuple[Any, ...]]:
+        """Categories of the arguments that receive codes; of matrices the names of columns."""
+        return labels_of(self.bindings.layout)
 
     @property
     def fits_one_shard(self) -> bool:
@@ -179,6 +184,7 @@ def make_plan(
     what one pass over the rows shows.
     """
     bindings = bind(frame, model, by, columns, double_precision())
+    bindings = bindings.completed(frame, options.split_every)
     layout = bindings.layout
     values = _sample(frame, layout)
     codes = {c.argument: c.level for c in layout.columns if c.kind == "group"}
@@ -188,7 +194,8 @@ def make_plan(
         levels=tuple(map(str, layout.by)),
         counts=bindings.counts,
         constants=bindings.constants,
-        columns={c.argument: str(c.column) for c in layout.columns},
+        columns=columns_told(layout),
+        categories={c.argument: len(c.categories) for c in layout.columns if c.categories},
     )
     read = read_model(model, inputs, cache=options.cache, cache_size=options.cache_size)
     (counted,) = compute([survey(frame, layout, split_every=options.split_every)])
@@ -215,11 +222,7 @@ def _sample(frame: dd.DataFrame, layout: Layout) -> dict[str, np.ndarray]:
         check(compute([survey(frame, layout)])[0], layout)
         sample = _heads(rows, layout)
     order = np.random.default_rng(0).permutation(len(sample))[:_SAMPLE]
-    return {
-        column.argument: sample[column.argument].to_numpy()[order]
-        for column in layout.columns
-        if column.kind != "group"
-    }
+    return layout.assembled({str(name): sample[name].to_numpy()[order] for name in sample})
 
 
 def _heads(rows: dd.DataFrame, layout: Layout) -> pd.DataFrame:
