@@ -19,7 +19,15 @@ from .contents import contents_of
 from .key_kinds import read_keys
 from .keys import Form, common_form, hash_keys, in_form, of_form
 from .lists import read_lists
-from .values import cast, category_codes, common_dtype, exact_numbers, integer_dtype, number_dtype
+from .values import (
+    cast,
+    category_codes,
+    common_dtype,
+    exact_numbers,
+    integer_dtype,
+    missing,
+    number_dtype,
+)
 
 
 class Column(NamedTuple):
@@ -58,6 +66,9 @@ class Layout(NamedTuple):
     columns: tuple[Column, ...]
     x64: bool = False  # arrays of float64 and int64 instead of float32 and int32
     forms: tuple[Form, ...] = ()  # of the keys of all partitions, once they are known
+    responses: tuple[
+        str, ...
+    ] = ()  # arguments that are only observed; rows without any are left out
 
     @property
     def direct(self) -> tuple[Column, ...]:
@@ -125,6 +136,16 @@ def labels_of(layout: Layout) -> dict[str, tuple[Any, ...]]:
     return labels
 
 
+def answered(partition: pd.DataFrame, layout: Layout) -> np.ndarray:
+    """Tell which rows have a value of some response, or of any, where there are no responses."""
+    masks = [
+        np.logical_or(*missing(partition[column.column]))
+        for column in layout.columns
+        if column.argument in layout.responses
+    ]
+    return ~np.logical_and.reduce(masks) if masks else np.ones(len(partition), bool)
+
+
 class Read(NamedTuple):
     """A column as a partition holds it; of lists, the numbers at one place of each."""
 
@@ -187,7 +208,10 @@ def encode(partition: pd.DataFrame, layout: Layout) -> pd.DataFrame:
 
     There is a column :func:`key_name` for each level of ``by``, of keys in their form, and a column
     for each argument of another kind than "group", named after it; of a matrix one for each column.
+    Rows without any response are left out.
     """
+    if layout.responses:
+        partition = partition[answered(partition, layout)]
     keys = {
         key_name(level): in_form(read_keys(partition[name]), form)
         for level, (name, form) in enumerate(zip(layout.by, layout.forms, strict=True))

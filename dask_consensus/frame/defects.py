@@ -47,6 +47,10 @@ _REMEDY_IN_LISTS = {
     NAN: "drop those rows, or fill the values in where the lists are made",
     UNFIT: "make lists of numbers of one kind, floats for example",
 }
+_REMEDY_OF_SOME = (
+    "rows are left out where all responses are missing, and others have a value here: fill the "
+    "holes with any value, and have the model pass them by (numpyro.handlers.mask)"
+)
 _MOST_COLUMNS = 5  # of one argument with one kind of defect, that are named
 
 
@@ -110,6 +114,8 @@ def explain_defects(
     for i, (who, name, column) in enumerate(_checked(layout)):
         in_lists = column is not None and column.item >= 0
         remedies = _REMEDY | (_REMEDY_IN_LISTS if in_lists else {})
+        if column is not None and column.argument in layout.responses:
+            remedies |= dict.fromkeys((MISSING, NAN), _REMEDY_OF_SOME)
         for kind in np.flatnonzero(counts[i]).tolist():
             found = _first_found(dtypes[i] if dtypes else (), int(first[i, kind]))
             words = {"bits": bits, "name": name, "found": found, "width": _width(layout, column)}

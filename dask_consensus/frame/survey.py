@@ -15,7 +15,7 @@ from dask.delayed import delayed
 
 from ..cluster.tasks import tree
 from ..shard_data import Contents
-from .arrays import Column, Layout, encode_values, read_columns
+from .arrays import Column, Layout, answered, encode_values, read_columns
 from .contents import add_contents, contents_of
 from .defects import (
     Found,
@@ -67,6 +67,7 @@ class Survey(NamedTuple):
     found: tuple[tuple[Found, ...], ...]  # of each column: kinds of keys, or dtypes of values
     contents: Contents  # what the columns hold; zeros where there are defects
     sample: Sample  # of the columns of values
+    unanswered: int = 0  # rows without any response, which are left out and counted nowhere else
 
     @property
     def rows(self) -> int:
@@ -169,6 +170,9 @@ def survey_partition(
     partition: pd.DataFrame, layout: Layout, buckets: int = BUCKETS, divided: bool = False
 ) -> Survey:
     """Return the survey of one partition; `divided` says that the frame is divided by key."""
+    everything = len(partition)
+    if layout.responses:
+        partition = partition[answered(partition, layout)]
     defects = count_defects(partition, layout)
     # Only keys that are there can be read; a frame with others is refused.
     present = [_present(partition[name]) for name in layout.by]
@@ -197,6 +201,7 @@ def survey_partition(
         found=tuple(found),
         contents=_contents(partition if sound else partition.iloc[:0], layout, hashed),
         sample=_sample(partition if sound else partition.iloc[:0], layout, outermost, hashes),
+        unanswered=everything - len(partition),
     )
 
 
@@ -246,6 +251,7 @@ def merge(surveys: Sequence[Survey], buckets: int = BUCKETS) -> Survey:
         found=merge_found([part.found for part in surveys], partitions),
         contents=add_contents([part.contents for part in surveys]),
         sample=merge_samples([part.sample for part in surveys]),
+        unanswered=sum(part.unanswered for part in surveys),
     )
 
 

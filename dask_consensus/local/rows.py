@@ -9,7 +9,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 
-from ..frame.arrays import Column, Layout, encode_values, read_columns
+from ..frame.arrays import Column, Layout, answered, encode_values, read_columns
 from ..frame.contents import contents_of
 from ..frame.key_kinds import read_keys
 from ..frame.keys import Keys, hash_keys, mix
@@ -68,6 +68,10 @@ class RowReader(NamedTuple):
             new = places[codes[self.level]] < 0
         numbers = _numbers(keys[self.level]) if self.level is not None else np.zeros(0, np.uint32)
         return self._blocks(arguments, codes, places, numbers, known), new
+
+    def answered(self, partition: pd.DataFrame) -> np.ndarray:
+        """Tell which rows have a response, as those have that were fitted."""
+        return answered(self._used(partition), self.layout)
 
     def _blocks(
         self,
@@ -197,7 +201,7 @@ def _layout(
                 item=argument.item,
             )
         )
-    return Layout((), tuple(found), recalled.model.x64)
+    return Layout((), tuple(found), recalled.model.x64, responses=recalled.responses)
 
 
 def columns_fed(

@@ -39,6 +39,14 @@ def tables_of(plan: Plan) -> list[Table]:
 def notes_of(plan: Plan) -> list[str]:
     """Say what the user should know before running."""
     notes = options_without_effect(plan)
+    if plan.survey.unanswered:
+        told = ", ".join(
+            columns_told(plan.bindings.layout)[r] for r in plan.bindings.layout.responses
+        )
+        notes.append(
+            f"{_count(plan.survey.unanswered, 'row')} without a value of {told}: left out of the "
+            "fit; `predict` says what would be observed there"
+        )
     if plan.n_shards == 1:
         return notes + _costs(plan)
     notes += [
@@ -164,7 +172,7 @@ def _sampling(plan: Plan) -> str:
 
 
 def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'s' if n != 1 else ''}"
+    return f"{n:,} {noun}{'s' if n != 1 else ''}"
 
 
 def _correction(plan: Plan) -> str:
@@ -257,7 +265,7 @@ def _shards(plan: Plan) -> list[list[str]]:
     assignment, by = plan.assignment, plan.bindings.layout.by
     rows = [
         ["shards", f"{plan.n_shards:,}"],
-        ["rows", f"{plan.survey.rows:,}"],
+        ["rows", f"{plan.survey.rows:,}{_unanswered(plan)}"],
         ["rows a shard", _range(assignment.rows, "{:,.0f}")],
     ]
     if by:
@@ -272,6 +280,11 @@ def _shards(plan: Plan) -> list[list[str]]:
     extra = sum(size.rows for size in padded) - int(n_rows)
     padding = f"{extra:,} ({extra / n_rows:.1%})" if extra else "none"
     return [*rows, ["padding rows", padding], ["shapes to compile", str(len(set(padded)))]]
+
+
+def _unanswered(plan: Plan) -> str:
+    left_out = plan.survey.unanswered
+    return f", {left_out:,} without a response left out" if left_out else ""
 
 
 def _range(values: np.ndarray, pattern: str) -> str:

@@ -47,6 +47,7 @@ class Recalled(NamedTuple):
     draws: np.ndarray  # (chains, draws, d)
     n_rows: int | None  # that were fitted; None in a tree of an older version
     contents: Contents | None  # what they held; likewise
+    responses: tuple[str, ...] = ()  # arguments that are only observed
 
     @property
     def dtypes(self) -> dict[str, str]:
@@ -66,7 +67,9 @@ def memory_of(plan: Plan) -> dict[str, Any]:
     """Say of a fit what :func:`recall` needs, in terms of JSON."""
     arguments = [argument._asdict() for argument in _arguments(plan)]
     contents = plan.survey.contents._asdict()
-    return {**remember(plan.model), "arguments": arguments, "contents": contents}
+    responses = list(plan.bindings.layout.responses)
+    told = {"arguments": arguments, "contents": contents, "responses": responses}
+    return remember(plan.model) | told
 
 
 def check_same_data(recalled: Recalled, plan: Plan, *, same_keys: bool) -> None:
@@ -182,6 +185,7 @@ def recall(tree: xr.DataTree, function: Callable[..., Any], *, check_verdict: bo
         np.concatenate(flat, axis=2),
         None if fitted is None else int(fitted),
         None if held is None else _contents(held),
+        tuple(told.get("responses", ())),
     )
 
 
