@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+import dask
 import dask.dataframe as dd
+import numpy as np
 import pandas as pd
 from dask.dataframe.extensions import register_dataframe_accessor
 
@@ -30,7 +32,7 @@ class ConsensusAccessor:
         model: Callable[..., Any],
         *,
         by: Hashable | Sequence[Hashable] | None = None,
-        columns: Mapping[str, Hashable] | None = None,
+        columns: Mapping[str, Hashable | Sequence[Hashable]] | None = None,
         **options: Unpack[FitOptions],
     ) -> Plan:
         """Say what `fit` would do, without sampling anything.
@@ -74,7 +76,7 @@ class ConsensusAccessor:
         model: Callable[..., Any],
         *,
         by: Hashable | Sequence[Hashable] | None = None,
-        columns: Mapping[str, Hashable] | None = None,
+        columns: Mapping[str, Hashable | Sequence[Hashable]] | None = None,
         progress: bool | None = None,
         compute: bool = True,
         **options: Unpack[FitOptions],
@@ -96,7 +98,11 @@ class ConsensusAccessor:
             Group key; nested keys outermost first. No outermost group is split. Without it rows
             are exchangeable.
         columns : mapping, optional
-            Argument of the model -> column, where their names differ.
+            Argument of the model -> column, where their names differ; or -> a list of columns, or a
+            pattern (``"x*"``), for an argument that receives a matrix, ``(rows, columns)``. A
+            column of lists or arrays of one length is a matrix, too. Categories are numbered in the
+            order that the column gives them, or sorted; they, and the names of columns, label the
+            result.
         progress : bool, optional
             Show a line with shards done and divergences; by default only in a terminal or
             notebook.
@@ -228,7 +234,7 @@ class ConsensusAccessor:
         tree: xr.DataTree,
         model: Callable[..., Any],
         *,
-        columns: Mapping[str, Hashable] | None = None,
+        columns: Mapping[str, Hashable | Sequence[Hashable]] | None = None,
         statistics: Sequence[str] | None = None,
         kind: Literal["predictive", "expected"] = "predictive",
         draws: int | None = None,
@@ -248,7 +254,8 @@ class ConsensusAccessor:
         model : callable
             The model that was fitted.
         columns : mapping, optional
-            Argument of the model -> column, where a column has another name than in the fit.
+            Argument of the model -> column, or columns, where they have other names than in the
+            fit.
         statistics : list of str, optional
             Of ``mean``, ``sd``, quantiles by their percentage (``q05``, ``q97.5``), and
             probabilities of values of discrete sites (``p0``, ``p1``). The default is mean, sd, q05
@@ -312,7 +319,7 @@ class ConsensusAccessor:
         *,
         statistics: Sequence[str] = ("mean", "sd", "q05", "q50", "q95", "zeros"),
         by: Hashable | None = None,
-        columns: Mapping[str, Hashable] | None = None,
+        columns: Mapping[str, Hashable | Sequence[Hashable]] | None = None,
         draws: int = 100,
         check_verdict: bool = True,
     ) -> xr.Dataset:
@@ -379,7 +386,7 @@ class ConsensusAccessor:
         *,
         unit: Literal["row", "group"] = "row",
         by: Hashable | Sequence[Hashable] | None = None,
-        columns: Mapping[str, Hashable] | None = None,
+        columns: Mapping[str, Hashable | Sequence[Hashable]] | None = None,
         draws: int | None = None,
         subsample: int | None = None,
         check_verdict: bool = True,
@@ -461,7 +468,7 @@ class ConsensusAccessor:
         *,
         unit: Literal["row", "group"] = "row",
         by: Hashable | Sequence[Hashable] | None = None,
-        columns: Mapping[str, Hashable] | None = None,
+        columns: Mapping[str, Hashable | Sequence[Hashable]] | None = None,
         draws: int | None = None,
         check_verdict: bool = True,
     ) -> dd.DataFrame:
@@ -502,7 +509,7 @@ class ConsensusAccessor:
         self,
         model: Callable[..., Any],
         by: Hashable | Sequence[Hashable] | None,
-        columns: Mapping[str, Hashable] | None,
+        columns: Mapping[str, Hashable | Sequence[Hashable]] | None,
         progress: bool | None,
         options: FitOptions,
     ) -> LazyFit:
@@ -515,4 +522,9 @@ class ConsensusAccessor:
 @pd.api.extensions.register_dataframe_accessor("consensus")
 def of_pandas(frame: pd.DataFrame) -> ConsensusAccessor:
     """Give a pandas DataFrame what a Dask one has; it becomes one of a single partition."""
-    return ConsensusAccessor(dd.from_pandas(frame, npartitions=1, sort=False))
+    objects = [values for _, values in frame.items() if pd.api.types.is_object_dtype(values)]
+    held = [value for values in objects for value in values.dropna().head(1)]
+    # Dask would write lists and arrays as text.
+    lists = any(isinstance(value, list | tuple | np.ndarray) for value in held)
+    with dask.config.set({"dataframe.convert-string": False} if lists else {}):
+        return ConsensusAccessor(dd.from_pandas(frame, npartitions=1, sort=False))

@@ -45,11 +45,13 @@ class Full(NamedTuple):
             for level in range(len(layout.by))
         ]
         arguments = {}
-        for argument, column, kind, level, categories, _ in layout.columns:
+        for argument, column, kind, level, categories, *_, item in layout.columns:
             if kind == "group":
                 arguments[argument] = codes[level]
             elif kind == "category":
                 arguments[argument] = np.array([categories.index(v) for v in table[column]])
+            elif item >= 0:
+                arguments[argument] = np.array(table[column].tolist())
             else:
                 arguments[argument] = table[column].to_numpy()
         return cls(arguments, codes)

@@ -21,7 +21,7 @@ from ..cluster.tasks import broadcast, compute
 from ..combination import gaussian
 from ..correction.state import Correction
 from ..model.model import ShardModel
-from ..result.names import variable_name
+from ..result.names import axis_labels, variable_name
 from ..shard.effects import unit_level
 from ..shard.engine import engine_of
 from ..shard.local_draws import (
@@ -177,7 +177,7 @@ def _summary(
         "least_effective": float(effective.min()),
         "modes_not_found": float(lost),
     }
-    coords = {"statistic": list(STATISTICS), **groups.coords(order)}
+    coords = {"statistic": list(STATISTICS), **groups.coords(order), **_entry_coords(plan)}
     local = xr.Dataset(variables, coords, attributes)
     given = [report.summary.given_shared for report in reports]
     return {"local": local, f"local/{GIVEN_SHARED}": _given_shared(given, groups, order, local)}
@@ -249,7 +249,7 @@ def _draws(
     chains, n = kept.shared.shape[:2]
     dims = {site.name: ("chain", "draw", groups.dim, *entry_dims(site)) for site in sites}
     shapes = {site.name: (chains, n, groups.n, *site.entry) for site in sites}
-    coords = {"chain": np.arange(chains), "draw": kept.draw}
+    coords = {"chain": np.arange(chains), "draw": kept.draw, **_entry_coords(plan)}
     if options.store is not None:
         coords |= groups.coords(np.arange(groups.n))
         store = DrawStore(options.store)
@@ -354,6 +354,18 @@ def entry_dims(site: LocalSite) -> tuple[str, ...]:
         for axis, name in enumerate(names)
         if axis != site.axis
     )
+
+
+def _entry_coords(plan: Plan) -> dict[str, Any]:
+    """Label the axes that sites have beside that of the groups, where something names entries."""
+    coords = {}
+    for site in local_sites(plan.model):
+        axes = [axis for axis in range(len(site.dims)) if axis != site.axis]
+        for axis, dim in zip(axes, entry_dims(site), strict=True):
+            labels = axis_labels(plan.model, plan.labels, site.name, axis)
+            if labels is not None:
+                coords[dim] = labels
+    return coords
 
 
 def _shrinkage(site: LocalSite) -> str:

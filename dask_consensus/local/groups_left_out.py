@@ -39,7 +39,7 @@ from ..shard_data import ROWS, ShardData
 from .effects import representative
 from .groups import Groups, groups_at
 from .psis import Left, leave_out
-from .rows import find, key_columns
+from .rows import columns_fed, key_columns
 from .surfaces import surfaces_of
 
 _CODES = "left out"  # an argument that no model has: codes of the groups that are left out
@@ -75,10 +75,7 @@ def groups_left_out(
     because = engine_of(recalled.model).obstacle
     if because:
         raise ValueError(f"no group can be left out: {because}")
-    fed = {
-        argument.name: find(frame, columns.get(argument.name, argument.column), argument.name)
-        for argument in recalled.arguments
-    }
+    fed = columns_fed(frame, recalled, columns, set(recalled.dtypes))
     options = Options.frozen()
     with working(options.worker_timeout), freed_memory_kept(options.freed_memory):
         plan = make_plan(frame, function, by=keys, columns=fed, options=options)

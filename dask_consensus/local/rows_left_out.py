@@ -92,7 +92,7 @@ def all_rows_left_out(
     told, rows, contents = zip(*parts, strict=True)
     hint = "; for some of the rows that were fitted, pointwise() has what is added up here"
     check_number(recalled, sum(rows), hint)
-    names = [*keys, *(column.column for column in task.reader.layout.columns)]
+    names = [*keys, *(column.label for column in task.reader.layout.columns)]
     check_contents(recalled, add_contents(contents), names)
     if few is not None:
         return estimate(told), len(design.u)
@@ -131,9 +131,15 @@ _Given = tuple[KnownGroups | None, Design]
 
 
 def _beside(partition: pd.DataFrame, task: _Task, given: _Given) -> pd.DataFrame:
-    """Set what is said of the rows of a partition beside them; runs on a worker."""
-    left = pd.DataFrame(_left_out(partition, task, given)._asdict(), partition.index)
-    return pd.concat([partition, left], axis=1)
+    """Set what is said of the rows of a partition beside them; runs on a worker.
+
+    Of rows without a response nothing is.
+    """
+    there = task.reader.answered(partition)
+    left = {name: np.full(len(partition), np.nan) for name in Left._fields}
+    for name, values in _left_out(partition[there], task, given)._asdict().items():
+        left[name][there] = values
+    return pd.concat([partition, pd.DataFrame(left, partition.index)], axis=1)
 
 
 def _left_out_and_held(
@@ -145,6 +151,7 @@ def _left_out_and_held(
     partition_info: Mapping[str, Any] | None = None,
 ) -> pd.Series:
     """Say of a partition, as one object, what is to be added up; runs on a worker."""
+    partition = partition[task.reader.answered(partition)]
     if not len(partition):
         return pd.Series([], dtype=object)
     told: Left | Part

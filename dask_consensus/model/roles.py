@@ -34,6 +34,7 @@ from .checks import (
     sources,
 )
 from .examples import Example, examples
+from .labelled import with_labels
 from .model import (
     TRACE_LOCK,
     Derived,
@@ -59,6 +60,7 @@ class ModelInputs(NamedTuple):
     constants: Mapping[str, int]  # n_<argument> -> number of categories
     columns: Mapping[str, str]  # argument -> column, for messages
     defaults: Mapping[str, str] = MappingProxyType({})  # argument that keeps its default -> a hint
+    categories: Mapping[str, int] = {}  # argument -> number of its categories
 
 
 class _SiteShape(NamedTuple):
@@ -111,6 +113,7 @@ def read_model(
         model = replace(model, terms=_terms(model, inputs, (small, large), traced))
         model = replace(model, deterministics=_deterministics(model, inputs, small, traced))
         model = replace(model, derived=_derived((small, large), traced))
+        model = with_labels(model, small, inputs.categories, _shapes_of(function, inputs))
         probe = Probe(model, small)
         check_repeats(function, probe, small)
         check_renumbering(probe, small, renumbered, [f"n_{name}" for name in inputs.codes])
@@ -143,6 +146,18 @@ def _trace_shapes(
             shapes[name] = _site_shape(site)
 
     _abstractly(trace, function, inputs, example)
+    return shapes
+
+
+def _shapes_of(
+    function: Callable[..., Any], inputs: ModelInputs
+) -> Callable[[Mapping[str, int], Example], dict[str, tuple[int, ...]]]:
+    """Make a function of constants and an example that gives the shapes of all sites."""
+
+    def shapes(constants: Mapping[str, int], example: Example) -> dict[str, tuple[int, ...]]:
+        traced = _trace_shapes(function, inputs._replace(constants=constants), example)
+        return {name: site.value for name, site in traced.items()}
+
     return shapes
 
 

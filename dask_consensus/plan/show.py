@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..frame.arrays import Column, Layout, matrices_of
 from ..frame.survey import far_columns
 from ..shard.tiers import tiers
 from ..shard_data import ROWS, Size, padded_sizes
@@ -21,6 +22,7 @@ _SHARDING = {
     "hash": "rows shuffled by group, groups kept whole",
     "rows": "rows dealt out, rows being exchangeable",
 }
+_MOST_CODES = 8  # that are listed
 
 
 def tables_of(plan: Plan) -> list[Table]:
@@ -42,6 +44,14 @@ def notes_of(plan: Plan) -> list[str]:
             f"{', '.join(plan.model.dropped)}: deterministic sites of rows, or of all groups "
             "together, are not in the result; ddf.consensus.predict(tree, model, kind='expected') "
             "sets the expected response beside each row"
+        )
+    if plan.survey.unanswered:
+        told = ", ".join(
+            columns_told(plan.bindings.layout)[r] for r in plan.bindings.layout.responses
+        )
+        notes.append(
+            f"{_count(plan.survey.unanswered, 'row')} without a value of {told}: left out of the "
+            "fit; `predict` says what would be observed there"
         )
     if plan.n_shards == 1:
         return notes + _costs(plan)
@@ -168,7 +178,7 @@ def _sampling(plan: Plan) -> str:
 
 
 def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'s' if n != 1 else ''}"
+    return f"{n:,} {noun}{'s' if n != 1 else ''}"
 
 
 def _correction(plan: Plan) -> str:
@@ -205,15 +215,37 @@ def _local(plan: Plan) -> str:
 
 def _arguments(plan: Plan) -> list[list[str]]:
     bindings = plan.bindings
-    kinds = {"group": "group codes, local to a shard", "value": "values"}
+    layout, told = bindings.layout, columns_told(bindings.layout)
     rows = []
-    for column in bindings.layout.columns:
-        kind = kinds.get(column.kind, f"codes of {len(column.categories)} categories")
-        rows.append([column.argument, str(column.column), kind])
+    for argument, columns in matrices_of(layout).items():
+        column = columns[0]
+        kind = {"group": "group codes, local to a shard", "category": _codes(column)}.get(
+            column.kind, "values" if column.entry < 0 else f"a matrix, (rows, {len(columns)})"
+        )
+        rows.append([argument, told[argument], kind])
     unfed = {n: f"number of groups of {plan.model.levels[i]}" for n, i in bindings.counts.items()}
     unfed |= {n: f"{size}, the number of categories" for n, size in bindings.constants.items()}
     unfed |= dict.fromkeys(bindings.defaults, "its default")
     return rows + [[name, "", receives] for name, receives in unfed.items()]
+
+
+def columns_told(layout: Layout) -> dict[str, str]:
+    """Name the columns that feed each argument: of a matrix the first and the last of them."""
+    told = {}
+    for argument, columns in matrices_of(layout).items():
+        first, last = str(columns[0].label), str(columns[-1].label)
+        between = ", ..., " if len(columns) > 2 else ", "
+        told[argument] = first if len(columns) == 1 else f"{first}{between}{last}"
+    return told
+
+
+def _codes(column: Column) -> str:
+    """Say which code stands for which category."""
+    n = len(column.categories)
+    listed = [f"{code} {category}" for code, category in enumerate(column.categories)]
+    if n > _MOST_CODES:
+        listed = [*listed[: _MOST_CODES - 1], "...", listed[-1]]
+    return f"codes of {n:,} {'category' if n == 1 else 'categories'}: {', '.join(listed)}"
 
 
 def _sites(plan: Plan) -> list[list[str]]:
@@ -244,7 +276,7 @@ def _shards(plan: Plan) -> list[list[str]]:
     assignment, by = plan.assignment, plan.bindings.layout.by
     rows = [
         ["shards", f"{plan.n_shards:,}"],
-        ["rows", f"{plan.survey.rows:,}"],
+        ["rows", f"{plan.survey.rows:,}{_unanswered(plan)}"],
         ["rows a shard", _range(assignment.rows, "{:,.0f}")],
     ]
     if by:
@@ -259,6 +291,11 @@ def _shards(plan: Plan) -> list[list[str]]:
     extra = sum(size.rows for size in padded) - int(n_rows)
     padding = f"{extra:,} ({extra / n_rows:.1%})" if extra else "none"
     return [*rows, ["padding rows", padding], ["shapes to compile", str(len(set(padded)))]]
+
+
+def _unanswered(plan: Plan) -> str:
+    left_out = plan.survey.unanswered
+    return f", {left_out:,} without a response left out" if left_out else ""
 
 
 def _range(values: np.ndarray, pattern: str) -> str:

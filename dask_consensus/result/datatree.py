@@ -19,7 +19,7 @@ from ..model.model import ShardModel
 from ..plan.plan import Plan
 from ..shard.constrain import constrain
 from .clock import Clock, seconds_compiling
-from .names import variable_name
+from .names import axis_labels, variable_name
 from .recall import UNCONSTRAINED, memory_of, unconstrained_dataset
 from .verdict import Verdict
 
@@ -92,14 +92,13 @@ def _searches(guess: Guess | None) -> dict[str, int]:
 
 def _posterior(plan: Plan, draws: np.ndarray) -> xr.Dataset:
     values = constrain(plan.model, draws, plan.example)
-    labels = {c.argument: c.categories for c in plan.bindings.layout.columns if c.categories}
-    return posterior_dataset(plan.model, values, labels)
+    return posterior_dataset(plan.model, values, plan.labels)
 
 
 def posterior_dataset(
     model: ShardModel, values: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[Any]]
 ) -> xr.Dataset:
-    """Label constrained draws ``(chain, draw, *site shape)``; `labels` name plates' entries."""
+    """Label constrained draws ``(chain, draw, *site shape)``; `labels` are those of arguments."""
     plates = {**{site.name: site.dims for site in model.shared}, **model.deterministics}
     variables = {}
     coords: dict[str, Any] = {}
@@ -108,8 +107,8 @@ def posterior_dataset(
         for axis, size in enumerate(array.shape[2:]):
             plate = plates[name][axis]
             dim = variable_name(plate or f"{name}_dim_{axis}")
-            entries = labels.get(plate, ())
-            coords[dim] = _storable_labels(entries) if len(entries) == size else np.arange(size)
+            entries = axis_labels(model, labels, name, axis)
+            coords[dim] = np.arange(size) if entries is None else entries
             dims.append(dim)
         variables[variable_name(name)] = (("chain", "draw", *dims), array)
     chains, draws = next(iter(values.values())).shape[:2]
@@ -245,13 +244,6 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
         **_variables(correction, ("point", "coordinate"), of_points),
     }
     return xr.Dataset(variables, {"coordinate": model.coordinate_names()})
-
-
-def _storable_labels(entries: Sequence[Any]) -> np.ndarray:
-    """Turn labels that no file can hold (intervals, say) into text."""
-    labels = np.asarray(entries)
-    storable = labels.ndim == 1 and labels.dtype != object
-    return labels if storable else np.array(list(map(str, entries)))
 
 
 def _storable(value: Any) -> Any:

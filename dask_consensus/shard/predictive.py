@@ -32,6 +32,12 @@ from .mixtures import UNKNOWN, Mixture, RowSite, statistics_of
 
 ROWS_AT_ONCE, _LEAST_GROUPS = 2**14, 16  # answered by one call
 
+CENSORED: tuple[Any, ...] = tuple(
+    getattr(dist, f"{side}CensoredDistribution")
+    for side in ("Left", "Right", "Interval")
+    if hasattr(dist, f"{side}CensoredDistribution")
+)
+"""Distributions of NumPyro, or of what version of it there is, in which rows may be censored."""
 _WIDE, _HALVINGS = 40.0, 40  # range of the inverse hyperbolic sine of effects; steps to find one
 
 
@@ -86,7 +92,8 @@ def row_sites(model: ShardModel, dtypes: Mapping[str, str]) -> tuple[RowSite, ..
         units = _units(model, groups, arguments)
         rows = Rows(arguments, jnp.zeros(units, bool), None)
         draw = (u, jnp.zeros((units, q)), jax.random.key(0), None)
-        fns, factors = _distributions(model, _trace(model, rows, groups, draw, u))
+        trace = _trace(model, rows, groups, draw, u)
+        fns, factors = _distributions(model, trace)
         refused = sorted(factors & ({*axes} | of_groups))
         if refused:
             raise ValueError(
@@ -103,7 +110,8 @@ def row_sites(model: ShardModel, dtypes: Mapping[str, str]) -> tuple[RowSite, ..
             categorical = isinstance(fn, dist.CategoricalProbs | dist.CategoricalLogits)
             categories = _n_categories(fn) if categorical else 0
             discrete = bool(fn.support.is_discrete)
-            found[name] = RowSite(name, axis, tuple(shape), categories, discrete, ())
+            hidden = _censored(trace[name]["fn"])
+            found[name] = RowSite(name, axis, tuple(shape), categories, discrete, (), hidden)
         return {name: jax.tree.leaves(fns[name]) for name in found}
 
     with precision(model.x64), TRACE_LOCK:
@@ -293,7 +301,10 @@ def _likely(
         total: Any = 0.0
         for site in sites:
             fn, value = trace[site.name]["fn"], trace[site.name]["value"]
-            total += _by_row(fn.log_prob(value), site).sum(axis=1)
+            density, scale = fn.log_prob(value), trace[site.name]["scale"]
+            # A row of weight three is left out three times.
+            weighed = density if scale is None else jnp.asarray(scale) * density
+            total += _by_row(weighed, site).sum(axis=1)
         return jnp.asarray(total)
 
     return jnp.asarray(_at_draws(model, groups, design, rows, named, told))
@@ -465,13 +476,22 @@ def _row_by_row(fn: Any, value: jax.Array) -> Any:
 
 
 def _without_mask(fn: Any) -> Any:
-    """Leave out which rows a likelihood counts: all are predicted."""
+    """Leave out which rows a likelihood counts, and which it knows a limit of: all are predicted.
+
+    What is said of a censored row is what would be observed if nothing hid it.
+    """
     if isinstance(fn, dist.MaskedDistribution):
         return _without_mask(fn.base_dist)
-    if isinstance(fn, dist.ExpandedDistribution):
+    if isinstance(fn, (dist.ExpandedDistribution, *CENSORED)):
         inner = _without_mask(fn.base_dist)
         return inner if inner.batch_shape == fn.batch_shape else inner.expand(fn.batch_shape)
     return fn
+
+
+def _censored(fn: Any) -> bool:
+    while hasattr(fn, "base_dist") and not isinstance(fn, CENSORED):
+        fn = fn.base_dist
+    return isinstance(fn, CENSORED)
 
 
 def _base(fn: Any) -> Any:
