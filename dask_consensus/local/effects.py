@@ -24,16 +24,9 @@ from ..model.model import ShardModel
 from ..result.names import variable_name
 from ..shard.effects import unit_level
 from ..shard.engine import engine_of
-from ..shard.local_draws import (
-    STATISTICS,
-    GivenShared,
-    LocalSite,
-    Summary,
-    draw_effects,
-    local_sites,
-    look_at,
-    summarize,
-)
+from ..shard.local_draws import draw_effects, look_at, summarize
+from ..shard.local_sites import LocalSite, local_sites
+from ..shard.summaries import STATISTICS, GivenShared, Summary
 from ..shard_data import ShardData
 from .groups import Groups, free_name, groups_at
 from .store import DrawStore
