@@ -9,7 +9,7 @@ import scipy.special
 import scipy.stats
 
 from dask_consensus.model.model import precision
-
+from dask_consensus.shard import local_draws
 from dask_consensus.shard.candidates import DEGREES, LOOKS, points_of
 from dask_consensus.shard.engine import engine_of
 from dask_consensus.shard.local_draws import draw_effects, look_at, summarize

@@ -1,18 +1,16 @@
 """Effects on several levels given the shared parameters, against closed forms and grids."""
 
-import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
 import pytest
 import scipy.special
 import scipy.stats
 
 from dask_consensus.model.model import precision
+from dask_consensus.shard import nested_draws
 from dask_consensus.shard.engine import engine_of
 
 from .test_marginal import data_of, read
-from .test_nested import binary, nested_codes, two_levels
+from .test_nested import binary, nested_codes, three_levels, two_levels
 
 LEVELS = scipy.stats.norm.ppf([0.05, 0.5, 0.95])
 U = np.array([0.1, -0.2, 0.3, -0.5, -0.4])  # mu, log tau of regions, counties, slopes, log sigma
@@ -127,3 +125,103 @@ def test_draws_of_both_levels_belong_together():
     correlation = np.corrcoef(standard, rowvar=False) - np.eye(19)
     assert np.abs(correlation).max() < 4.5 / np.sqrt(n)
     assert scipy.stats.kstest(standard.ravel(), "norm").pvalue > 1e-3
+
+
+def of_a_county(u, codes, y, county, x):
+    """Densities on a grid of the effects of a county and of its region; and of both."""
+    weight = scipy.stats.norm.pdf(x)
+    tau = np.exp(u[1:])
+    logits = u[0] + tau[0] * x[:, None] + tau[1] * x
+    log_one, log_zero = scipy.special.log_expit(logits), scipy.special.log_expit(-logits)
+    region = codes["region"][codes["county"] == county][0]
+    outer = np.log(weight)
+    for other in np.unique(codes["county"][codes["region"] == region]):
+        mine = y[codes["county"] == other]
+        inner = np.exp(mine.sum() * log_one + (1 - mine).sum() * log_zero) * weight
+        outer = outer + np.log(inner.sum(axis=1))
+        if other == county:
+            given = inner / inner.sum(axis=1, keepdims=True)
+    return region, scipy.special.softmax(outer)[:, None] * given
+
+
+@pytest.mark.parametrize(
+    ("counties", "log_taus", "closer"),
+    [
+        ((3, 1, 4, 2), (0.0, 0.4), False),
+        pytest.param((60, 1), (0.0, 0.4), False, marks=pytest.mark.slow),
+        pytest.param((400,), (-0.5, 0.7), False, marks=pytest.mark.slow),
+        # So far apart that a county of equal rows may be anywhere on its side.
+        pytest.param((3, 1, 4, 2), (1.1, 1.4), True, marks=pytest.mark.slow),
+    ],
+)
+def test_effects_of_skewed_binary_rows_against_a_grid(counties, log_taus, closer, monkeypatch):
+    rng = np.random.default_rng(1)
+    codes = nested_codes(rng, counties)
+    y = (rng.random(len(codes["county"])) < 0.15).astype(float)
+    center = np.array([-1.5, *log_taus])
+    draws = center + 0.1 * rng.normal(size=(24, 3))
+    looks = []
+    real = nested_draws._summarized
+    monkeypatch.setattr(nested_draws, "_summarized", lambda *a: looks.append(a[-1]) or real(*a))
+    n = 2400
+    many, numbers = np.tile(draws, (n // 24, 1)), np.arange(n)
+    with precision(True):
+        engine = engine_of(read(binary, {"y": y}, groups=["region", "county"]))
+        data = data_of({"y": y}, codes)
+        told = engine.summaries(data, draws, center, 1)
+        look = engine.look(data, draws[:16], center, 1)
+        drawn = engine.draws(data, many, center, 1, (0, 0, numbers), look)
+    assert looks[0] == ()
+    assert (len(looks) == 2) == closer
+    x = np.linspace(-7, 7, 281)
+    for county in np.linspace(0, codes["county"].max(), 4).astype(int):
+        joint = 0.0
+        for u in draws:
+            region, density = of_a_county(u, codes, y, county, x)
+            joint = joint + density / len(draws)
+        of_both = drawn["upper"][:, region], drawn["lower"][:, county]
+        summaries = told[0].statistics["upper"][:, region], told[1].statistics["lower"][:, county]
+        means, sds = [], []
+        for density, summary, its in zip(
+            (joint.sum(axis=1), joint.sum(axis=0)), summaries, of_both, strict=True
+        ):
+            mean = density @ x
+            sd = np.sqrt(density @ (x - mean) ** 2)
+            ends = np.interp([0.05, 0.5, 0.95], np.cumsum(density) - density / 2, x)
+            assert abs(summary[0] - mean) / sd < (0.04 if closer else 0.02)
+            assert abs(summary[1] / sd - 1) < (0.05 if closer else 0.01)
+            np.testing.assert_allclose((summary[2:] - ends) / sd, 0, atol=0.15 if closer else 0.03)
+            # With few candidates draws of what is skewed are a little narrow.
+            assert abs(its.mean() - mean) / sd < 4 / np.sqrt(n)
+            assert abs(its.std() / sd - 1) < 0.07
+            means.append(mean)
+            sds.append(sd)
+        correlation = (x @ joint @ x - means[0] * means[1]) / (sds[0] * sds[1])
+        assert abs(np.corrcoef(*of_both)[0, 1] - correlation) < 4 / np.sqrt(n)
+
+
+@pytest.mark.slow
+def test_three_levels_have_their_closed_form():
+    """Effects of rows are within those of counties, and stay unreturned."""
+    rng = np.random.default_rng(0)
+    codes = nested_codes(rng)
+    rows = len(codes["county"])
+    center = np.array([0.1, -0.2, 0.3, -0.5])
+    tau = np.exp(center[1:])
+    values = {"y": 1.0 + rng.normal(size=rows)}
+    same = [codes[name][:, None] == np.arange(codes[name].max() + 1) for name in codes]
+    z = np.concatenate(same, axis=1).astype(float)
+    n, m = (part.shape[1] for part in same)
+    prior = np.repeat(tau[:2] ** -2, [n, m])
+    noise = tau[2] ** 2 + 0.25
+    covariance = np.linalg.inv(z.T @ z / noise + np.diag(prior))
+    mean = covariance @ (z.T @ values["y"] / noise + prior * np.repeat([center[0], 0.0], [n, m]))
+    with precision(True):
+        model = read(three_levels, values, groups=["region", "county"])
+        told = engine_of(model).summaries(
+            data_of(values, codes, 2), np.tile(center, (4, 1)), center, 1
+        )
+    assert len(told) == 2
+    found = np.concatenate([told[0].statistics["upper"], told[1].statistics["lower"]], axis=1)
+    np.testing.assert_allclose(found[0], mean, atol=1e-6)
+    np.testing.assert_allclose(found[1], np.sqrt(covariance.diagonal()), rtol=1e-6)

@@ -51,6 +51,7 @@ class Functions(NamedTuple):
     summaries: Callable[..., tuple[Summary, ...]]
     draws: Callable[..., dict[str, np.ndarray]]
     look: Callable[..., int]
+    looks_at_rows: Callable[..., tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,10 @@ class Engine(ABC):
         """Tell how closely effects are to be looked at for draws of them."""
         return self.functions.look(self.model, data, draws, center, n_modes)
 
+    def looks_at_rows(self, *, summary: bool) -> tuple[int, int]:
+        """Count the looks at every row that effects take at a draw of u, at least and at most."""
+        return self.functions.looks_at_rows(self.model, summary=summary)
+
     def draws(
         self,
         data: ShardData,
@@ -159,6 +164,7 @@ class AdaptiveQuadrature(Engine):
         summaries=local_draws.summaries_of_one,
         draws=local_draws.draw_effects,
         look=local_draws.look_at,
+        looks_at_rows=local_draws.looks_at_rows,
     )
 
     @property
@@ -188,6 +194,7 @@ class NestedQuadrature(Engine):
         summaries=nested_draws.summarize,
         draws=nested_draws.draw_effects,
         look=nested_draws.look_at,
+        looks_at_rows=nested_draws.looks_at_rows,
     )
 
     @property

@@ -144,6 +144,11 @@ def _summarized(
     return Summary(statistics, shrinkage, given_shared, efficiency, effective, lost), unsure
 
 
+def looks_at_rows(model: ShardModel, *, summary: bool) -> tuple[int, int]:
+    """Give the least and the largest number of looks at every row, for one draw of u."""
+    return LOOKS[0].candidates, LOOKS[-1].candidates
+
+
 def look_at(
     model: ShardModel, data: ShardData, draws: np.ndarray, center: np.ndarray, n_modes: int
 ) -> int:

@@ -14,6 +14,7 @@ of the outer ones a few, by weight, stand for all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -39,7 +40,7 @@ from .subsets import some_groups
 from .summaries import STATISTICS, GivenShared, Summary, in_place, normalised, statistics_of
 from .tiers import tiers, unpack
 
-_POSITION = 1  # of the ladders: rules by which effects of deeper tiers are integrated out
+_POSITION = 2  # of the ladders: rules by which effects of deeper tiers are integrated out
 _NODES = {1: 5, 2: 4, 3: 3}  # an axis; of more effects two on each
 _EVEN = 0.93  # efficiency of a unit at the nodes with which no closer look is needed
 _PATHS = 8  # candidates of a tier, taken by weight, that the tier within is looked at given
@@ -109,6 +110,17 @@ def draw_effects(
         values = np.concatenate([sites[site.name] for sites, _ in parts])[:n, :real]
         drawn[site.name] = values.reshape(n, real, *site.entry)
     return drawn
+
+
+def looks_at_rows(model: ShardModel, *, summary: bool) -> tuple[int, int]:
+    """Give the least and the largest number of looks at every row, for one draw of u."""
+    deeper = [len(its.nodes.log_weights) for its in value_rules(model, _POSITION)]
+    least = most = 0
+    for t in range(len(returned(model))):
+        inside = math.prod(deeper[t + 1 :])
+        least += (_n_candidates(model, None, t) if summary else LOOKS[0].candidates) * inside
+        most += LOOKS[-1].candidates * (_PATHS**t if summary else 1) * inside
+    return least, most
 
 
 def _draw_in_blocks(
