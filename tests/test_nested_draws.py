@@ -6,7 +6,7 @@ import scipy.special
 import scipy.stats
 
 from dask_consensus.model.model import precision
-from dask_consensus.shard import nested_draws
+from dask_consensus.shard import nested_summaries
 from dask_consensus.shard.engine import engine_of
 
 from .test_marginal import data_of, read
@@ -48,7 +48,7 @@ def conditional(u, values, codes):
     return covariance @ scaled.T @ (goal / sd), covariance
 
 
-@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("padding", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_of_normal_effects_all_statistics_are_exact(padding):
     model, data, values, codes = gaussian(padding=padding)
     draws = U + 0.01 * np.random.default_rng(1).normal(size=(24, 5))
@@ -81,6 +81,7 @@ def test_of_normal_effects_all_statistics_are_exact(padding):
     assert regions.modes_not_found == counties.modes_not_found == 0
 
 
+@pytest.mark.slow
 def test_the_normal_distribution_given_u_is_that_of_both_levels_together():
     model, data, values, codes = gaussian()
     draws = U + 0.01 * np.random.default_rng(1).normal(size=(24, 5))
@@ -105,6 +106,7 @@ def test_the_normal_distribution_given_u_is_that_of_both_levels_together():
     np.testing.assert_allclose(moved, slope[3:11], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_draws_of_both_levels_belong_together():
     """Standardised by their exact joint distribution, they are independent standard normals."""
     model, data, values, codes = gaussian(padding=2)
@@ -147,7 +149,7 @@ def of_a_county(u, codes, y, county, x):
 @pytest.mark.parametrize(
     ("counties", "log_taus", "closer"),
     [
-        ((3, 1, 4, 2), (0.0, 0.4), False),
+        pytest.param((3, 1, 4, 2), (0.0, 0.4), False, marks=pytest.mark.slow),
         pytest.param((60, 1), (0.0, 0.4), False, marks=pytest.mark.slow),
         pytest.param((400,), (-0.5, 0.7), False, marks=pytest.mark.slow),
         # So far apart that a county of equal rows may be anywhere on its side.
@@ -161,8 +163,8 @@ def test_effects_of_skewed_binary_rows_against_a_grid(counties, log_taus, closer
     center = np.array([-1.5, *log_taus])
     draws = center + 0.1 * rng.normal(size=(24, 3))
     looks = []
-    real = nested_draws._summarized
-    monkeypatch.setattr(nested_draws, "_summarized", lambda *a: looks.append(a[-1]) or real(*a))
+    real = nested_summaries._summarized
+    monkeypatch.setattr(nested_summaries, "_summarized", lambda *a: looks.append(a[-1]) or real(*a))
     n = 2400
     many, numbers = np.tile(draws, (n // 24, 1)), np.arange(n)
     with precision(True):

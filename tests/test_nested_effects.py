@@ -1,7 +1,6 @@
 """Effects of groups on two levels: labelled, drawn, written, joined, predicted from."""
 
 import arviz as az
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -10,12 +9,12 @@ import pandas as pd
 import pytest
 import scipy.stats
 import xarray as xr
-from numpyro.infer import MCMC, NUTS
-from numpyro.infer.reparam import LocScaleReparam
 
 from dask_consensus import tree_to_frame
+from dask_consensus.shard.predictive import Asked, Normals, Rows, ask, make_design, row_sites
 
 from . import fit, from_pandas
+from .test_marginal import read
 
 FIT = {"method": "laplace", "correct": "auto", "n_shards": 3, "local": "summary"}
 BY = {"by": ["region", "county"], "columns": {"y": "y", "x": "x"}}
@@ -47,6 +46,69 @@ def table(regions=12, counties=5, rows=4, seed=0):
         {"region": [f"r{i:02d}" for i in region], "county": county, "x": x, "y": y}
     )
     return frame.sample(frac=1.0, random_state=seed)
+
+
+def by_hand():
+    """Effects in a tree, with coordinates in an order that a file may give them in."""
+    said = {"statistic": ["mean", "sd"]}
+    one, two = np.array([[1.0, 2.0], [0.1, 0.2]]), np.arange(6.0).reshape(2, 3)
+    coords = {
+        "county": ("county", [0, 1, 0], {"key": 1}),
+        "region_of_county": ("county", ["r0", "r0", "r1"], {"key": 0}),
+        "region": ("region", ["r0", "r1"], {"key": 0}),
+    }
+    variables = {
+        "b": (("statistic", "county"), two),
+        "county_rows": ("county", [3, 4, 5]),
+        "a": (("statistic", "region"), one),
+        "region_rows": ("region", [7, 5]),
+    }
+    return xr.DataTree.from_dict({"local": xr.Dataset(variables, coords | said)})
+
+
+def test_a_table_has_one_level():
+    counties = tree_to_frame(by_hand()).compute()
+    assert counties.columns.tolist() == ["region", "county", "b_mean", "b_sd", "rows"]
+    assert counties["region"].tolist() == ["r0", "r0", "r1"]
+    regions = tree_to_frame(by_hand(), "region").compute()
+    assert regions.to_dict("list") == {
+        "region": ["r0", "r1"],
+        "a_mean": [1.0, 2.0],
+        "a_sd": [0.1, 0.2],
+        "rows": [7, 5],
+    }
+    with pytest.raises(ValueError, match="there are effects of the groups of region, county"):
+        tree_to_frame(by_hand(), "state")
+
+
+def test_a_row_has_the_effects_of_both_its_groups():
+    """Known ones as they belong together, new counties as the population, around their region."""
+    values = {"x": np.zeros(8), "y": np.zeros(8)}
+    shard_model = read(model, values, groups=["region", "county"])
+    rng = np.random.default_rng(0)
+    u = np.tile([0.5, np.log(1.0), np.log(0.7), np.log(0.3)], (128, 1))
+    u += 1e-6 * rng.normal(size=u.shape)  # as good as known
+    slope = np.zeros((2, 1, 4), np.float32)
+    wide = [np.sqrt(np.full((2, 1, 1), v, np.float32)) for v in (0.3, 0.2)]
+    upper = Normals(np.array([[2.0], [0.0]], np.float32), slope, None, wide[0])
+    outer = np.full((2, 1, 1), -0.8, np.float32)
+    lower = Normals(np.array([[0.4], [0.0]], np.float32), slope, None, wide[1], outer)
+    lower = Normals(*(None if p is None else p[[0, 1, 1]] for p in lower))
+    # A known county of a known region, a new one there, and one of a new region.
+    arguments = {
+        "region": np.array([0, 0, 1], np.int32),
+        "county": np.array([0, 1, 2], np.int32),
+        "x": np.zeros(3, np.float32),
+        "y": np.zeros(3, np.float32),
+    }
+    known = np.array([True, False]), np.array([True, False, False])
+    rows = Rows(arguments, known, (upper, lower))
+    dtypes = {"region": "int32", "county": "int32", "x": "float32", "y": "float32"}
+    asked = Asked(row_sites(shard_model, dtypes), (("mean", "sd"),), True)
+    ((mean, sd),) = np.moveaxis(ask(shard_model, asked, make_design(shard_model, u), rows)[0], 0, 2)
+    np.testing.assert_allclose(mean, [2.4, 2.0, 0.5], atol=1e-3)
+    variances = [0.2**2 * 0.3 + 0.2, 0.3 + 0.49, 1.0 + 0.49]
+    np.testing.assert_allclose(sd, np.sqrt(variances), rtol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +147,7 @@ def exact(tree, frame):
     return mean, np.mean(covariances, axis=0) + np.cov(np.array(means), rowvar=False), n
 
 
+@pytest.mark.slow
 def test_a_summary_of_both_levels(fitted):
     frame, tree = fitted
     local = tree["local"]
@@ -111,6 +174,7 @@ def test_a_summary_of_both_levels(fitted):
     np.testing.assert_allclose(local["b_shrinkage"], expected, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_draws_of_both_levels_belong_together(fitted, drawn, tmp_path):
     frame, summary = fitted
     local = drawn["local"]
@@ -133,6 +197,7 @@ def test_draws_of_both_levels_belong_together(fitted, drawn, tmp_path):
     np.testing.assert_array_equal(stored["a"].sel(region=local["region"]), local["a"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The data type .* does not have a Zarr V3 specification")
 def test_a_tree_survives_files(fitted, tmp_path):
     frame, tree = fitted
@@ -146,6 +211,7 @@ def test_a_tree_survives_files(fitted, tmp_path):
             pd.testing.assert_frame_equal(rows.consensus.predict(read, model).compute(), expected)
 
 
+@pytest.mark.slow
 def test_the_table_is_of_one_level(fitted, drawn):
     frame, tree = fitted
     counties = tree_to_frame(tree).compute()
@@ -164,6 +230,7 @@ def test_the_table_is_of_one_level(fitted, drawn):
         tree_to_frame(tree, "state")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["summary", "draws"])
 def test_predictions_of_known_and_new_groups(fitted, drawn, of):
     frame, summary = fitted
@@ -226,60 +293,3 @@ def test_data_that_the_model_makes_have_effects_of_both_levels(fitted):
     p = made["obs_p"].sel(statistic="mean").to_numpy()
     assert ((p > 0.02) & (p < 0.98)).all()
     assert 0.02 < float(rows.consensus.check(tree, model, statistics=["sd"])["obs_p"][0]) < 0.98
-
-
-def binary(region, county, y=None, *, n_region, n_county):
-    mu = numpyro.sample("mu", dist.Normal(0, 2))
-    tau = numpyro.sample("tau", dist.HalfNormal(1).expand([2]).to_event(1))
-    with numpyro.plate("regions", n_region):
-        a = numpyro.sample("a", dist.Normal(0, tau[0]))
-    with numpyro.plate("counties", n_county):
-        b = numpyro.sample("b", dist.Normal(0, tau[1]))
-    numpyro.sample("obs", dist.Bernoulli(logits=mu + a[region] + b[county]), obs=y)
-
-
-@pytest.mark.slow
-def test_skewed_rows_agree_with_nuts_on_all_rows():
-    """From few counties a region to many, of one to twelve rows, a seventh of them ones."""
-    rng = np.random.default_rng(3)
-    region = np.repeat(np.arange(14), rng.integers(1, 14, 14))
-    county = np.repeat(np.arange(len(region)), rng.integers(1, 13, len(region)))
-    region = region[county]
-    logits = -2 + 0.8 * rng.normal(size=14)[region] + rng.normal(size=county.max() + 1)[county]
-    y = (rng.random(len(county)) < 1 / (1 + np.exp(-logits))).astype(int)
-    frame = pd.DataFrame({"region": region, "county": county, "y": y})
-    options = FIT | {"local": "draws", "local_draws": 2000, "num_samples": 2000}
-    columns = {"by": ["region", "county"], "columns": {"y": "y"}}
-    with_draws = fit(from_pandas(frame), binary, **columns, **options)
-    summary = fit(from_pandas(frame), binary, **columns, **FIT)["local"]
-
-    def non_centred(region, county, y, n_region, n_county):
-        values = LocScaleReparam(0.0)
-        with numpyro.handlers.reparam(config={"a": values, "b": values}):
-            binary(region, county, y, n_region=n_region, n_county=n_county)
-
-    kernel = NUTS(non_centred, target_accept_prob=0.9)
-    mcmc = MCMC(kernel, num_warmup=1000, num_samples=6000, progress_bar=False)
-    mcmc.run(jax.random.key(0), region, county, y, n_region=14, n_county=int(county.max()) + 1)
-    exact = {name: np.asarray(mcmc.get_samples()[name], float) for name in ("a", "b")}
-    for name, its in exact.items():
-        mean, sd = its.mean(axis=0), its.std(axis=0)
-        ess = az.ess(its.T[:, None].transpose(1, 2, 0))
-        error = np.sqrt(2 * np.log(2 * len(mean)) / np.asarray(ess).reshape(-1))
-        told = summary[name].to_numpy()
-        assert (np.abs(told[0] - mean) / sd - error).max() < 0.1
-        assert np.abs(told[1] / sd - 1).max() < 0.12
-        ends = np.quantile(its, [0.05, 0.95], axis=0)
-        assert np.abs((told[[2, 4]] - ends) / sd).max() < 0.3
-        ours = with_draws["local"][name].to_numpy()[0]
-        assert (np.abs(ours.mean(axis=0) - mean) / sd - error).max() < 0.1
-        assert abs(np.mean(ours.std(axis=0) / sd) - 1) < 0.04
-    into = np.zeros(county.max() + 1, int)
-    into[county] = region
-    ours = {name: with_draws["local"][name].to_numpy()[0] for name in ("a", "b")}
-    of_both = [
-        [np.corrcoef(its["a"][:, into[c]], its["b"][:, c])[0, 1] for c in range(len(into))]
-        for its in (ours, exact)
-    ]
-    assert np.abs(np.subtract(*of_both)).max() < 0.12
-    assert abs(np.mean(of_both[0]) - np.mean(of_both[1])) < 0.02

@@ -24,6 +24,7 @@ from . import (
     nested_draws,
     nested_marginal,
     nested_opinion,
+    nested_summaries,
     score,
     second_opinion,
 )
@@ -191,10 +192,10 @@ class NestedQuadrature(Engine):
         opinions=nested_opinion.second_opinion,
         most_modes=nested_opinion.most_modes,
         modes=nested_marginal.modes_at,
-        summaries=nested_draws.summarize,
+        summaries=nested_summaries.summarize,
         draws=nested_draws.draw_effects,
         look=nested_draws.look_at,
-        looks_at_rows=nested_draws.looks_at_rows,
+        looks_at_rows=nested_summaries.looks_at_rows,
     )
 
     @property
