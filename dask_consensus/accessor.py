@@ -170,8 +170,8 @@ class ConsensusAccessor:
             ``posterior`` with dims (chain, draw, ...); ``uncorrected``, the combination before its
             correction; ``shards`` with each shard's diagnostics, dims (round, shard); ``rounds``;
             ``correction``; ``local`` with the effects of groups, dims (statistic, <key>, ...) or
-            (chain, draw, <key>, ...). ``attrs["verdict"]`` says what may be believed. Or the lazy
-            object.
+            (chain, draw, <key>, ...), of several levels with a key each. ``attrs["verdict"]`` says
+            what may be believed. Or the lazy object.
 
         Raises
         ------
@@ -275,7 +275,8 @@ class ConsensusAccessor:
             The frame, its partitions and its index, with a column ``<site>_<statistic>`` of floats
             for each observed site that follows the rows (``<site>[i]_<statistic>`` where a row has
             several entries), and, where groups have effects, ``new_group``: whether the fit has not
-            seen the group, whose effects are then drawn from the population.
+            seen the group, whose effects are then drawn from the population. Of effects on several
+            levels that is the innermost; ``new_<key>`` says the same of each level outside.
 
         Raises
         ------

@@ -85,6 +85,7 @@ class LazyFit:
             check_memory(plan)
         with clock("shard"):
             shards = shard_rows(self.frame, plan, self.progress)
+            check_memory(plan, shards)
         with clock("check"):
             check_on_workers(plan, shards.execution, near_zero(plan))
             check_defined(plan, shards)

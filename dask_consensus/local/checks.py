@@ -24,7 +24,6 @@ from ..cluster.tasks import tree as reduced
 from ..config import Options
 from ..result.names import variable_name
 from ..result.recall import recall
-from ..shard.effects import unit_level
 from ..shard.mixtures import RowSite, share_of
 from ..shard.predictive import Design, Replicas, replicate, row_sites
 from .known import KnownGroups, effects_of
@@ -55,9 +54,8 @@ def check(
     recalled = recall(tree, model, check_verdict=check_verdict)
     sites = _comparable(row_sites(recalled.model, recalled.dtypes))
     known, design = effects_of(tree, recalled, draws)
-    level = None if known is None else unit_level(recalled.model)
     everything = {argument.name for argument in recalled.arguments}
-    rows = reader(frame, recalled, everything, columns or {}, level)
+    rows = reader(frame, recalled, everything, columns or {})
     if by is not None and by not in frame.columns:
         raise ValueError(
             f"by: the frame has no column {by!r}; its columns are {', '.join(map(str, frame))}"
@@ -152,7 +150,11 @@ def _checked(statistics: Sequence[str]) -> tuple[str, ...]:
 
 
 def _replicas(
-    partition: pd.DataFrame, task: _Task, known: KnownGroups | None, design: Design, number: int
+    partition: pd.DataFrame,
+    task: _Task,
+    known: tuple[KnownGroups, ...],
+    design: Design,
+    number: int,
 ) -> Any:
     """Yield slices of a partition with what was and what might have been observed there."""
     blocks, _ = task.reader.read(partition, known)
@@ -173,7 +175,7 @@ def _range_of(partition: pd.DataFrame, given: Any, number: int) -> _Range | None
         values = pd.Index(partition[task.by].unique())
     found = None
     few = Design(design.center, design.u[:2], design.normal[:2])
-    known = None if known is None else known.first(2)
+    known = tuple(its.first(2) for its in known)
     for _, replicas in _replicas(partition, task, known, few, number):
         here = _Range(
             [_extreme(np.nanmin, one) for one in replicas],

@@ -82,7 +82,7 @@ def groups_left_out(
         check_same_data(recalled, plan, same_keys=by is None)
         level = _level(plan)
         shards = _sharded(frame, plan, level)
-        groups = groups_at(plan, shards, level, set(Left._fields))
+        (groups,) = groups_at(plan, shards, [level], set(Left._fields))
         u = representative(recalled.draws, max(draws, 4 * plan.model.dim))
         question = _Question(plan.model, level, u, u.mean(axis=0), Rule(0))
         question = question._replace(rule=_rule(question, shards, groups.n))

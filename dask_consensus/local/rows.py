@@ -18,6 +18,7 @@ from ..frame.values import exact_numbers, missing, out_of_range, unfit
 from ..model.model import ShardModel
 from ..plan.bindings import columns_named
 from ..result.recall import Recalled
+from ..shard.local_sites import returned
 from ..shard.predictive import ROWS_AT_ONCE, Rows
 from ..shard_data import Contents
 from .known import KnownGroups, groups_here
@@ -28,7 +29,8 @@ class Block(NamedTuple):
 
     some: slice  # which rows
     rows: Rows
-    numbers: np.ndarray  # (G,) one for each of their groups that carry effects, wherever it is
+    # (G,) one for each of their groups, wherever it is, on each level that has effects
+    numbers: tuple[np.ndarray, ...]
 
 
 class RowReader(NamedTuple):
@@ -37,18 +39,20 @@ class RowReader(NamedTuple):
     model: ShardModel
     layout: Layout  # of the columns that are needed, but keys
     by: tuple[Hashable, ...]  # key columns of all levels that the model knows
-    level: int | None  # of the groups that carry effects; None without any
+    levels: tuple[int, ...]  # of groups that carry effects, the outermost first
     constant: tuple[tuple[str, str], ...]  # arguments on which nothing depends, and their dtypes
 
     @property
     def token(self) -> tuple[Any, ...]:
         """What rows are read by."""
-        return (self.model.token, self.layout, self.by, self.level, self.constant)
+        return (self.model.token, self.layout, self.by, self.levels, self.constant)
 
     def read(
-        self, partition: pd.DataFrame, known: KnownGroups | None
+        self, partition: pd.DataFrame, known: Sequence[KnownGroups]
     ) -> tuple[Iterator[Block], np.ndarray]:
-        """Read the rows of a partition, and tell which are of groups never seen.
+        """Read the rows of a partition, and tell which are of groups never seen on each level.
+
+        That is an array ``(levels, rows)``.
 
         Raises
         ------
@@ -61,12 +65,14 @@ class RowReader(NamedTuple):
         self._check_categories(arguments)
         arguments |= {name: np.zeros(len(rows), dtype) for name, dtype in self.constant}
         codes, keys = groups_here(rows, self.by)
-        places = None
-        new = np.zeros(len(rows), bool)
-        if known is not None and self.level is not None:
-            places = known.places(keys[self.level], self.by[: self.level + 1])
-            new = places[codes[self.level]] < 0
-        numbers = _numbers(keys[self.level]) if self.level is not None else np.zeros(0, np.uint32)
+        places = [
+            its.places(keys[level], self.by[: level + 1])
+            for level, its in zip(self.levels, known, strict=True)
+        ]
+        new = np.zeros((len(self.levels), len(rows)), bool)
+        for i, (level, there) in enumerate(zip(self.levels, places, strict=True)):
+            new[i] = there[codes[level]] < 0
+        numbers = [_numbers(keys[level]) for level in self.levels]
         return self._blocks(arguments, codes, places, numbers, known), new
 
     def answered(self, partition: pd.DataFrame) -> np.ndarray:
@@ -77,9 +83,9 @@ class RowReader(NamedTuple):
         self,
         arguments: Mapping[str, np.ndarray],
         codes: list[np.ndarray],
-        places: np.ndarray | None,
-        numbers: np.ndarray,
-        known: KnownGroups | None,
+        places: Sequence[np.ndarray],
+        numbers: Sequence[np.ndarray],
+        known: Sequence[KnownGroups],
     ) -> Iterator[Block]:
         n = len(next(iter(arguments.values())))
         integer = np.int64 if self.model.x64 else np.int32
@@ -89,12 +95,12 @@ class RowReader(NamedTuple):
             fed = {name: values[some] for name, values in arguments.items()}
             for name, level in self.model.codes.items():
                 fed[name] = here[level][1].astype(integer)
-            seen, effects, of_groups = np.zeros(0, bool), None, numbers
-            if known is not None and places is not None and self.level is not None:
-                there = places[here[self.level][0]]
-                seen, effects = there >= 0, known.effects_at(there)
-                of_groups = numbers[here[self.level][0]]
-            yield Block(some, Rows(fed, seen, effects), of_groups)
+            groups = [here[level][0] for level in self.levels]
+            there = [its[which] for its, which in zip(places, groups, strict=True)]
+            seen = tuple(its >= 0 for its in there)
+            effects = tuple(k.effects_at(its) for k, its in zip(known, there, strict=True))
+            named = tuple(its[which] for its, which in zip(numbers, groups, strict=True))
+            yield Block(some, Rows(fed, seen, effects), named)
 
     def contents(self, partition: pd.DataFrame, keys: Sequence[Hashable]) -> Contents:
         """Sum up what the rows of a partition hold, as the fit's survey did, by all its `keys`."""
@@ -151,7 +157,6 @@ def reader(
     recalled: Recalled,
     needed: set[str],
     columns: Mapping[str, Hashable],
-    level: int | None,
 ) -> RowReader:
     """Find the columns of a frame that `needed` arguments of a model are fed by.
 
@@ -162,10 +167,10 @@ def reader(
     """
     layout = _layout(frame, recalled, needed, columns)
     constant = tuple(pair for pair in recalled.dtypes.items() if pair[0] not in needed)
-    levels = [site.level for site in recalled.model.local if site.level is not None]
+    levels = tuple(tier.level for tier in returned(recalled.model))
     used = max([*recalled.model.codes.values(), *levels], default=-1)
     by = _keys_upto(used + 1, frame, recalled, columns)
-    return RowReader(recalled.model, layout, by, level, constant)
+    return RowReader(recalled.model, layout, by, levels, constant)
 
 
 def _numbers(keys: Sequence[Keys]) -> np.ndarray:

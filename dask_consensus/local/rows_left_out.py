@@ -22,7 +22,6 @@ from ..config import Options
 from ..frame.contents import add_contents
 from ..result.names import named_columns
 from ..result.recall import Recalled, check_contents, check_number
-from ..shard.effects import unit_level
 from ..shard.mixtures import RowSite
 from ..shard.predictive import Design, log_likelihoods, row_sites
 from .known import KnownGroups, effects_of, fewer
@@ -107,7 +106,7 @@ class _Task(NamedTuple):
 class _Few(NamedTuple):
     """Few draws, for rough numbers of all rows, and the share of rows that are left out."""
 
-    known: KnownGroups | None
+    known: tuple[KnownGroups, ...]
     design: Design
     share: float
 
@@ -118,16 +117,15 @@ def _asked(
     recalled: Recalled,
     columns: Mapping[str, Hashable],
     draws: int,
-) -> tuple[_Task, KnownGroups | None, Design]:
+) -> tuple[_Task, tuple[KnownGroups, ...], Design]:
     """Find out how rows are read, and what each is left out of."""
     sites = row_sites(recalled.model, recalled.dtypes)
     known, design = effects_of(tree, recalled, draws)
-    level = None if known is None else unit_level(recalled.model)
     everything = {argument.name for argument in recalled.arguments}
-    return _Task(reader(frame, recalled, everything, columns, level), sites), known, design
+    return _Task(reader(frame, recalled, everything, columns), sites), known, design
 
 
-_Given = tuple[KnownGroups | None, Design]
+_Given = tuple[tuple[KnownGroups, ...], Design]
 
 
 def _beside(partition: pd.DataFrame, task: _Task, given: _Given) -> pd.DataFrame:
@@ -186,8 +184,9 @@ def _likelihoods(
     known, design = given
     blocks, new = task.reader.read(partition, known)
     if new.any():
+        unseen = np.count_nonzero(new.any(axis=0))
         raise ValueError(
-            f"{np.count_nonzero(new):,} rows of a partition are of groups that the fit has not "
+            f"{unseen:,} rows of a partition are of groups that the fit has not "
             "seen: only rows that it was given can be left out"
         )
     for i, block in enumerate(blocks):

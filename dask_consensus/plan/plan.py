@@ -22,11 +22,10 @@ from ..model.examples import Example, examples
 from ..model.model import ShardModel, double_precision
 from ..model.responses import responses
 from ..model.roles import ModelInputs, read_model
-from ..shard.effects import unit_level
 from ..shard.engine import engine_of
+from ..shard.local_sites import returned
 from ..shard.nuts import NutsSettings
-from ..shard.tiers import tiers
-from ..shard_data import ROWS, ShardData
+from ..shard_data import ShardData
 from .bindings import Bindings, bind, similar
 from .show import columns_told, notes_of, tables_of
 
@@ -104,10 +103,7 @@ class Plan:
             return "the model has no local sites"
         if self.obstacle:
             return self.obstacle
-        if len(tiers(model)) > 1:
-            names = ", ".join(site.name for site in model.local)
-            return f"they are on several levels ({names}), of which none are returned yet"
-        if unit_level(model) == ROWS:
+        if not returned(model):
             return "they are effects of rows, which have no labels"
         most = options.local_limits.groups
         if self.survey.n_groups > most and not options.store:
@@ -125,6 +121,12 @@ class Plan:
         # Fewer could not have the means and the covariance of all.
         few = max(self.options.local_limits.draws, 2 * self.model.dim + 4)
         return max(few, min(_MOST_LOCAL_DRAWS, _LOCAL_ROWS // self.survey.rows))
+
+    @property
+    def looks_for_effects(self) -> tuple[int, int]:
+        """Looks at every row that effects of groups take at a draw, at least and at most."""
+        summary = self.options.local == "summary"
+        return engine_of(self.model).looks_at_rows(summary=summary)
 
     @property
     def method(self) -> Method:

@@ -69,6 +69,12 @@ def notes_of(plan: Plan) -> list[str]:
             f"{', '.join(plan.model.foreign)}: left out of the effects of groups, since the value "
             "for one group changes with the other groups, of which a shard has only some"
         )
+    of_rows = [site.name for site in plan.model.local if site.level == ROWS]
+    if of_rows and not plan.no_local_because:
+        notes.append(
+            f"{', '.join(of_rows)}: effects of rows are integrated out, and not returned beside "
+            "those of groups, since rows have no labels"
+        )
     if plan.fits_one_shard:
         notes.append(
             f"all {plan.survey.rows:,} rows fit in one shard (rows_per_shard is "
@@ -207,10 +213,11 @@ def _local(plan: Plan) -> str:
     because = plan.no_local_because
     if because:
         return f"none, because {because}"
+    summary = plan.options.local == "summary"
+    least, most = plan.looks_for_effects
     draws = f"{plan.local_draws:,} draws of the shared parameters"
-    if plan.options.local == "summary":
-        return f"summary over {draws}, for each 4 to 192 looks at every row"
-    return f"one draw of each group for {draws}, for each 4 to 192 looks at every row"
+    what = f"summary over {draws}" if summary else f"one draw of each group for {draws}"
+    return f"{what}, for each {least:,} to {most:,} looks at every row"
 
 
 def _arguments(plan: Plan) -> list[list[str]]:

@@ -21,7 +21,12 @@ _LINES = 120  # and that have a line each; of more the lines would run together
 _DRAWN = 2_000  # taken evenly from the order of all
 
 
-def effects(tree: xr.DataTree, sites: str | Sequence[str] | None = None) -> Figure:
+def effects(
+    tree: xr.DataTree,
+    sites: str | Sequence[str] | None = None,
+    *,
+    key: Hashable | None = None,
+) -> Figure:
     """Draw the effects of groups in order, one panel an effect: a caterpillar plot.
 
     Parameters
@@ -33,6 +38,8 @@ def effects(tree: xr.DataTree, sites: str | Sequence[str] | None = None) -> Figu
     sites : str or list of str, optional
         Which effects, by the name of the site; one entry of several as ``"ab[0]"``. All of them by
         default.
+    key : hashable, optional
+        Of effects on several levels, the key column of the groups; by default the innermost.
 
     Returns
     -------
@@ -45,7 +52,7 @@ def effects(tree: xr.DataTree, sites: str | Sequence[str] | None = None) -> Figu
     >>> [ax.get_title(loc="left") for ax in effects(tree, "alpha").axes]
     ['alpha']
     """
-    table = tree_to_frame(tree).compute()
+    table = tree_to_frame(tree, key).compute()
     known = [str(name)[: -len("_mean")] for name in table if str(name).endswith("_mean")]
     chosen = known if sites is None else _chosen(known, sites)
     keys = _keys(table, known)
