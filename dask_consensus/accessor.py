@@ -94,6 +94,8 @@ class ConsensusAccessor:
             An ordinary NumPyro model. Its arguments are passed by name: a key of `columns`, or a
             column of the frame, or a default. The argument fed by a `by` column receives codes
             0..n-1, local to the shard, and ``n_<argument>`` the number of groups, a Python int.
+            Rows without a value of the response, which the model observes and nothing depends on,
+            are left out.
         by : column or list of columns, optional
             Group key; nested keys outermost first. No outermost group is split. Without it rows
             are exchangeable.
@@ -483,7 +485,8 @@ class ConsensusAccessor:
         dask.dataframe.DataFrame
             Three columns: ``elpd``, the log predictive density of what was left out (nats),
             ``lpd``, that with it left in, and ``pareto_k``, beyond about 0.7 of which the first
-            cannot be trusted. Of rows, lazily, beside those of the frame; of groups, all found
+            cannot be trusted; all are NaN for a row without a response. Of rows, lazily, beside
+            those of the frame; of groups, all found
             already, beside their keys and their numbers of ``rows``.
 
         Examples

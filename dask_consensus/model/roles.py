@@ -60,7 +60,7 @@ class ModelInputs(NamedTuple):
     constants: Mapping[str, int]  # n_<argument> -> number of categories
     columns: Mapping[str, str]  # argument -> column, for messages
     defaults: Mapping[str, str] = MappingProxyType({})  # argument that keeps its default -> a hint
-    categories: Mapping[str, int] = {}  # argument -> number of its categories
+    categories: Mapping[str, int] = MappingProxyType({})  # argument -> number of its categories
 
 
 class _SiteShape(NamedTuple):

@@ -543,8 +543,9 @@ def _without_mask(fn: Any) -> Any:
     """
     if isinstance(fn, dist.MaskedDistribution):
         return _without_mask(fn.base_dist)
-    if isinstance(fn, (dist.ExpandedDistribution, *CENSORED)):
-        inner = _without_mask(fn.base_dist)  # type: ignore[attr-defined]
+    wrappers: tuple[Any, ...] = (dist.ExpandedDistribution, *CENSORED)
+    if isinstance(fn, wrappers):
+        inner = _without_mask(fn.base_dist)
         return inner if inner.batch_shape == fn.batch_shape else inner.expand(fn.batch_shape)
     return fn
 
