@@ -122,7 +122,7 @@ def balance(tree: xr.DataTree) -> Figure:
     axes[0].barh(position, rows, thick, color=SHARD)
     axes[0].axvline(rows.mean(), color=INK, lw=1, ls=":", label="mean")
     axes[1].barh(position, work, thick, color=SHARD, label="work on the shard")
-    if compiling.max(initial=0.0) > 0:
+    if compiling.max(initial=0.0) > 0.02 * (work + compiling).max():  # else it cannot be seen
         waiting = "compiling, or waiting for it"
         axes[1].barh(position, compiling, thick, left=work, color=REFERENCE, label=waiting)
     axes[1].axvline(work.mean(), color=INK, lw=1, ls=":")
