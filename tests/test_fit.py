@@ -286,7 +286,7 @@ ONE_EXCEPTIONAL = ((30, 33, 28, 31, 32, 290),)
 
 def brief(model: Any, sizes: Any, **options: Any) -> xr.DataTree:
     """Fit one shard a county, as several threads do."""
-    given = {"by": "county", "n_shards": len(sizes[0]), "num_warmup": 20, "num_samples": 60}
+    given = {"by": "county", "n_shards": len(sizes[0]), "num_warmup": 100, "num_samples": 100}
     with dask.config.set(scheduler="threads", num_workers=4):
         return fit(from_pandas(frame(sizes)), model, **given, **options)
 

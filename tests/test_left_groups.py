@@ -18,6 +18,7 @@ from dask_consensus.local.surfaces import surfaces_of
 from dask_consensus.result.recall import recall
 
 from . import ELPD_LOO, LOO_I, fit, from_pandas
+from .test_loo import fit_of_table
 from .test_predictions import COLUMNS, FIT, model, table
 
 GROUPS = 30
@@ -26,8 +27,7 @@ OPTIONS = {"by": "who", "columns": COLUMNS}
 
 @pytest.fixture(scope="module")
 def fitted():
-    frame = table(groups=GROUPS)
-    return frame, fit(from_pandas(frame), model, **OPTIONS, **FIT)
+    return table(groups=GROUPS), fit_of_table()
 
 
 def closed_form(mu, tau, sigma, frame):
@@ -268,7 +268,8 @@ def test_what_cannot_be_left_out_is_refused(fitted):
         left_out(frame.drop(columns="y"))
     with pytest.raises(ValueError, match=r"dtype 'int32', where the fit had 'float32'"):
         left_out(frame.assign(x=frame["x"].astype(int)))
-    other = fit(lazy, by_factor, **OPTIONS, **FIT)
+    briefly = FIT | {"correct": False, "local": None}
+    other = fit(lazy, by_factor, **OPTIONS, **briefly)
     with pytest.raises(ValueError, match=r"is a numpyro.factor"):
         left_out(frame, other, by_factor, check_verdict=False)
 
