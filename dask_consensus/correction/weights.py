@@ -89,7 +89,12 @@ class Weighed(NamedTuple):
 
 def weigh(log_target: Array, points: Array, mixture: MixtureProposal) -> Weighed:
     """Weight points by the target over the mixture of all proposals, smoothed."""
-    raw = log_target - mixture.log_density(points)
+    return weigh_drawn(log_target, mixture.log_density(points))
+
+
+def weigh_drawn(log_target: Array, log_proposal: Array) -> Weighed:
+    """Weight points by the target over the density that they were drawn from, smoothed."""
+    raw = log_target - log_proposal
     raw = np.where(np.isfinite(raw), raw, -np.inf)
     if not np.isfinite(raw.max()):
         raise ValueError(
