@@ -108,38 +108,61 @@ def test_updates_in_a_row_have_their_closed_form(base, tmp_path):
             "groups_again": 2 * (number == 2),
         }
         assert tree.attrs["n_updates"] == number
-        assert tree["groups"].sizes["group"] == table["group"].nunique()
+        assert tree["group_keys"].sizes["group"] == table["group"].nunique()
 
 
 def test_without_a_correction_gaussians_add(base):
-    table, _ = base
-    tree = fit(table, regression, by="group", n_shards=2, correct=False)
+    table, tree = base
     new = rows(100, 1)
     tree = fit(new, regression, update=tree, correct=False)
     mean, covariance, _ = exact(pd.concat([table, new]))
-    posterior = tree["posterior"]["beta"].to_numpy().reshape(-1, 3)
-    # Draws have the moments of the Gaussian, which is exact here, but for rounding.
-    np.testing.assert_allclose(posterior.mean(axis=0), mean, atol=1e-3)
-    np.testing.assert_allclose(np.cov(posterior.T), covariance, rtol=0.02, atol=1e-5)
+    draws, sd = tree["posterior"]["beta"].to_numpy().reshape(-1, 3), np.sqrt(np.diag(covariance))
+    # The earlier moments are known to 0.006 sds, those of draws are exactly the Gaussian's.
+    np.testing.assert_allclose(draws.mean(axis=0), mean, atol=0.03 * sd.max())
+    np.testing.assert_allclose(
+        np.cov(draws.T) / np.outer(sd, sd), covariance / np.outer(sd, sd), atol=0.03
+    )
     assert "taken to be Gaussian (update 1)" in tree.attrs["verdict"]
     assert "not corrected, because correct=False" in tree.attrs["verdict"]
     assert "correction" not in tree.children
 
 
 def test_too_many_new_rows_are_no_good_verdict(base):
-    """The posterior leaves the points; with the old rows at hand all are fitted together."""
-    table, tree = base
-    new = rows(2000, 1)
+    """The posterior leaves the points, all at once."""
+    _, tree = base
+    new = rows(400, 1)
     with pytest.warns(UserWarning, match="Not to be relied on"):
-        alone = fit(new, regression, update=tree)
+        alone = fit(new.assign(y=new["y"] + 3), regression, update=tree)
     assert not alone.attrs["verdict_good"]
+    assert np.isinf(accuracy(alone)).all()
     reasons = json.loads(alone.attrs["verdict_reasons"])
-    assert {reason["code"] for reason in reasons} <= {"k-hat", "ess", "sd-error"}
+    assert {reason["code"] for reason in reasons} <= {"k-hat", "ess", "sd-error", "tail"}
     assert all("fit all rows together" in reason["remedy"] for reason in reasons)
+
+
+@pytest.mark.slow
+def test_points_are_renewed_before_they_are_too_few(base):
+    """An emulator stands in for old rows there, and its error is in the accuracy."""
+    table, tree = base
+    for number in (1, 2):
+        new = rows(320, number, groups=range(100 * number, 100 * number + 20))
+        table = pd.concat([table, new])
+        tree = fit(new, regression, update=tree)
+        holds(tree, table)
+    correction = tree["correction"]
+    assert correction["iteration"].to_numpy().min() > 0
+    assert 0 < correction["sampling_error"].max() < 0.1
+    assert "speaks for old rows adds" in tree.attrs["verdict"]
+
+
+@pytest.mark.slow
+def test_with_the_old_rows_too_many_new_ones_are_fitted_with_them(base):
+    table, tree = base
+    new = rows(400, 1)
+    new["y"] += 3
     with pytest.warns(UserWarning, match="all rows are fitted together"):
         both = fit(new, regression, update=(tree, from_pandas(table)), n_shards=2)
-    assert both.attrs["verdict_good"]
-    assert both.attrs["n_rows"] == 2400
+    holds(both, pd.concat([table, new]))
     assert both.attrs["n_updates"] == 0
 
 
@@ -301,7 +324,9 @@ def test_new_and_old_groups_agree_with_a_fit_of_all(grouped, tmp_path):
         update = fit(new, intercepts, update=(read, from_pandas(table)))
     agree(update, reference)
     assert json.loads(update.attrs["update"]) == {"rows": 40, "groups_again": 10}
-    np.testing.assert_array_equal(update["groups"]["key_hash"], reference["groups"]["key_hash"])
+    np.testing.assert_array_equal(
+        update["group_keys"]["key_hash"], reference["group_keys"]["key_hash"]
+    )
     local, other = update["local"].to_dataset(), reference["local"].to_dataset()
     assert local["group"].to_numpy().tolist() == list(range(104))
     np.testing.assert_array_equal(local["rows"], other["rows"])

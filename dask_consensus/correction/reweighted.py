@@ -44,6 +44,7 @@ from .weights import (
 )
 
 _FIRST_WIDER = 1.5  # how much wider a proposal's covariance is than that of the Gaussian
+_SPARE = 4  # points for each that counts, at most
 _WIDER = 1.15  # times the covariance of the weighted points, around which the emulator is averaged
 
 
@@ -137,7 +138,9 @@ def reweighted(
     there = _weighed(before.points, before.iteration, known, mean, covariance, options, seed)
     if not _enough(there, options):
         renewed = _renewed(before, there, rows, mean, covariance, options, seed)
-        if renewed is not None and renewed.weighed.k_hat < there.weighed.k_hat:
+        if renewed is not None and (
+            _enough(renewed, options) or renewed.weighed.k_hat < there.weighed.k_hat
+        ):
             there = renewed
     points, known, weighed, estimate = there.points, there.known, there.weighed, there.estimate
     center, shape = estimate.mean, estimate.covariance
@@ -232,13 +235,22 @@ def _weighed(
 
 
 def _enough(there: _Weighed, options: CorrectionOptions) -> bool:
-    """Tell whether points are as good as a correction's last ones must be."""
-    estimate = there.estimate
+    """Tell whether points are as good as a correction's last ones must be, with some to spare.
+
+    A quarter of them should still count: of fewer not much would be left to the next update.
+    """
+    estimate, weights = there.estimate, _normalised(there.weighed.raw)
     return bool(
         there.weighed.k_hat < options.k_hat
+        and _SPARE / (weights @ weights) > len(weights)
         and estimate.ess >= options.ess
         and estimate.sd_error.max() <= options.sd_error
     )
+
+
+def _normalised(raw: Array) -> Array:
+    weights = np.exp(raw - raw.max())
+    return weights / weights.sum()
 
 
 def _renewed(
@@ -257,8 +269,7 @@ def _renewed(
     """
     d, points, old = len(mean), before.points, before.known
     raw, k_hat = there.weighed.raw, there.weighed.k_hat
-    weights = np.exp(raw - raw.max())
-    weights /= weights.sum()
+    weights = _normalised(raw)
     if not (k_hat < USABLE_K_HAT and 1 / (weights @ weights) > USABLE_DRAWS_A_DIMENSION * d):
         return None
     then = weigh_drawn(old.log_density, old.log_proposal).weights

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..plan.plan import Plan
 
 UNCONSTRAINED = "unconstrained_posterior"
-SEEN = "groups"
+SEEN = "group_keys"
 _AT = 0.3  # either side of which densities are remembered, in every shared coordinate
 
 
