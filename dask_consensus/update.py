@@ -37,7 +37,8 @@ from .local.effects import check_memory, local_effects
 from .local.kept import with_kept
 from .local.rows import find, key_columns
 from .local.store import check_store
-from .plan.coupling import near_zero, with_coupling
+from .plan.added import PlannedUpdate
+from .plan.coupling import around, near_zero, with_coupling
 from .plan.plan import Plan, make_plan
 from .plan.show import warn_before_sampling
 from .plan.undefined import check_defined
@@ -80,10 +81,12 @@ class LazyUpdate:
     tree: xr.DataTree
     old: dd.DataFrame | None = None
 
-    def plan(self) -> Plan:
+    def plan(self) -> PlannedUpdate:
         """Read the model and count the new rows; sample nothing."""
         with working_with(self.options):
-            return self._plan(earlier_fit(self.tree, self.model), self.frame)
+            earlier = earlier_fit(self.tree, self.model)
+            plan = self._plan(earlier, self.frame)
+            return PlannedUpdate(plan, earlier.n_rows, earlier.n_updates + 1)
 
     def compute(self) -> xr.DataTree:
         """Run the update."""
@@ -98,14 +101,20 @@ class LazyUpdate:
         with clock("plan"):
             earlier = earlier_fit(self.tree, self.model)
             plan = new = self._plan(earlier, self.frame)
+            _uncorrected_because(earlier, plan)  # what is asked for may not be had
             straddling = self._straddling(earlier, plan, [])
             check_memory(plan)
         with clock("shard"):
             shards = shard_rows(self.frame, plan, self.progress, rounded_sizes)
             if shards.hashes:
                 straddling = self._straddling(earlier, plan, shards.hashes)
-            keys = seen(plan.survey, shards.hashes)
-            removed = None
+            keys, removed = seen(plan.survey, shards.hashes), None
+            if keys is None and plan.bindings.layout.by:
+                raise ValueError(
+                    f"update=: the {plan.survey.n_groups:,} groups of the new rows are more than "
+                    "consensus.local.groups, and new rows of old groups would not be noticed: "
+                    "raise that number, or add the rows in several updates"
+                )
             if len(straddling):
                 plan, shards, removed = self._with_old_rows(earlier, plan, straddling)
         with clock("check"):
@@ -119,10 +128,13 @@ class LazyUpdate:
             grown = _grown(earlier, plan, added)
         with clock("correction"):
             correction = None if because else _corrected(earlier, plan, added, grown)
+        with clock("check"):
+            answer = grown.combined.mean, grown.combined.covariance
+            plan = with_coupling(plan, shards, around(*answer))
         evidence = _evidence(earlier, plan, new.survey.rows, grown, correction, because)
         verdict = judge(evidence)
         if self.old is not None and _all_together(verdict, earlier):
-            return self._fit_together(verdict)
+            return self._fit_together(earlier, new, verdict)
         warn_if_bad(verdict)
         shape = (options.num_chains, options.num_samples)
         draws = posterior_draws(grown.combined, correction, shape, options.seed)
@@ -189,9 +201,8 @@ class LazyUpdate:
         self, earlier: EarlierFit, plan: Plan, straddling: np.ndarray
     ) -> tuple[Plan, Shards, Shards]:
         """Plan and shards of new rows with the old ones of their groups, and shards of these."""
-        assert self.old is not None
         layout = plan.bindings.layout
-        old = rows_of(self.old, layout, straddling).persist()
+        old = rows_of(self._all_old(earlier, plan), layout, straddling).persist()
         options = self.options
         (counted,) = compute([survey(old, layout, split_every=options.split_every)])
         found = 0 if not counted.rows else counted.n_groups
@@ -209,9 +220,27 @@ class LazyUpdate:
         shards = shard_rows(together, joined, self.progress, rounded_sizes)
         return joined, shards, removed
 
-    def _fit_together(self, verdict: Verdict) -> xr.DataTree:
-        """Fit old and new rows anew, where what is known of the old ones was not enough."""
+    def _all_old(self, earlier: EarlierFit, plan: Plan) -> dd.DataFrame:
+        """Return the old rows, in the columns that the model uses, after counting them.
+
+        Raises
+        ------
+        ValueError
+            If they are not as many as were fitted.
+        """
         assert self.old is not None
+        rows = used(self.old, plan.bindings.layout)
+        (lengths,) = compute([rows.map_partitions(len, meta=(None, "int64"))])
+        if (total := int(np.sum(lengths))) != earlier.n_rows:
+            raise ValueError(
+                f"update=(tree, ddf_old): ddf_old has {total:,} rows, and the tree is of "
+                f"{earlier.n_rows:,}: pass the rows that it was fitted to, those of all updates "
+                "among them and the new ones not"
+            )
+        return rows
+
+    def _fit_together(self, earlier: EarlierFit, plan: Plan, verdict: Verdict) -> xr.DataTree:
+        """Fit old and new rows anew, where what is known of the old ones was not enough."""
         why = "; ".join(reason.problem for reason in verdict.reasons)
         warnings.warn(
             f"the new rows could not be added to the earlier fit ({why}): all rows are fitted "
@@ -219,9 +248,8 @@ class LazyUpdate:
             UserWarning,
             stacklevel=4,
         )
-        earlier = earlier_fit(self.tree, self.model)
-        layout = self._plan(earlier, self.frame).bindings.layout
-        together = dd.concat([used(self.old, layout), used(self.frame, layout)])
+        layout = plan.bindings.layout
+        together = dd.concat([self._all_old(earlier, plan), used(self.frame, layout)])
         columns = {column.argument: column.column for column in layout.columns}
         by = list(layout.by) or None
         return LazyFit(together, self.model, by, columns, self.options, self.progress).compute()

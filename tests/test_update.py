@@ -14,11 +14,15 @@ import pytest
 import scipy.stats
 import xarray as xr
 
+from dask_consensus.combination.grown import Added, grown_by_sampling
+from dask_consensus.combination.reports import FitSettings
+from dask_consensus.fit import shard_rows
 from dask_consensus.frame.arrays import Column, Layout, to_shard
 from dask_consensus.frame.key_kinds import read_keys
 from dask_consensus.frame.keys import hash_keys
 from dask_consensus.frame.seen import hashes_of, names_of, rows_of, seen
 from dask_consensus.frame.survey import survey
+from dask_consensus.shard.nuts import NutsSettings
 from dask_consensus.update import update_of
 
 from . import from_pandas, raise_if_dask_computes
@@ -176,6 +180,26 @@ def test_a_bad_fit_stays_bad(base):
     assert np.isinf(accuracy(after)).all()
 
 
+@pytest.mark.slow
+def test_sampled_shards_add_to_an_earlier_posterior():
+    """As where effects cannot be integrated out: the earlier posterior counts once."""
+    table, new = rows(400, 0), rows(400, 1, groups=range(40))
+    mean, covariance, _ = exact(table)
+    frame = from_pandas(new)
+    plan = frame.consensus.plan(regression, by="group", n_shards=3)
+    shards = shard_rows(frame, plan, False)
+    settings = FitSettings(plan.model, 2, False, 0)
+    nuts = NutsSettings(300, 2000, 0.8)
+    grown = grown_by_sampling(settings, nuts, Added(shards, None, 800), mean, covariance, 1)
+    wanted, wanted_covariance, _ = exact(pd.concat([table, new]))
+    sd, combined = np.sqrt(np.diag(wanted_covariance)), grown.combined
+    # Noise of three anchored shards, sqrt(3 / ess), in units of the narrower posterior's sds.
+    error = 4 * 1.5 * combined.rounds[-1].noise
+    np.testing.assert_array_less(np.abs(combined.mean - wanted) / sd, error)
+    ratio = np.log(np.sqrt(np.diag(combined.covariance)) / sd)
+    np.testing.assert_array_less(np.abs(ratio), error)
+
+
 # What is refused
 
 
@@ -184,8 +208,11 @@ def test_new_rows_of_old_groups_are_named(base):
     new = rows(50, 1, groups=range(37, 44))
     with pytest.raises(ValueError, match=r"3 of 7 groups of 'group' have rows .*\(37, 38, 39\)"):
         fit(new, regression, update=tree)
-    with pytest.raises(ValueError, match="ddf_old has rows of 2 of them"):
+    with pytest.raises(ValueError, match="ddf_old has 390 rows, and the tree is of 400"):
         fit(new, regression, update=(tree, from_pandas(table[table["group"] < 39])))
+    others = table.assign(group=table["group"].replace(39, 99))
+    with pytest.raises(ValueError, match="ddf_old has rows of 2 of them"):
+        fit(new, regression, update=(tree, from_pandas(others)))
 
 
 def another_prior(x, z, y=None):
@@ -245,7 +272,10 @@ def test_what_update_takes(base):
             update_of(wrong)
     with raise_if_dask_computes():
         lazy = fit(rows(40, 1), regression, update=tree, compute=False)
-    assert lazy.plan().survey.rows == 40
+    planned = lazy.plan()
+    assert planned.new.survey.rows == 40
+    assert "a fit of 400 rows, as update 1" in repr(planned)
+    assert "NUTS" not in repr(planned)
     bare = tree.copy()
     del bare.attrs["n_updates"]
     with pytest.raises(ValueError, match="made by a version"):

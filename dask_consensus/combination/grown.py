@@ -27,6 +27,7 @@ from ..shard.score import Expansion
 from ..shard_data import ShardData, Size
 from . import gaussian
 from .ascent import Array, Peak, all_finite, ascend, inverse_curvature, positive_curvature
+from .laplace import add_expansions
 from .mode_search import enough_nodes
 from .reports import Anchor, Combined, FitSettings, LaplaceApproximation, Report, Round
 from .subposterior import RoundSettings, monte_carlo_error, sample_subposteriors
@@ -175,7 +176,7 @@ class _Posterior:
         away = u - self._mean
         pull = self._precision @ away
         return Expansion(
-            total.value - away @ pull / 2,
+            float(total.value - away @ pull / 2),
             total.gradient - pull,
             total.precision + self._precision,
             total.third_derivative,
@@ -187,7 +188,7 @@ class _Posterior:
             shards,
             [()] * shards.n,
             [self._model, where],
-            _add,
+            add_expansions,
             title="Newton step, new rows",
         )
         return mapped.total, mapped.reports
@@ -201,16 +202,6 @@ def _expand(data: ShardData, model: ShardModel, where: tuple[Array, Array, Rule]
     expansion = engine_of(model).expansion(data, u, axes, 0.0, rule)
     compiling = seconds_compiling() - compiled
     return Answer(expansion, _Part(expansion, time.perf_counter() - began - compiling, compiling))
-
-
-def _add(parts: list[Expansion]) -> Expansion:
-    values, gradients, precisions, thirds = zip(*parts, strict=True)
-    return Expansion(
-        float(np.sum(values)),
-        np.sum(gradients, axis=0),
-        np.sum(precisions, axis=0),
-        np.sum(thirds, axis=0),
-    )
 
 
 def _less(whole: Expansion, part: Expansion) -> Expansion:
