@@ -141,7 +141,7 @@ def stated(correction):
 def test_ten_updates_in_a_row_keep_their_word(share):
     """Growth by a hundredth to by half each time, in the end sixtyfold; new rows vary by chance."""
     away = []
-    for seed in range(3):
+    for seed in range(2):
         rng = np.random.default_rng(seed)
         n = total = 40
         before = first_fit(n, seed)
