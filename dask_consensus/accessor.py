@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .fit import LazyFit
     from .plan.plan import Plan
+    from .update import LazyUpdate
 
 
 @register_dataframe_accessor("consensus")
@@ -79,8 +80,9 @@ class ConsensusAccessor:
         columns: Mapping[str, Hashable | Sequence[Hashable]] | None = None,
         progress: bool | None = None,
         compute: bool = True,
+        update: xr.DataTree | tuple[xr.DataTree, dd.DataFrame] | None = None,
         **options: Unpack[FitOptions],
-    ) -> xr.DataTree | LazyFit:
+    ) -> xr.DataTree | LazyFit | LazyUpdate:
         """Fit a NumPyro model to the frame.
 
         Rows are re-partitioned by group key into balanced shards, every shard contributes what
@@ -111,6 +113,12 @@ class ConsensusAccessor:
         compute : bool
             False returns a lazy object that has run nothing; its ``compute()`` does, under the
             configuration of the moment when it was made.
+        update : DataTree or tuple of DataTree and Dask DataFrame, optional
+            The result of an earlier fit of the same model, to which the rows of this frame are
+            added; `by` and `columns` are those of that fit. The old rows are not read. Where groups
+            have old and new rows they are needed, ``update=(tree, ddf_old)``, and those of these
+            groups are read; all of them are where the new rows move the posterior further than
+            what is known of the old ones reaches.
         method : {"auto", "laplace", "anchored", "consensus", "parametric"}
             How shards are combined into what is then corrected. Newton's method on all shards,
             local effects integrated out, which samples nothing ("laplace"); anchored rounds of
@@ -228,7 +236,12 @@ class ConsensusAccessor:
         >>> tree["local"]["alpha"].sel(group="g07")["statistic"].values.tolist()
         ['mean', 'sd', 'q05', 'q50', 'q95']
         """
-        lazy = self._lazy(model, by, columns, progress, options)
+        lazy: LazyFit | LazyUpdate = self._lazy(model, by, columns, progress, options)
+        if update is not None:
+            from .update import LazyUpdate, update_of
+
+            fit, (tree, old) = lazy, update_of(update)
+            lazy = LazyUpdate(self._frame, model, by, columns, fit.options, progress, tree, old)
         return lazy.compute() if compute else lazy
 
     def predict(

@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import dask.dataframe as dd
@@ -28,6 +29,7 @@ from .correction.likelihood import LogPosterior
 from .correction.peaks import moments_of
 from .correction.state import Correction, CorrectionSettings
 from .frame.assign import shards as rows_to_shards
+from .frame.seen import hashes_of, seen
 from .frame.unchanged import unchanged
 from .local.effects import check_memory, local_effects
 from .local.store import check_store
@@ -40,6 +42,7 @@ from .result.clock import Clock
 from .result.datatree import result
 from .result.verdict import evidence_of, judge, warn_if_bad
 from .shard import device
+from .shard_data import Shard, Size, padded_sizes
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ class LazyFit:
         draws = posterior_draws(combined, correction, shape, options.seed)
         with clock("local"):
             local = local_effects(plan, shards, draws, correction)
-        return result(plan, guess, combined, correction, draws, local, verdict, clock)
+        groups = seen(plan.survey, shards.hashes)
+        return result(plan, guess, combined, correction, draws, local, verdict, clock, groups)
 
 
 @contextlib.contextmanager
@@ -127,18 +131,39 @@ def working_with(options: Options) -> Iterator[None]:
         yield
 
 
-def shard_rows(frame: dd.DataFrame, plan: Plan, progress: bool | None) -> Shards:
+def shard_rows(
+    frame: dd.DataFrame,
+    plan: Plan,
+    progress: bool | None,
+    shapes: Callable[[Sequence[Size]], list[Size]] = padded_sizes,
+) -> Shards:
     """Send every row to its shard, keep the shards, and say how work reaches them."""
     options = plan.options
     execution = Execution(options.split_every, options.retries, progress, options.resources)
     layout = plan.bindings.layout
     unpadded = rows_to_shards(frame, layout, plan.assignment)
     check = unchanged(plan.survey, layout)
-    shards = persist(unpadded, execution, check, keep_labels=not plan.no_local_because)
+    shards = persist(
+        unpadded,
+        execution,
+        check,
+        keep_labels=not plan.no_local_because,
+        hashes_of=_hashing(plan),
+        shapes=shapes,
+    )
     together = options.shards_per_task
     if together == "auto":
         together = _shards_that_fit(plan, shards)
     return shards._replace(execution=execution._replace(shards_per_task=int(together)))
+
+
+def _hashing(plan: Plan) -> Callable[[Shard], Any] | None:
+    """Hash the keys of groups where the survey could not tell them apart, if a client holds all."""
+    survey, layout = plan.survey, plan.bindings.layout
+    most = plan.options.local_limits.groups
+    if not layout.by or survey.groups_exact or survey.n_groups > most:
+        return None
+    return partial(hashes_of, form=survey.forms(layout)[0])
 
 
 def correct_combination(

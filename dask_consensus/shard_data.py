@@ -106,6 +106,29 @@ def padded_sizes(sizes: Sequence[Size]) -> list[Size]:
     return padded
 
 
+def rounded_sizes(sizes: Sequence[Size]) -> list[Size]:
+    """Give shards shapes likewise, of few that shards of another day will have as well.
+
+    Rows and groups are one of 4, 5, 6, 7 times a power of two.
+
+    Examples
+    --------
+    >>> rounded_sizes([Size(100, (9,))]), rounded_sizes([Size(103, (8,))])
+    ([Size(rows=112, groups=(10,))], [Size(rows=112, groups=(10,))])
+    """
+    rounded = []
+    for rows, groups in padded_sizes(sizes):
+        roomy = tuple(_round_up(count + 1) for count in groups)
+        more = max((a - b for a, b in zip(roomy, groups, strict=True)), default=0)
+        rounded.append(Size(_round_up(rows + more), roomy))
+    return rounded
+
+
+def _round_up(number: int) -> int:
+    step = 1 << max(number.bit_length() - 3, 0)
+    return -(-number // step) * step
+
+
 def pad(shard: Shard, size: Size) -> ShardData:
     """Bring a shard to a common shape.
 

@@ -25,6 +25,7 @@ from benchmarks import (
     sampling,
     scale,
     speed,
+    updates,
     verdict,
 )
 from benchmarks.cases.drawn import LIKELIHOODS, drawn_trial
@@ -119,6 +120,18 @@ def test_loo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (row,) = rows_of(tmp_path, "loo")
     assert row["group elpd"][0] < row["row elpd"][0] < -1_500
     assert "| 3,000 |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_updates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    updates.main(["--toy", "--results", str(tmp_path)])
+    agreement_, work = rows_of(tmp_path, "updates")
+    (last,) = agreement_["after"]
+    assert last["good"]
+    assert last["rows"] > 1_500
+    assert last["in_errors"] < 4
+    assert work["good"]
+    assert "| binary | 5% | 10 |" in capsys.readouterr().out
 
 
 def test_patients_have_a_closed_form() -> None:

@@ -142,6 +142,32 @@ class CorrectionState(NamedTuple):
         return len(self.mixture.counts)
 
 
+class Known(NamedTuple):
+    """The log posterior wherever it was looked at, so that that of rows to come can be added.
+
+    Marks are where no point may ever lie: far out along each coordinate, and where searches ended.
+
+    Attributes
+    ----------
+    log_density : (G,) array
+        Log of the prior times the likelihood of all rows at the correction's points.
+    log_proposal : (G,) array
+        Log density of all that the points were drawn from.
+    marks : (m, d) array
+    mark_log_density, mark_log_proposal : (m,) arrays
+        The same of them.
+    mark_leader : (m,) int array
+        The coordinate along whose regression line each lies; -1 where a search ended.
+    """
+
+    log_density: Array
+    log_proposal: Array
+    marks: Array
+    mark_log_density: Array
+    mark_log_proposal: Array
+    mark_leader: npt.NDArray[np.int64]
+
+
 class Correction(NamedTuple):
     """Expectations under the full posterior, and the points they rest on.
 
@@ -185,6 +211,8 @@ class Correction(NamedTuple):
         Sd of the log weights of the first iteration: how unlike the posterior the combination is.
     seconds, compile_seconds : float
         Wall time, and what of it the slowest shards spent compiling.
+    known : Known or None
+        What an update by further rows begins from.
     """
 
     points: Array
@@ -209,3 +237,4 @@ class Correction(NamedTuple):
     discrepancy: float
     seconds: float
     compile_seconds: float
+    known: Known | None = None

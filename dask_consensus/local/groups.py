@@ -31,7 +31,7 @@ class Groups(NamedTuple):
 
     def order(self) -> np.ndarray:
         """Return the order that sorts them by their keys, outermost first."""
-        return np.lexsort([_sortable(key) for key in list(self.keys.values())[::-1]])
+        return np.lexsort([sortable(key) for key in list(self.keys.values())[::-1]])
 
     def coords(self, order: np.ndarray) -> dict[str, Any]:
         """Make coordinates of their keys."""
@@ -84,5 +84,6 @@ def free_name(name: str, taken: Set[str]) -> str:
     return name
 
 
-def _sortable(key: np.ndarray) -> np.ndarray:
+def sortable(key: np.ndarray) -> np.ndarray:
+    """Turn keys into what NumPy sorts."""
     return np.asarray(key.astype(str)) if key.dtype == object else key

@@ -12,14 +12,17 @@ import xarray as xr
 
 from ..frame.contents import changed
 from ..model.model import ShardModel
-from ..model.remembered import meet_again, remember
-from ..shard_data import Contents
+from ..model.remembered import example, meet_again, remember
+from ..shard.additivity import example_entries
+from ..shard_data import Contents, ShardData
 from .names import variable_name
 
 if TYPE_CHECKING:
     from ..plan.plan import Plan
 
 UNCONSTRAINED = "unconstrained_posterior"
+SEEN = "group_keys"
+_AT = 0.3  # either side of which densities are remembered, in every shared coordinate
 
 
 class Argument(NamedTuple):
@@ -65,11 +68,44 @@ class Recalled(NamedTuple):
 
 def memory_of(plan: Plan) -> dict[str, Any]:
     """Say of a fit what :func:`recall` needs, in terms of JSON."""
-    arguments = [argument._asdict() for argument in _arguments(plan)]
+    arguments = [argument._asdict() for argument in arguments_of(plan)]
     contents = plan.survey.contents._asdict()
-    responses = list(plan.bindings.layout.responses)
-    told = {"arguments": arguments, "contents": contents, "responses": responses}
-    return remember(plan.model) | told
+    levels = range(len(plan.bindings.layout.by))
+    return {
+        **remember(plan.model),
+        "arguments": arguments,
+        "contents": contents,
+        "responses": list(plan.bindings.layout.responses),
+        "kinds": [[found.what for found in plan.survey.found[level]] for level in levels],
+        "densities": densities(plan.model, _dtypes(arguments_of(plan))),
+    }
+
+
+def densities(model: ShardModel, dtypes: Mapping[str, str]) -> dict[str, list[float | None]]:
+    """Sum each term of a model on made-up data, at two points: by what a density is known again.
+
+    The data are ones, which few likelihoods refuse, in every group. Of a model that takes no such
+    data nothing is known.
+    """
+    arguments, groups = example(model, dtypes)
+    made = {
+        name: np.arange(len(zeros), dtype=zeros.dtype) % groups[model.codes[name]]
+        if name in model.codes
+        else np.ones_like(zeros)
+        for name, zeros in arguments.items()
+    }
+    rows = np.ones(len(next(iter(made.values()))), bool)
+    data = ShardData(made, rows, tuple(np.ones(count, bool) for count in groups))
+    points = np.array([[_AT], [-_AT]]) * np.ones(model.dim)
+    try:
+        there = example_entries(model, data, points)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return {}
+    sums = {term.name: [float(np.sum(at[term.name])) for at in there] for term in model.terms}
+    return {
+        name: [value if np.isfinite(value) else None for value in values]
+        for name, values in sums.items()
+    }
 
 
 def check_same_data(recalled: Recalled, plan: Plan, *, same_keys: bool) -> None:
@@ -81,7 +117,7 @@ def check_same_data(recalled: Recalled, plan: Plan, *, same_keys: bool) -> None:
         If it does not, saying what differs. Without `same_keys` values are not compared: what is
         summed up of a column depends on the keys.
     """
-    here = _arguments(plan)
+    here = arguments_of(plan)
     if len(recalled.arguments) != len(here):
         raise ValueError(
             f"{len(here)} columns feed the model, where {len(recalled.arguments)} did in the fit: "
@@ -197,7 +233,7 @@ def _dtypes(arguments: Sequence[Argument]) -> dict[str, str]:
     }
 
 
-def _arguments(plan: Plan) -> list[Argument]:
+def arguments_of(plan: Plan) -> list[Argument]:
     """Say how columns feed the arguments of a model."""
     return [
         Argument(
