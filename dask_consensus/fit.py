@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import dask.dataframe as dd
@@ -29,6 +30,7 @@ from .correction.likelihood import LogPosterior
 from .correction.peaks import moments_of
 from .correction.state import Correction, CorrectionSettings
 from .frame.assign import shards as rows_to_shards
+from .frame.seen import hashes_of, seen
 from .frame.unchanged import unchanged
 from .local.effects import check_memory, local_effects
 from .local.store import check_store
@@ -41,6 +43,7 @@ from .result.clock import Clock
 from .result.datatree import result
 from .result.verdict import evidence_of, judge, warn_if_bad
 from .shard import device
+from .shard_data import Shard, Size, padded_sizes
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class LazyFit:
             check_memory(plan)
         with clock("shard"):
             shards = shard_rows(self.frame, plan, self.progress)
+            check_memory(plan, shards)
         with clock("check"):
             check_on_workers(plan, shards.execution, near_zero(plan))
             check_defined(plan, shards)
@@ -97,8 +101,8 @@ class LazyFit:
             combined = combine(plan, shards, guess)
         with clock("correction"):
             correction = correct_combination(plan, shards, guess, combined)
-        longer_helps = guess is not None and guess.crossed is None
-        if longer_helps and correction is not None and not usable(correction):
+        poor = correction is not None and not usable(correction)
+        if guess is not None and guess.crossed is None and correction is not None and poor:
             # What is quick was not good enough for a proposal: sample, and for longer.
             with clock("rounds"):
                 longer = _sampled_longer(plan, shards, guess, combined)
@@ -117,7 +121,8 @@ class LazyFit:
         )
         with clock("local"):
             local = local_effects(plan, shards, draws, correction)
-        return result(plan, guess, combined, correction, draws, local, verdict, clock)
+        groups = seen(plan.survey, shards.hashes)
+        return result(plan, guess, combined, correction, draws, local, verdict, clock, groups)
 
 
 @contextlib.contextmanager
@@ -130,18 +135,39 @@ def working_with(options: Options) -> Iterator[None]:
         yield
 
 
-def shard_rows(frame: dd.DataFrame, plan: Plan, progress: bool | None) -> Shards:
+def shard_rows(
+    frame: dd.DataFrame,
+    plan: Plan,
+    progress: bool | None,
+    shapes: Callable[[Sequence[Size]], list[Size]] = padded_sizes,
+) -> Shards:
     """Send every row to its shard, keep the shards, and say how work reaches them."""
     options = plan.options
     execution = Execution(options.split_every, options.retries, progress, options.resources)
     layout = plan.bindings.layout
     unpadded = rows_to_shards(frame, layout, plan.assignment)
     check = unchanged(plan.survey, layout)
-    shards = persist(unpadded, execution, check, keep_labels=not plan.no_local_because)
+    shards = persist(
+        unpadded,
+        execution,
+        check,
+        keep_labels=not plan.no_local_because,
+        hashes_of=_hashing(plan),
+        shapes=shapes,
+    )
     together = options.shards_per_task
     if together == "auto":
         together = _shards_that_fit(plan, shards)
     return shards._replace(execution=execution._replace(shards_per_task=int(together)))
+
+
+def _hashing(plan: Plan) -> Callable[[Shard], Any] | None:
+    """Hash the keys of groups where the survey could not tell them apart, if a client holds all."""
+    survey, layout = plan.survey, plan.bindings.layout
+    most = plan.options.local_limits.groups
+    if not layout.by or survey.groups_exact or survey.n_groups > most:
+        return None
+    return partial(hashes_of, form=survey.forms(layout)[0])
 
 
 def correct_combination(

@@ -26,7 +26,7 @@ class Shard(NamedTuple):
     `levels` says which level of ``by`` an argument of kind "group" holds the codes of.
     """
 
-    arguments: dict[str, np.ndarray]  # (rows,) for each argument of the model
+    arguments: dict[str, np.ndarray]  # (rows,) or (rows, columns) for each argument of the model
     rows: int
     groups: tuple[int, ...]  # number of groups at each level of ``by``
     levels: dict[str, int]
@@ -42,7 +42,7 @@ class ShardData(NamedTuple):
     Padding comes last. The masks of rows and groups are True for what is real.
     """
 
-    arguments: dict[str, Any]  # (R,) for each argument of the model
+    arguments: dict[str, Any]  # (R,) or (R, columns) for each argument of the model
     rows: Any  # (R,) bool
     groups: tuple[Any, ...]  # (G_l,) bool for each level of ``by``
 
@@ -106,6 +106,29 @@ def padded_sizes(sizes: Sequence[Size]) -> list[Size]:
     return padded
 
 
+def rounded_sizes(sizes: Sequence[Size]) -> list[Size]:
+    """Give shards shapes likewise, of few that shards of another day will have as well.
+
+    Rows and groups are one of 4, 5, 6, 7 times a power of two.
+
+    Examples
+    --------
+    >>> rounded_sizes([Size(100, (9,))]), rounded_sizes([Size(103, (8,))])
+    ([Size(rows=112, groups=(10,))], [Size(rows=112, groups=(10,))])
+    """
+    rounded = []
+    for rows, groups in padded_sizes(sizes):
+        roomy = tuple(_round_up(count + 1) for count in groups)
+        more = max((a - b for a, b in zip(roomy, groups, strict=True)), default=0)
+        rounded.append(Size(_round_up(rows + more), roomy))
+    return rounded
+
+
+def _round_up(number: int) -> int:
+    step = 1 << max(number.bit_length() - 3, 0)
+    return -(-number // step) * step
+
+
 def pad(shard: Shard, size: Size) -> ShardData:
     """Bring a shard to a common shape.
 
@@ -124,12 +147,12 @@ def pad(shard: Shard, size: Size) -> ShardData:
     added = np.arange(rows - shard.rows)
     arguments = {}
     for name, values in shard.arguments.items():
-        filler = np.repeat(values[-1:], len(added))
+        filler = np.repeat(values[-1:], len(added), axis=0)
         if name in shard.levels:
             level = shard.levels[name]
             real = shard.groups[level]
             filler = real + np.minimum(added, groups[level] - real - 1)
-        arguments[name] = np.append(values, filler.astype(values.dtype))
+        arguments[name] = np.concatenate([values, filler.astype(values.dtype)])
     masks = (np.arange(count) < real for count, real in zip(groups, shard.groups, strict=True))
     return ShardData(arguments, np.arange(rows) < shard.rows, tuple(masks))
 

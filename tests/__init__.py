@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ QUICK: dict[str, Any] = {
     "num_samples": 500,
     "progress": False,
 }
+
+# What ArviZ calls the estimates of each unit, their sum and the effective number of parameters.
+_BEFORE_1 = version("arviz").startswith("0.")
+LOO_I, ELPD_LOO, P_LOO = ("loo_i", "elpd_loo", "p_loo") if _BEFORE_1 else ("elpd_i", "elpd", "p")
 
 OSIC = "osic_pulmonary_fibrosis.csv"
 

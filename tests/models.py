@@ -18,6 +18,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pandas as pd
+import pyarrow as pa
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 from numpyro.handlers import mask, reparam, scale, scope
@@ -32,6 +33,7 @@ from . import from_pandas, plan
 RUNS: Any = sys.modules.setdefault("runs_of_models", ModuleType("runs_of_models"))
 RUNS.counts = Counter()
 SMOKING = ("current", "ex", "never")
+_LISTS = pd.ArrowDtype(pa.list_(pa.float64(), 3))
 
 
 def frame(sizes: Sequence[Sequence[int]] = ((5, 4, 6), (5, 7)), seed: int = 0) -> pd.DataFrame:
@@ -55,6 +57,7 @@ def frame(sizes: Sequence[Sequence[int]] = ((5, 4, 6), (5, 7)), seed: int = 0) -
         share=rng.uniform(0.05, 0.95, n),
         flag=rng.random(n) < 0.4,
         smoking=pd.Categorical(rng.choice(SMOKING, n), categories=SMOKING),
+        several=pd.Series(list(rng.normal(size=(n, 3))), dtype=_LISTS),
     )
     return table.sample(frac=1.0, random_state=seed).reset_index(drop=True)
 
@@ -245,6 +248,16 @@ def categories(count, smoking, n_smoking):
         beta = numpyro.sample("beta", dist.Normal(0, 1 / n_smoking))
     with numpyro.plate("rows", len(count)):
         numpyro.sample("obs", dist.Poisson(jnp.exp(level + beta[smoking])), obs=count)
+
+
+@case("beta tau", by="county", local={"slopes": "county"})
+def matrix(county, several, y, n_county):
+    width = several.shape[1]
+    beta = numpyro.sample("beta", dist.Normal(0, 1).expand([width]).to_event(1))
+    tau = numpyro.sample("tau", dist.HalfNormal(1))
+    with numpyro.plate("counties", n_county):
+        slopes = numpyro.sample("slopes", dist.Normal(0, tau).expand([width]).to_event(1))
+    normal_rows(jnp.sum(several * (beta + slopes[county]), axis=1), 1.0, y)
 
 
 @case("start steps")

@@ -295,3 +295,21 @@ def test_the_order_of_rows_is_that_of_one_column_after_another(ranks, dtype):
         for a, b in zip(ordered, expected, strict=True):
             np.testing.assert_array_equal(a, b)
     assert len(row_order([np.empty(0)], 0)) == 0
+
+
+def test_a_matrix_is_made_of_columns_or_of_lists():
+    """In the order of `columns`, whatever the order of rows."""
+    frame = pd.DataFrame({"g": list("babab"), "one": np.arange(5.0), "two": [5, 4, 3, 2, 1]})
+    frame["both"] = [np.array(pair, float) for pair in zip(frame["two"], frame["one"], strict=True)]
+    key = Column("g", "g", "group", level=0)
+    columns = [Column("X", name, "value", entry=i) for i, name in enumerate(["two", "one"])]
+    lists = [Column("X", "both", "value", dtype="float32", entry=i, item=i) for i in range(2)]
+    by_columns = to_shard(frame, Layout(("g",), (key, *columns)).typed(frame))
+    by_lists = to_shard(frame.iloc[::-1], Layout(("g",), (key, *lists)).typed(frame))
+    expected = np.array([[2, 3], [4, 1], [1, 4], [3, 2], [5, 0]], np.float32)
+    np.testing.assert_array_equal(by_columns.arguments["X"], expected)
+    np.testing.assert_array_equal(by_lists.arguments["X"], expected)
+    assert by_lists.arguments["X"].dtype == by_columns.arguments["X"].dtype == np.float32
+    assert by_lists.contents == by_columns.contents
+    padded = pad(by_lists, Size(8, (4,))).arguments["X"]
+    np.testing.assert_array_equal(padded, np.concatenate([expected, expected[[-1] * 3]]))

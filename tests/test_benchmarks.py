@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import dask
@@ -26,6 +25,7 @@ from benchmarks import (
     sampling,
     scale,
     speed,
+    updates,
     verdict,
 )
 from benchmarks.cases.drawn import LIKELIHOODS, drawn_trial
@@ -33,6 +33,8 @@ from benchmarks.cases.hostile import TRIALS
 from benchmarks.measure.ranks import uniformity
 from benchmarks.measure.script import RESULTS
 from benchmarks.measure.watch import Watched
+
+from .answers import slow_or_broken
 
 pytestmark = [
     # A toy fit may be judged bad, and NumPyro, JAX and Dask warn of toy sizes.
@@ -118,6 +120,18 @@ def test_loo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (row,) = rows_of(tmp_path, "loo")
     assert row["group elpd"][0] < row["row elpd"][0] < -1_500
     assert "| 3,000 |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_updates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    updates.main(["--toy", "--results", str(tmp_path)])
+    agreement_, work = rows_of(tmp_path, "updates")
+    (last,) = agreement_["after"]
+    assert last["good"]
+    assert last["rows"] > 1_500
+    assert last["in_errors"] < 4
+    assert work["good"]
+    assert "| binary | 5% | 10 |" in capsys.readouterr().out
 
 
 def test_patients_have_a_closed_form() -> None:
@@ -281,23 +295,15 @@ def test_models_drawn_at_random_are_numbered(number: int) -> None:
     assert set(trial.arguments(frame)[0]) == set(frame.columns)
 
 
-def _slow_or_broken(factor: int):
-    def answer(key):
-        time.sleep(key["seconds"])
-        return {"value": factor // key["by"]}
-
-    return answer
-
-
 def test_an_answer_that_takes_too_long_stops_nothing() -> None:
-    with Watched(_slow_or_broken, (6,), 30.0) as answer:
+    with Watched(slow_or_broken, (6,), 120.0) as answer:
         assert answer({"seconds": 0, "by": 2}) == {"value": 3}
         broken = answer({"seconds": 0, "by": 0})
         assert broken["code"] == "crash"
         assert "ZeroDivisionError" in broken["failed"]
         answer.seconds = 0.5
         assert answer({"seconds": 60, "by": 1})["failed"] == "no answer in 0.5 s"
-        answer.seconds = 30.0
+        answer.seconds = 120.0
         assert answer({"seconds": 0, "by": 3}) == {"value": 2}
 
 

@@ -145,10 +145,6 @@ def test_nothing_is_computed(visits):
         bind(visits, plain, "Patient", {"weeks": "Weeks", "fvc": "FVC"})
 
 
-def unknown_categories(frame: dd.DataFrame) -> dd.DataFrame:
-    return frame.assign(Smoking=frame["Note"].astype("category").cat.as_unknown())
-
-
 def same(frame: dd.DataFrame) -> dd.DataFrame:
     return frame
 
@@ -167,9 +163,20 @@ def same(frame: dd.DataFrame) -> dd.DataFrame:
         (lambda FVC: 0, None, ["Region", "Region"], same, r"by=\['Region', 'Region'\] .* twice"),
         (lambda FVC: 0, None, [], same, r"by=\[\] names no key column; leave it out"),
         (lambda Note: 0, None, None, same,
-         r"column 'Note' \(argument 'Note'\) has dtype .*astype\('category'\)\.cat\.as_known.*by="),
-        (lambda Smoking: 0, None, None, unknown_categories,
-         r"column 'Smoking' .* categories Dask does not know.*\.cat\.as_known\(\)"),
+         r"column 'Note' \(argument 'Note'\) has dtype .*astype\('category'\).*by="),
+        (lambda X: 0, {"X": "w*"}, None, same, r"'X': no column of the frame matches 'w\*'; its"),
+        (lambda X: 0, {"X": ["Weeks", "nope"]}, None, same, r"'X': the frame has no column 'nope'"),
+        (lambda X: 0, {"X": []}, None, same, r"columns=\{'X': \[\]\} names no column"),
+        (lambda X: 0, {"X": ["Weeks", "W*"]}, None, same, r"'X': column 'Weeks' is named twice"),
+        (lambda X: 0, {"X": ["Weeks", "Smoking"]}, None, same,
+         r"column 'Smoking' is a categorical, and argument 'X' receives a matrix of numbers"),
+        (lambda X: 0, {"X": ["FVC", "Patient"]}, "Patient", same, r"'Patient' is a key in by=.*X"),
+        (lambda X: 0, {"X": ["FVC", "Note"]}, None, same, r"'Note' \(argument 'X'\) has dtype str"),
+        (lambda X, FVC: 0, {"X": ["Weeks", "FVC"]}, None, same,
+         r"'FVC' feeds both argument 'FVC' and the matrix 'X'.*X\[:, 1\], too"),
+        (lambda X, Z: 0, {"X": "?eeks", "Z": ["Weeks"]}, None, same,
+         r"'Weeks' feeds both argument 'X' and the matrix 'Z'"),
+        (lambda X, n_X: 0, {"X": ["FVC"]}, None, same, r"'X', which is a matrix.*X\.shape\[1\]"),
         (lambda Date: 0, None, None, same, r"'Date'.*datetime64.*\.dt\.total_seconds\(\)"),
         (lambda Since: 0, None, None, same, r"'Since'.*timedelta64.*\.dt\.total_seconds\(\)"),
         (lambda Wave: 0, None, None, same, r"'Wave'.*complex128"),
@@ -213,3 +220,64 @@ def test_columns_that_bear_one_name(visits):
 def test_any_number_is_a_value(visits, dtype):
     frame = visits.assign(x=visits["Weeks"].astype(dtype))
     assert kinds(bind(frame, lambda x: 0, None, None)) == {"x": ("x", "value")}
+
+
+def of(bindings, argument: str) -> list:
+    return [(c.column, c.entry) for c in bindings.layout.columns if c.argument == argument]
+
+
+@pytest.mark.parametrize(
+    ("given", "columns"),
+    [
+        (["FVC", "Weeks"], ["FVC", "Weeks"]),
+        (("FVC", 7), ["FVC", 7]),
+        (["Male"], ["Male"]),
+        ("*e?ks", ["Weeks"]),
+        ("[MW][ae][el]*", ["Weeks", "Male"]),
+        (["?VC", 7, "We*"], ["FVC", 7, "Weeks"]),
+    ],
+)
+def test_several_columns_make_a_matrix(visits, given, columns):
+    def model(patient, X, n_patient): ...
+
+    with raise_if_dask_computes():
+        bindings = bind(visits, model, "Patient", {"patient": "Patient", "X": given})
+    assert of(bindings, "X") == [(column, entry) for entry, column in enumerate(columns)]
+
+
+def test_a_column_wins_over_a_pattern():
+    frame = dd.from_pandas(pd.DataFrame({"x*": [1.0], "x1": [2.0]}), npartitions=1)
+    assert of(bind(frame, lambda X: 0, None, {"X": "x*"}), "X") == [("x*", -1)]
+    assert of(bind(frame, lambda X: 0, None, {"X": ["x*"]}), "X") == [("x*", 0)]
+
+
+def test_a_matrix_has_one_dtype(visits):
+    """Booleans are integers beside such, and both are floats beside such."""
+    for columns, dtype in [
+        (["Male"], "bool"), (["Male", "Weeks"], "int32"), (["Male", "FVC"], "float32"),
+    ]:  # fmt: skip
+        layout = bind(visits, lambda X: 0, None, {"X": columns}).layout.typed(visits._meta)
+        assert {column.dtype for column in layout.columns} == {dtype}
+
+
+def test_a_model_may_take_whatever_columns_names(visits):
+    def model(fvc=None, *, n_patient, spread=1.0, **columns): ...
+
+    given = {"X": ["Weeks", "Male"], "patient": "Patient", "fvc": "FVC"}
+    for bound in (model, functools.partial(model, spread=2.0), scope(prefix="outer")(model)):
+        bindings = bind(visits, bound, "Patient", given)
+        assert {c.argument for c in bindings.layout.columns} == {"X", "patient", "fvc"}
+        assert bindings.counts == {"n_patient": 0}
+    # A name that is bound already is none that is free.
+    with pytest.raises(ValueError, match="columns names 'spread', which is no argument"):
+        bind(visits, functools.partial(model, spread=2.0), "Patient", given | {"spread": "FVC"})
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_number_of_categories_is_found(visits, known):
+    def model(smoking, n_smoking, FVC): ...
+
+    frame = visits if known else visits.assign(Smoking=visits["Smoking"].cat.as_unknown())
+    bindings = bind(frame, model, None, {"smoking": "Smoking"}).completed(frame, 8)
+    assert bindings.constants == {"n_smoking": 2}
+    assert bindings.layout.columns[0].categories == ("ex", "never")

@@ -60,13 +60,13 @@ def test_defects_of_a_value(values, column, x64, expected):
 def test_defects_of_a_key(key, expected):
     layout = Layout(("who",), (Column("who", "who", "group", level=0),))
     counts = count_defects(pd.DataFrame({"who": key}), layout)
-    assert counts.shape == (1, 6)
+    assert counts.shape == (1, 7)
     assert {kind: n for kind, n in enumerate(counts[0]) if n} == expected
 
 
 def test_explanation_names_column_count_place_and_remedy():
     layout = Layout(("who",), (Column("who", "who", "group", level=0), VALUE))
-    counts, first = np.zeros((2, 6), int), np.full((2, 6), -1)
+    counts, first = np.zeros((2, 7), int), np.full((2, 7), -1)
     assert explain_defects(counts, first, layout) == []
     counts[0, MISSING], first[0, MISSING] = 1_200, 3
     counts[1, RANGE], first[1, RANGE] = 1, 0

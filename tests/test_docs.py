@@ -140,7 +140,8 @@ def test_every_picture_is_drawn_on_its_page():
         for name, each in vars(plots).items()
         if name[0] != "_" and getattr(each, "__annotations__", {}).get("return") == "Figure"
     ]
-    assert re.findall("^## (.*)$", page, re.MULTILINE) == public
+    assert sorted(re.findall("^## (.*)$", page, re.MULTILINE)) == sorted(public)
+    assert set(public) < set(plots.__all__)
     assert all(f"plots.{name}(" in page for name in public)
 
 

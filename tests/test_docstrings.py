@@ -21,7 +21,7 @@ MODULES = [info.name for info in pkgutil.walk_packages(dask_consensus.__path__, 
 FIT = "dask_consensus.accessor.ConsensusAccessor.fit"
 PUBLIC = [
     *(getattr(ConsensusAccessor, name) for name in vars(ConsensusAccessor) if name[0] != "_"),
-    *(getattr(plots, name) for name in ("compare", "subposteriors", "rounds", "weights", "checks")),
+    *(getattr(plots, name) for name in plots.__all__ if callable(getattr(plots, name))),
     dask_consensus.tree_to_frame,
     lung_function,
 ]

@@ -201,15 +201,15 @@ def test_on_a_cluster_draws_are_the_same(fitted, tmp_path, cluster):
     np.testing.assert_allclose(there, here["local"]["raw"].to_numpy(), atol=1e-5)
 
 
-def test_chunks_that_hold_several_shards_and_parts_of_them(tmp_path, monkeypatch):
-    frame, _ = table(groups=53)
-    options = FIT | {"local": "draws", "local_draws": 30, "n_shards": 4}
+def test_chunks_that_hold_several_shards_and_parts_of_them(fitted, tmp_path, monkeypatch):
+    frame, *_ = fitted
+    options = FIT | {"local": "draws", "local_draws": 30}
     here = fit(from_pandas(frame), model, by="who", columns=COLUMNS, **options)
-    monkeypatch.setattr(effects.DrawStore, "_CHUNK_GROUPS", 10)
-    monkeypatch.setattr(effects.DrawStore, "_BLOCK_BYTES", 4 * 53 * 2 * 7)
+    monkeypatch.setattr(effects.DrawStore, "_CHUNK_GROUPS", 15)
+    monkeypatch.setattr(effects.DrawStore, "_BLOCK_BYTES", 4 * 40 * 2 * 7)
     path = str(tmp_path / "draws.zarr")
     there = fit(from_pandas(frame), model, by="who", columns=COLUMNS, **options, store=path)
-    assert there["local"]["raw"].chunks[1:] == ((7, 7, 7, 7, 2), (10, 10, 10, 10, 10, 3))
+    assert there["local"]["raw"].chunks[1:] == ((7, 7, 7, 7, 2), (15, 15, 10))
     np.testing.assert_array_equal(
         there["local"]["raw"].sel(who=here["local"]["who"]).to_numpy(), here["local"]["raw"]
     )

@@ -20,6 +20,7 @@ from numpyro.infer import MCMC, NUTS
 
 from dask_consensus.cluster.progress import Progress
 from dask_consensus.model.model import precision
+from dask_consensus.shard import compiling
 
 from . import OSIC, data_file, fit, from_pandas, models, plan, raise_if_dask_computes
 from .models import ZOO, frame, normal_rows
@@ -67,14 +68,15 @@ def table() -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("model", "n_shards", "method", "weights"),
     [
-        (means, 1, "consensus", "full"),
+        # Beside them plain NUTS on one shard, and as many shards of correlated coordinates.
+        pytest.param(means, 1, "consensus", "full", marks=pytest.mark.slow),
         (means, 4, "consensus", "full"),
         (means, 4, "consensus", "diagonal"),
         (means, 4, "parametric", "full"),
         (means, 16, "consensus", "diagonal"),
         (means, 16, "parametric", "diagonal"),
         (regression, 1, "parametric", "full"),
-        (regression, 4, "consensus", "full"),
+        pytest.param(regression, 4, "consensus", "full", marks=pytest.mark.slow),
         (regression, 16, "parametric", "full"),
         (regression, 16, "consensus", "full"),
         pytest.param(regression, 64, "consensus", "full", marks=pytest.mark.slow),
@@ -284,13 +286,18 @@ ONE_EXCEPTIONAL = ((30, 33, 28, 31, 32, 290),)
 
 def brief(model: Any, sizes: Any, **options: Any) -> xr.DataTree:
     """Fit one shard a county, as several threads do."""
-    given = {"by": "county", "n_shards": len(sizes[0]), "num_warmup": 20, "num_samples": 60}
+    given = {"by": "county", "n_shards": len(sizes[0]), "num_warmup": 100, "num_samples": 100}
     with dask.config.set(scheduler="threads", num_workers=4):
         return fit(from_pandas(frame(sizes)), model, **given, **options)
 
 
 @pytest.mark.filterwarnings("ignore:group 'county 5'")
-def test_compiled_once():
+def test_compiled_once(monkeypatch):
+    # How often, not how well.
+    compile_ = compiling._compile
+    monkeypatch.setattr(
+        compiling, "_compile", lambda code, size, _: compile_(code, size, compiling.Effort.ONCE)
+    )
     # Scales that no other test's code holds.
     few, many, exceptional = (Traced(1 + k / 128) for k in (1, 2, 3))
     runs = few.runs_in(lambda: brief(few, FEW))

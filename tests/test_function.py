@@ -86,6 +86,13 @@ def test_what_does_not_run_is_refused(given, message):
         parameters_of(given)
 
 
+def test_any_name_that_is_given_is_an_argument():
+    assert list(parameters_of(keywords, ["weeks", "X"])) == ["weeks", "X"]
+    assert list(parameters_of(lambda weeks, **rest: 0, ["X", "weeks"])) == ["weeks", "X"]
+    assert list(parameters_of(functools.partial(keywords, X=1), ["X", "weeks"])) == ["weeks"]
+    assert list(parameters_of(lambda weeks: 0, ["X"])) == ["weeks"]
+
+
 def test_an_array_is_no_model():
     with pytest.raises(TypeError, match="must be a function"):
         parameters_of(np.zeros(3))

@@ -17,7 +17,8 @@ from dask_consensus.local.psis import leave_out
 from dask_consensus.local.surfaces import surfaces_of
 from dask_consensus.result.recall import recall
 
-from . import fit, from_pandas
+from . import ELPD_LOO, LOO_I, fit, from_pandas
+from .test_loo import fit_of_table
 from .test_predictions import COLUMNS, FIT, model, table
 
 GROUPS = 30
@@ -26,8 +27,7 @@ OPTIONS = {"by": "who", "columns": COLUMNS}
 
 @pytest.fixture(scope="module")
 def fitted():
-    frame = table(groups=GROUPS)
-    return frame, fit(from_pandas(frame), model, **OPTIONS, **FIT)
+    return table(groups=GROUPS), fit_of_table()
 
 
 def closed_form(mu, tau, sigma, frame):
@@ -70,13 +70,13 @@ def test_it_is_the_density_under_the_posterior_without_the_group(fitted):
     without = whole[:, None] - likelihood
     exact = scipy.special.logsumexp(whole) - scipy.special.logsumexp(without, axis=0)
     found = from_pandas(frame).consensus.loo(tree, model, unit="group", draws=500)
-    away = found["loo_i"].to_numpy() - exact
+    away = found[LOO_I].to_numpy() - exact
     good = found["pareto_k"].to_numpy() < 0.7
     assert good.sum() >= GROUPS - 2
     # The sd of a mean over 500 draws, weighed; groups' own effect is 0.01 to 0.6 (lpd - elpd).
     assert np.abs(away[good]).max() < 0.06
-    assert found["elpd_loo"] == pytest.approx(exact.sum(), abs=0.3)
-    assert found["loo_i"].dims == ("who",)
+    assert found[ELPD_LOO] == pytest.approx(exact.sum(), abs=0.3)
+    assert found[LOO_I].dims == ("who",)
 
 
 def test_polynomials_are_exact_where_they_hold_and_noticed_where_not():
@@ -178,7 +178,7 @@ def test_models_with_and_without_effects_are_compared(fitted):
     }
     table = az.compare(told)
     assert table.index.tolist() == ["groups", "pooled"]
-    xr.testing.assert_equal(told["pooled"]["loo_i"]["who"], told["groups"]["loo_i"]["who"])
+    xr.testing.assert_equal(told["pooled"][LOO_I]["who"], told["groups"][LOO_I]["who"])
 
 
 def overdispersed(g, y=None, *, n_g):
@@ -227,14 +227,14 @@ def test_of_nested_groups_those_with_effects_are_left_out():
     lazy = from_pandas(frame, 4)
     tree = fit(lazy, inner, by=["region", "county"], **(FIT | {"n_shards": 2}))
     found = lazy.consensus.loo(tree, inner, unit="group")
-    assert found["loo_i"].dims == ("county",)
-    np.testing.assert_array_equal(found["loo_i"]["region"], np.repeat(np.arange(4), 5))
-    np.testing.assert_array_equal(found["loo_i"]["county"], np.tile(np.arange(5), 4))
+    assert found[LOO_I].dims == ("county",)
+    np.testing.assert_array_equal(found[LOO_I]["region"], np.repeat(np.arange(4), 5))
+    np.testing.assert_array_equal(found[LOO_I]["county"], np.tile(np.arange(5), 4))
     mu, log_tau, log_sigma = representative(recall(tree, inner, check_verdict=True).draws, 4000).T
     likelihood = closed_form(
         mu, np.exp(log_tau), np.exp(log_sigma), frame.rename(columns={"unit": "who"})
     )
-    np.testing.assert_allclose(found["loo_i"], leave_out(likelihood).elpd, atol=5e-3)
+    np.testing.assert_allclose(found[LOO_I], leave_out(likelihood).elpd, atol=5e-3)
 
 
 def by_factor(g, x, y=None, *, n_g):
@@ -268,7 +268,8 @@ def test_what_cannot_be_left_out_is_refused(fitted):
         left_out(frame.drop(columns="y"))
     with pytest.raises(ValueError, match=r"dtype 'int32', where the fit had 'float32'"):
         left_out(frame.assign(x=frame["x"].astype(int)))
-    other = fit(lazy, by_factor, **OPTIONS, **FIT)
+    briefly = FIT | {"correct": False, "local": None}
+    other = fit(lazy, by_factor, **OPTIONS, **briefly)
     with pytest.raises(ValueError, match=r"is a numpyro.factor"):
         left_out(frame, other, by_factor, check_verdict=False)
 
@@ -296,10 +297,10 @@ def test_of_effects_on_several_levels_the_outermost_groups_are_left_out():
         same = rows["county"].to_numpy()[:, None] == rows["county"].to_numpy()
         normal = scipy.stats.multivariate_normal(cov=1.0 + same + np.eye(len(rows)))
         likelihood.append(normal.logpdf(rows["y"].to_numpy() - mu[:, None]))
-    np.testing.assert_array_equal(found["loo_i"]["region"], np.arange(4))
+    np.testing.assert_array_equal(found[LOO_I]["region"], np.arange(4))
     # As for one level: what polynomials stand for in place of draws.
     expected = leave_out(np.array(likelihood).T).elpd
-    np.testing.assert_allclose(found["loo_i"], expected, atol=0.02)
+    np.testing.assert_allclose(found[LOO_I], expected, atol=0.02)
 
 
 def test_columns_of_another_name_and_order(fitted):
@@ -308,8 +309,8 @@ def test_columns_of_another_name_and_order(fitted):
     columns = {"g": "patient", "x": "dose"}
     there = from_pandas(renamed, 2).consensus.loo(tree, model, unit="group", columns=columns)
     here = from_pandas(frame).consensus.loo(tree, model, unit="group")
-    assert there["loo_i"].dims == ("patient",)
-    np.testing.assert_allclose(there["loo_i"], here["loo_i"], atol=1e-6)
+    assert there[LOO_I].dims == ("patient",)
+    np.testing.assert_allclose(there[LOO_I], here[LOO_I], atol=1e-6)
 
 
 def test_what_is_unsure_is_said(fitted, monkeypatch):

@@ -12,12 +12,9 @@ from dask_consensus.model.model import precision
 from dask_consensus.shard import local_draws
 from dask_consensus.shard.candidates import DEGREES, LOOKS, points_of
 from dask_consensus.shard.engine import engine_of
-from dask_consensus.shard.local_draws import (
-    draw_effects,
-    local_sites,
-    look_at,
-    summarize,
-)
+from dask_consensus.shard.local_draws import draw_effects, look_at, summarize
+from dask_consensus.shard.local_sites import local_sites
+from dask_consensus.shard.summaries import statistics_of
 
 from .test_hills import SPREAD, two_populations
 from .test_marginal import data_of, gaussian_case, read, slopes
@@ -316,7 +313,7 @@ def test_quantiles_of_a_gamma_distribution():
     values = exact.ppf((np.arange(20_000) + 0.5)[None] / 20_000).T  # (A, 2)
     origin = np.array([39.0, 1.0])
     moments = np.stack([((values - origin) ** k).mean(axis=0) for k in (1, 2, 3, 4)])
-    (mean, sd, *quantiles), far = local_draws._statistics(
+    (mean, sd, *quantiles), far = statistics_of(
         origin[:, None], moments[:, :, None], values[:, :, None]
     )
     assert far[:, 0].tolist() == [False, True]

@@ -1,5 +1,8 @@
 """Rows left out: the smoothing is ArviZ's, the likelihoods are the model's, the sums are right."""
 
+import sys
+from functools import cache
+
 import arviz as az
 import numpy as np
 import pytest
@@ -9,17 +12,22 @@ from arviz_stats.base import array_stats
 
 from dask_consensus.local.psis import leave_out
 
-from . import fit, from_pandas, raise_if_dask_computes
+from . import ELPD_LOO, LOO_I, P_LOO, fit, from_pandas, raise_if_dask_computes
 from .test_predictions import COLUMNS, FIT, model, table
+
+
+@cache
+def fit_of_table():
+    """Fit once a process: groups are left out of what rows are left out of."""
+    return fit(from_pandas(table(groups=30)), model, by="who", columns=COLUMNS, **FIT)
 
 
 @pytest.fixture(scope="module")
 def fitted():
     frame = table(groups=30)
     draws = FIT | {"local": "draws", "local_draws": 500}
-    options = {"by": "who", "columns": COLUMNS}
-    lazy = from_pandas(frame)
-    return frame, fit(lazy, model, **options, **FIT), fit(lazy, model, **options, **draws)
+    drawn = fit(from_pandas(frame), model, by="who", columns=COLUMNS, **draws)
+    return frame, fit_of_table(), drawn
 
 
 @pytest.mark.parametrize("spread", [0.05, 0.5, 2.0, 5.0])
@@ -66,10 +74,11 @@ def test_of_draws_it_is_arviz_on_the_same_draws(fitted):
     alpha = mu + tau * local["raw"].sel(who=frame["who"].to_numpy()).to_numpy()[0]
     mean = alpha + frame["x"].to_numpy()
     likely = scipy.stats.norm.logpdf(frame["y"].to_numpy(), mean, sigma)
-    idata = az.from_dict(posterior={"mu": mu.T}, log_likelihood={"obs": likely[None]})
+    groups = {"posterior": {"mu": mu.T}, "log_likelihood": {"obs": likely[None]}}
+    idata = az.from_dict(**groups) if LOO_I == "loo_i" else az.from_dict(groups)
     theirs = az.loo(idata, pointwise=True, reff=1.0)
-    np.testing.assert_allclose(found["loo_i"], theirs["loo_i"], atol=2e-3)
-    for name in ("elpd_loo", "se", "p_loo"):
+    np.testing.assert_allclose(found[LOO_I], theirs[LOO_I], atol=2e-3)
+    for name in (ELPD_LOO, "se", P_LOO):
         assert found[name] == pytest.approx(theirs[name], abs=0.02)
 
 
@@ -91,7 +100,7 @@ def test_it_is_near_the_exact_density_of_the_row_left_out(fitted):
         found = from_pandas(frame).consensus.loo(tree, model, draws=500)
         good = found["pareto_k"].to_numpy() < 0.7
         assert good.mean() > 0.95
-        away = found["loo_i"].to_numpy() - exact
+        away = found[LOO_I].to_numpy() - exact
         assert np.abs(away[good]).max() < 0.25
         assert abs(away.sum()) < 2  # of a p_loo of 26
 
@@ -120,7 +129,7 @@ def test_beside_the_rows_it_is_lazy(fitted):
     assert found.columns.tolist() == ["who", "x", "y", "elpd", "lpd", "pareto_k"]
     assert (found["elpd"] <= found["lpd"] + 1e-9).mean() > 0.99
     total = lazy.consensus.loo(tree, model)
-    assert total["elpd_loo"] == pytest.approx(found["elpd"].sum())
+    assert total[ELPD_LOO] == pytest.approx(found["elpd"].sum())
     np.testing.assert_array_equal(found.index, frame.index)
 
 
@@ -157,4 +166,12 @@ def test_the_same_rows_otherwise_ordered_divided_and_typed_are_what_was_fitted(f
     other = frame.sample(frac=1, random_state=1).astype({"who": float, "x": "Float64"})
     there = from_pandas(other, 7).consensus.loo(tree, model)
     here = from_pandas(frame).consensus.loo(tree, model)
-    np.testing.assert_allclose(there["elpd_loo"], here["elpd_loo"])
+    np.testing.assert_allclose(there[ELPD_LOO], here[ELPD_LOO])
+
+
+def test_without_arviz_it_is_said_before_anything_is_computed(monkeypatch):
+    for name in ("arviz_stats.utils", "arviz.stats.stats_utils"):
+        monkeypatch.setitem(sys.modules, name, None)
+    frame = from_pandas(table(groups=3))
+    with raise_if_dask_computes(), pytest.raises(ImportError, match=r"dask_consensus\[plots\]"):
+        frame.consensus.loo(None, model)

@@ -191,8 +191,8 @@ def type_of(column: str) -> Any:
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("y", np.nan, r"argument 'y' \(column 'y'\): missing values, null or NaN \(2, the first "
-                      r"in partition 1\); drop those rows \(`ddf\.dropna\(subset=\['y'\]\)`\)"),
+        ("x", np.nan, r"argument 'x' \(column 'x'\): missing values, null or NaN \(2, the first "
+                      r"in partition 1\); drop those rows \(`ddf\.dropna\(subset=\['x'\]\)`\)"),
         ("x", np.inf, r"argument 'x' .* infinite, .* \(2, the first in partition 1\); .* clip"),
         ("x", 1e300, r"argument 'x' .* too large for a float of 32 bits \(2, the first"),
         ("county", None, r"key 'county': missing values, null or NaN \(2, the first in par"),

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
+import numpyro.distributions as dist
 import pandas as pd
 import pytest
 import xarray as xr
+from scipy.stats import norm
 
 from dask_consensus import plots
+from dask_consensus.plots.scales import scales
 
-pytest.importorskip("matplotlib")
+from . import from_pandas
 
-NAMES = ["mu", "tau", "beta[age]"]
+to_rgb = pytest.importorskip("matplotlib.colors").to_rgb
+
+NAMES = ["mu", "tau", "beta[0]"]
+TITLES = ["mu", "tau", "beta[age]"]
 D, SHARDS, ROUNDS, POINTS = len(NAMES), 5, 4, 256
 DRAWN = (plots.subposteriors, plots.rounds)
 
@@ -29,6 +36,9 @@ def tree(
             factor @ factor.swapaxes(-1, -2),
         ),
         "divergences": (("round", "shard"), np.zeros((n_rounds, n_shards), int)),
+        "rows": (("round", "shard"), np.tile(np.arange(1, n_shards + 1), (n_rounds, 1))),
+        "seconds": (("round", "shard"), rng.uniform(1, 2, (n_rounds, n_shards))),
+        "compile_seconds": (("round", "shard"), rng.uniform(0, 1, (n_rounds, n_shards))),
     }
     per_round = {
         "mean": (("round", "coordinate"), rng.standard_normal((n_rounds, D))),
@@ -37,8 +47,13 @@ def tree(
         "noise": ("round", rng.uniform(0.01, 0.1, n_rounds)),
     }
     labels = {"coordinate": NAMES}
+    u = rng.standard_normal((1, 100, D))
+    one, beta = ("chain", "draw"), ("chain", "draw", "term")
+    unconstrained = {"mu": (one, u[..., 0]), "tau": (one, u[..., 1]), "beta": (beta, u[..., 2:])}
+    values = {**unconstrained, "tau": (one, np.exp(u[..., 1]).astype(np.float32))}
     groups = {
-        "posterior": xr.Dataset({"mu": (("chain", "draw"), rng.standard_normal((1, 100)))}),
+        "posterior": xr.Dataset(values, {"term": ["age"]}),
+        "unconstrained_posterior": xr.Dataset(unconstrained),
         "shards": xr.Dataset(shards, {**labels, "coordinate_": NAMES}),
         "rounds": xr.Dataset(per_round, {**labels, "round": np.arange(n_rounds)}),
     }
@@ -57,7 +72,17 @@ def tree(
             },
             labels,
         )
-    return xr.DataTree.from_dict(groups)
+    made = xr.DataTree.from_dict(groups)
+    supports = {"mu": "real", "tau": "positive", "beta": "real"}
+    latents = [{"name": name, "support": support} for name, support in supports.items()]
+    made.attrs["model"] = json.dumps({"latents": latents})
+    made.attrs["profile"] = json.dumps({"plan": 1.0, "rounds": 3.0, "compile": 0.5})
+    return made
+
+
+def drawn(number: Any, j: int) -> Any:
+    """A number of a coordinate, on the scale of the model."""
+    return np.exp(number) if NAMES[j] == "tau" else number
 
 
 def panels(figure: Any) -> list[Any]:
@@ -92,7 +117,7 @@ def band(ax: Any, axis: int) -> list[float]:
 
 def save(figure: Any, tmp_path: Any) -> None:
     """Render: much of what can go wrong, goes wrong here."""
-    figure.savefig(tmp_path / "figure.png")
+    figure.savefig(tmp_path / "figure.png", dpi=40)
 
 
 # --- subposteriors ---
@@ -101,17 +126,18 @@ def save(figure: Any, tmp_path: Any) -> None:
 def test_subposteriors_are_the_moments_of_the_last_round(tmp_path):
     one = tree()
     figure = plots.subposteriors(one)
-    assert titles(figure) == NAMES
+    assert titles(figure) == TITLES
     last = one["shards"].isel(round=-1)
     for j, ax in enumerate(panels(figure)):
         mean = last["mean"].values[:, j]
         sd = np.sqrt(np.linalg.inv(last["precision"].values)[:, j, j])
-        np.testing.assert_array_equal(lines(ax)["shard"].get_xdata(), mean)
+        np.testing.assert_allclose(lines(ax)["shard"].get_xdata(), drawn(mean, j), rtol=1e-6)
         bars = spans(ax.collections[0])
-        np.testing.assert_allclose(bars[:, :, 0], np.stack([mean - sd, mean + sd], axis=1))
+        ends = drawn(np.stack([mean - sd, mean + sd], axis=1), j)
+        np.testing.assert_allclose(bars[:, :, 0], ends, rtol=1e-6)
         np.testing.assert_array_equal(bars[:, 0, 1], np.arange(SHARDS))
         combined = lines(ax)["all shards combined"].get_xdata()
-        assert combined == pytest.approx(one["rounds"]["mean"].values[-1, j])
+        assert combined == pytest.approx(drawn(one["rounds"]["mean"].values[-1, j], j))
     save(figure, tmp_path)
 
 
@@ -170,15 +196,17 @@ def test_one_shard_has_no_subposteriors():
 def test_rounds_are_those_of_the_tree(tmp_path):
     one = tree()
     figure = plots.rounds(one)
-    assert titles(figure) == [*NAMES, "movement, in posterior sds"]
+    assert titles(figure) == [*TITLES, "movement, in posterior sds"]
     *axes, final = panels(figure)
     steps, number = one["rounds"], [1, 2, 3, 4]
     for j, ax in enumerate(axes):
         mean, sd = steps["mean"].values[:, j], steps["sd"].values[:, j]
         np.testing.assert_array_equal(lines(ax)["combination"].get_xdata(), number)
-        np.testing.assert_array_equal(lines(ax)["combination"].get_ydata(), mean)
+        middle = lines(ax)["combination"].get_ydata()
+        np.testing.assert_allclose(middle, drawn(mean, j), rtol=1e-6)
         bars = spans(ax.containers[0].lines[2][0])
-        np.testing.assert_allclose(bars[..., 1], np.stack([mean - sd, mean + sd], axis=1))
+        ends = drawn(np.stack([mean - sd, mean + sd], axis=1), j)
+        np.testing.assert_allclose(bars[..., 1], ends, rtol=1e-6)
     for label, name in (("movement", "movement"), ("Monte Carlo error", "noise")):
         np.testing.assert_array_equal(lines(final)[label].get_ydata(), steps[name].values)
         np.testing.assert_array_equal(lines(final)[label].get_xdata(), number)
@@ -231,7 +259,8 @@ def test_a_reference_is_a_band_of_its_last_round(draw):
     for j, ax in enumerate(panels(figure)[:D]):
         mean, sd = last["mean"].values[j], last["sd"].values[j]
         ends = band(ax, axis=0 if draw is plots.subposteriors else 1)
-        np.testing.assert_allclose(ends, [mean - sd, mean + sd])
+        expected = drawn(np.array([mean - sd, mean + sd]), j)
+        np.testing.assert_allclose(ends, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("draw", DRAWN)
@@ -240,7 +269,8 @@ def test_a_corrected_reference_is_a_band_of_its_correction(draw):
     mean, sd = (full["correction"][name].values for name in ("mean", "sd"))
     for j, ax in enumerate(panels(draw(tree(), full))[:D]):
         ends = band(ax, axis=0 if draw is plots.subposteriors else 1)
-        np.testing.assert_allclose(ends, [mean[j] - sd[j], mean[j] + sd[j]])
+        expected = drawn(np.array([mean[j] - sd[j], mean[j] + sd[j]]), j)
+        np.testing.assert_allclose(ends, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("draw", DRAWN)
@@ -260,7 +290,7 @@ def test_a_reference_with_other_parameters_is_an_error(draw):
     renamed = other["rounds"].to_dataset().assign_coords(coordinate=["mu", "tau", "x"])
     other["rounds"] = xr.DataTree(renamed)
     with pytest.raises(
-        ValueError, match=r"reference has parameters mu, tau, x, .* mu, tau, beta\[age\]"
+        ValueError, match=r"reference has parameters mu, tau, x, .* mu, tau, beta\[0\]"
     ):
         draw(tree(), other)
 
@@ -317,7 +347,252 @@ def test_weights_of_an_uncorrected_fit_are_an_error():
         plots.weights(tree())
 
 
+# --- on which scale ---
+
+
+def scaled(prior: Any, shape: tuple[int, ...] = ()) -> tuple[xr.DataTree, Any]:
+    """A tree of one parameter, and NumPyro's own transformation to its support."""
+    from numpyro.distributions.transforms import biject_to
+
+    from dask_consensus.model.roles import _support_name
+
+    u = np.random.default_rng(0).normal(
+        size=(1, 50, *biject_to(prior.support).inverse_shape(shape))
+    )
+    transform = biject_to(prior.support)
+    dims = [("chain", "draw", *(f"{name}{i}" for i in range(len(shape)))) for name in ("a", "b")]
+    names = ["x"] if not shape else [f"x[{i}]" for i in range(u.shape[-1])]
+    rounds = {"mean": (("round", "coordinate"), np.zeros((1, len(names))))}
+    groups = {
+        "posterior": xr.Dataset({"x": (dims[0], np.asarray(transform(u)))}),
+        "unconstrained_posterior": xr.Dataset({"x": (dims[1], u)}),
+        "rounds": xr.Dataset(rounds, {"coordinate": names}),
+    }
+    made = xr.DataTree.from_dict(groups)
+    latent = {"name": "x", "support": _support_name(prior.support)}
+    made.attrs["model"] = json.dumps({"latents": [latent]})
+    return made, transform
+
+
+@pytest.mark.parametrize(
+    ("prior", "inner"),
+    [
+        (dist.Normal(0, 1), "x"),
+        (dist.HalfNormal(1), "log x"),
+        (dist.Beta(1, 1), "logit x"),
+        (dist.Uniform(-2, 5), "x, unconstrained"),
+        (dist.TruncatedNormal(0, 1, low=1.5), "x, unconstrained"),
+        (dist.TruncatedNormal(0, 1, high=-1.5), "x, unconstrained"),
+        (dist.VonMises(0, 1), "x, unconstrained"),
+    ],
+    ids=["real", "positive", "unit", "interval", "above", "below", "circular"],
+)
+def test_a_scale_is_that_of_numpyro(prior, inner):
+    one, transform = scaled(prior)
+    (scale,) = scales(one, constrained=True)
+    assert scale.label == "x"
+    far = np.linspace(-6, 6, 13)  # subposteriors lie outside of the posterior's draws
+    expected = np.asarray(transform(far.astype(np.float32)))
+    np.testing.assert_allclose(scale(far), expected, rtol=2e-3, atol=1e-3)
+    (scale,) = scales(one, constrained=False)
+    assert scale.label == inner
+    np.testing.assert_array_equal(scale(far), far)
+
+
+def test_what_has_no_scale_of_its_own_says_that_it_is_unconstrained():
+    one, _ = scaled(dist.Dirichlet(np.ones(3)), (3,))
+    labels = ["x[0], unconstrained", "x[1], unconstrained"]
+    assert [scale.label for scale in scales(one, constrained=True)] == labels
+    # A bound that is another parameter: no line joins the draws in both spaces.
+    one, _ = scaled(dist.Uniform(0, 1))
+    one["posterior"]["x"] = one["posterior"]["x"] * np.linspace(1, 2, 50)
+    assert [scale.label for scale in scales(one, constrained=True)] == ["x, unconstrained"]
+
+
+@pytest.mark.parametrize("draw", DRAWN)
+def test_unconstrained_numbers_stand_under_names_that_say_so(draw):
+    one = tree()
+    figure = draw(one, constrained=False)
+    assert titles(figure)[:D] == ["mu", "log tau", "beta[0]"]
+    label = "shard" if draw is plots.subposteriors else "combination"
+    points = lines(panels(figure)[1])[label]
+    found = points.get_xdata() if label == "shard" else points.get_ydata()
+    means = one["shards"].isel(round=-1) if label == "shard" else one["rounds"]
+    np.testing.assert_array_equal(found, means["mean"].values[:, 1])
+    # A tree that does not tell supports is drawn as it is, and says so.
+    del one.attrs["model"]
+    assert all(title.endswith("unconstrained") for title in titles(draw(one))[:D])
+
+
+# --- compare ---
+
+
+def test_compare_takes_a_tree_a_list_or_groups():
+    one = tree(corrected=True)
+    two = tree(1)
+    two.attrs["method_used"] = one.attrs["method_used"] = "laplace"
+    assert legend(plots.compare(one)) == ["corrected", "before its correction"]
+    assert legend(plots.compare(two)) == ["posterior"]
+    assert legend(plots.compare([one, two, two])) == [
+        "laplace, corrected",
+        "laplace",
+        "laplace (3)",
+    ]
+    groups = {"a": one["posterior"], "b": one["uncorrected"].to_dataset()}
+    assert legend(plots.compare(groups)) == ["a", "b"]
+    assert legend(plots.compare(one["uncorrected"])) == ["posterior"]
+    with pytest.raises(ValueError, match="'a' has no draws"):
+        plots.compare({"a": one["rounds"]})
+    with pytest.raises(TypeError, match="a Dataset of draws, got int for 'a'"):
+        plots.compare({"a": 1})
+
+
+# --- balance ---
+
+
+def test_balance_has_the_rows_and_the_seconds_of_every_shard(tmp_path):
+    one = tree()
+    figure = plots.balance(one)
+    assert titles(figure) == ["rows", "seconds", "seconds by phase"]
+    rows, seconds, phases = panels(figure)
+    assert [bar.get_width() for bar in rows.patches] == [1, 2, 3, 4, 5]
+    work = one["shards"]["seconds"].sum("round").values
+    compiling = one["shards"]["compile_seconds"].sum("round").values
+    widths = [bar.get_width() for bar in seconds.patches]
+    np.testing.assert_allclose(widths, np.append(work, compiling))
+    # What is compiled is part of the phases, not one of them.
+    assert [bar.get_width() for bar in phases.patches] == [1.0, 3.0]
+    assert "the largest of 5 shards has 1.67 times the mean rows" in figure.get_supxlabel()
+    save(figure, tmp_path)
+    del one.attrs["profile"]
+    assert titles(plots.balance(one)) == ["rows", "seconds"]
+    save(plots.balance(tree(n_shards=400)), tmp_path)
+
+
+# --- effects of groups ---
+
+
+def with_effects(n: int, drawn: bool = False) -> xr.DataTree:
+    rng = np.random.default_rng(0)
+    coords = {"g": [f"g{i}" for i in range(n)]}
+    if drawn:
+        values = {"a": (("chain", "draw", "g"), rng.normal(size=(1, 40, n)))}
+    else:
+        a = np.sort(rng.normal(size=(5, n, 2)), axis=0)[[2, 0, 1, 2, 3]]
+        values = {"a": (("statistic", "g", "entry"), a), "b": (("statistic", "g"), a[..., 0])}
+        values["rows"] = ("g", np.ones(n))
+        coords["statistic"] = ["mean", "sd", "q05", "q50", "q95"]
+    return xr.DataTree.from_dict({"local": xr.Dataset(values, coords)})
+
+
+@pytest.mark.parametrize("n", [1, 12, 60, 5000])
+def test_effects_stand_in_the_order_of_their_means(n, tmp_path):
+    one = with_effects(n)
+    figure = plots.effects(one)
+    assert titles(figure) == ["a[0]", "a[1]", "b"]
+    means = one["local"]["a"].sel(statistic="mean").values.T
+    for ax, mean in zip(panels(figure)[:2], means, strict=True):
+        expected = np.sort(mean)[np.linspace(0, n - 1, min(n, 2000)).astype(int)]
+        np.testing.assert_array_equal(lines(ax)["mean"].get_xdata(), expected)
+        names = [f"g{i}" for i in np.argsort(mean)] if n <= 30 else []
+        assert [text.get_text() for text in ax.get_yticklabels()] == names
+    assert f"{n:,} groups of g" in figure.get_supxlabel().replace("\n", " ")
+    save(figure, tmp_path)
+
+
+def test_effects_of_draws_and_of_chosen_sites():
+    assert titles(plots.effects(with_effects(5, drawn=True))) == ["a"]
+    assert titles(plots.effects(with_effects(5), ["b", "a[1]"])) == ["b", "a[1]"]
+    with pytest.raises(
+        ValueError, match=r"no group has an effect 'c'; there are a\[0\], a\[1\], b"
+    ):
+        plots.effects(with_effects(5), "c")
+    with pytest.raises(ValueError, match="no group effects"):
+        plots.effects(tree())
+
+
+# --- calibration ---
+
+
+def predictions(seed: int = 0, n: int = 2000) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    mean = rng.normal(size=n)
+    quantiles = {f"obs_q{100 * p:g}": mean + norm.ppf(p) for p in (0.05, 0.5, 0.975)}
+    return pd.DataFrame({"obs_mean": mean, **quantiles, "y": mean + rng.normal(size=n)})
+
+
+def test_calibration_is_the_share_of_rows_below_each_quantile(tmp_path):
+    frame = predictions()
+    figure = plots.calibration(frame, "y")
+    assert titles(figure) == ["obs: means", "obs: quantiles"]
+    means, quantiles = panels(figure)
+    (points,) = quantiles.containers[0].lines[:1]
+    np.testing.assert_array_equal(points.get_xdata(), [0.05, 0.5, 0.975])
+    names = ["obs_q5", "obs_q50", "obs_q97.5"]
+    shares = [(frame["y"] < frame[name]).mean() for name in names]
+    np.testing.assert_allclose(points.get_ydata(), shares)
+    # Bins of pandas, and a standard error as everyone writes it.
+    bins = frame.groupby(pd.qcut(frame["obs_mean"], 10))
+    bars = spans(means.containers[0].lines[2][0])
+    center = bins["y"].mean().to_numpy()
+    half = 2 * bins["y"].std().to_numpy() / np.sqrt(bins.size())
+    np.testing.assert_allclose(bars[:, 0, 0], bins["obs_mean"].mean())
+    np.testing.assert_allclose(bars[..., 1], np.stack([center - half, center + half], axis=1))
+    save(figure, tmp_path)
+
+
+def test_calibration_of_partitions_without_missing_responses():
+    frame = predictions()
+    frame.loc[::7, "y"] = np.nan
+    whole = panels(plots.calibration(frame.dropna(), "y"))[1].containers[0].lines[0].get_ydata()
+    figure = plots.calibration(from_pandas(frame, 4), "y")
+    parts = panels(figure)[1].containers[0].lines[0].get_ydata()
+    np.testing.assert_allclose(parts, whole)
+    assert figure.get_supxlabel().startswith("1,714 rows in 10 bins")
+
+
+def test_calibration_of_a_yes_or_no_response_has_no_quantiles():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(size=500)
+    frame = pd.DataFrame({"obs_mean": p, "obs_q05": 0.0, "obs_q95": 1.0, "y": rng.random(500) < p})
+    assert titles(plots.calibration(frame, "y")) == ["obs: means"]
+
+
+def test_calibration_of_what_is_no_prediction():
+    with pytest.raises(ValueError, match=r"what ddf\.consensus\.predict returned"):
+        plots.calibration(pd.DataFrame({"y": [1.0]}), "y")
+    two = predictions().assign(other_mean=0.0)
+    with pytest.raises(ValueError, match="site= as one of obs, other; got None"):
+        plots.calibration(two, "y")
+    with pytest.raises(ValueError, match="no column 'z'"):
+        plots.calibration(predictions(), "z")
+
+
 # --- what they share ---
+
+
+def test_a_notebook_shows_a_figure_that_belongs_to_no_window():
+    png, size = plots.compare(tree())._repr_png_()
+    assert png.startswith(b"\x89PNG")
+    assert size == {"width": 960, "height": 280}
+
+
+@pytest.mark.parametrize("color", ["deuteranomaly", "protanomaly", "tritanomaly"])
+def test_colours_stay_apart_for_colour_blind_readers(color):
+    """As they are seen by Machado, Oliveira and Fernandes (2009, table 1, severity 1)."""
+    seen = {
+        "protanomaly": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                        [-0.003882, -0.048116, 1.051998]],
+        "deuteranomaly": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                          [-0.011820, 0.042940, 0.968881]],
+        "tritanomaly": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+                        [0.004733, 0.691367, 0.303900]],
+    }  # fmt: skip
+    colors = [to_rgb(color) for color in (*(c for c, _ in plots.STYLES), plots.INK, "white")]
+    linear = np.array(colors) ** 2.2 @ np.array(seen[color]).T
+    distance = np.linalg.norm(linear[:, None] - linear[None], axis=-1)
+    # The difference of two greys that most readers tell apart, of brightness 0.5 and 0.6.
+    assert distance[~np.eye(len(colors), dtype=bool)].min() > np.sqrt(3) * (0.6**2.2 - 0.5**2.2) / 2
 
 
 @pytest.mark.parametrize("draw", [*DRAWN, plots.weights])

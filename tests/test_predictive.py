@@ -39,7 +39,8 @@ def answer(model, dtypes, u, x, statistics=STATISTICS, expected=False, effects=N
     for name in model.codes:
         arguments[name] = (np.arange(len(x)) % len(known)).astype(np.int32)
     known = np.zeros(0, bool) if known is None else known
-    (found,) = ask(model, asked, make_design(model, u), Rows(arguments, known, effects))
+    of_groups = ((), ()) if effects is None else ((known,), (effects,))
+    (found,) = ask(model, asked, make_design(model, u), Rows(arguments, *of_groups))
     return dict(zip(statistics, np.moveaxis(found, 2, 0), strict=True))
 
 

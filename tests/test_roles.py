@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
+import traceback
 
 import jax
 import jax.numpy as jnp
@@ -280,6 +282,70 @@ def test_errors_of_the_model_itself_say_where_they_arose():
     with pytest.raises(KeyError, match="theta") as caught:
         plan(from_pandas(frame()), broken)
     assert any("while it was traced on a small sample" in note for note in caught.value.__notes__)
+
+
+def added_up(county, y, n_county):
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
+    with numpyro.plate("county", n_county):
+        alpha = numpyro.sample("alpha", dist.Normal(mu, 1))
+    normal_rows(alpha + y, 1.0, y)
+
+
+def test_the_traceback_of_an_error_of_the_model_ends_at_its_own_line():
+    """JAX and NumPyro put dozens of frames between, and chain some dozens more."""
+    with pytest.raises(TypeError, match="incompatible shapes") as caught:
+        plan(from_pandas(frame()), added_up, by="county")
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    assert frames[-1].line == "normal_rows(alpha + y, 1.0, y)"
+    assert not [f for f in frames if "/jax/" in f.filename or "/numpyro/" in f.filename]
+    text = "".join(traceback.format_exception(caught.value))
+    assert len(text.splitlines()) < 40
+    assert re.search(r"small sample of the frame: \d+ rows, n_county=\d+\n$", text)
+
+
+def test_a_value_that_is_needed_is_named_with_its_line():
+    with pytest.raises(
+        ValueError, match=r"test_roles\.py, line \d+: .*np\.unique\(county"
+    ) as caught:
+        plan(from_pandas(frame()), np_unique, by="county")
+    assert len("".join(traceback.format_exception(caught.value)).splitlines()) < 40
+
+
+def test_an_outcome_without_a_column_is_named():
+    def misspelt(x, yy=None):
+        mu = numpyro.sample("mu", dist.Normal(0, 1))
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("obs", dist.Normal(mu + x, 1.0), obs=yy)
+
+    def measured(yy=None):
+        normal_rows(numpyro.sample("mu", dist.Normal(0, 1)), 1.0, yy)
+
+    message = r"No column feeds 'yy' \(did you mean 'y'\?\): name it in columns="
+    with pytest.raises(ValueError, match=message):
+        plan(from_pandas(frame()), misspelt)
+    with pytest.raises(TypeError, match="NoneType") as caught:  # of its length
+        plan(from_pandas(frame()), measured)
+    assert "no column feeds 'yy' (did you mean 'y'?)" in caught.value.__notes__[0]
+
+
+# Sites that no result has
+
+
+def deterministics(county, x, y, n_county):
+    mu = numpyro.deterministic("twice", 2 * numpyro.sample("mu", dist.Normal(0, 1)))
+    with numpyro.plate("county", n_county):
+        alpha = numpyro.deterministic("shifted", 1 + numpyro.sample("alpha", dist.Normal(mu, 1)))
+    numpyro.deterministic("mean_alpha", alpha.mean())
+    mean = numpyro.deterministic("linear", alpha[county] + x)
+    normal_rows(mean, 1.0, y)
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_deterministic_sites_that_are_left_out_are_said_to_be(n_shards):
+    found = plan(from_pandas(frame()), deterministics, by="county", n_shards=n_shards)
+    assert found.model.dropped == ("mean_alpha", "linear")
+    assert any(note.startswith("mean_alpha, linear: determ") for note in found.notes())
+    assert re.search(r"shifted +deterministic +\(county\)", repr(found))
 
 
 # Groups that are not independent

@@ -60,12 +60,18 @@ def planned(rows, **options):
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Settings and chains that reach the sampler, of each call."""
+    """Settings and chains that reach the sampler, of each call.
+
+    Each other number of draws would be compiled anew: those of a short chain are repeated.
+    """
     calls = []
 
     def record(model, data, factors, settings, keys, **others):
         calls.append((settings, others["num_chains"], keys[0]))
-        return sample_shards(model, data, factors, settings, keys, **others)
+        short = settings._replace(num_warmup=40, num_samples=70)
+        again = np.arange(settings.num_samples) % short.num_samples
+        sampled = sample_shards(model, data, factors, short, keys, **others)
+        return [(draws._replace(u=draws.u[:, again]), ends) for draws, ends in sampled]
 
     monkeypatch.setattr(subposterior, "sample_shards", record)
     return calls

@@ -45,11 +45,13 @@ class Full(NamedTuple):
             for level in range(len(layout.by))
         ]
         arguments = {}
-        for argument, column, kind, level, categories, _ in layout.columns:
+        for argument, column, kind, level, categories, *_, item in layout.columns:
             if kind == "group":
                 arguments[argument] = codes[level]
             elif kind == "category":
                 arguments[argument] = np.array([categories.index(v) for v in table[column]])
+            elif item >= 0:
+                arguments[argument] = np.array(table[column].tolist())
             else:
                 arguments[argument] = table[column].to_numpy()
         return cls(arguments, codes)
@@ -112,6 +114,10 @@ def read(name: str) -> tuple[ShardModel, Layout]:
     return replace(plan.model, x64=True), plan.bindings.layout
 
 
+# Code that runs a few times: XLA need not try hard.
+LEAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
 @cache
 def compiled(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """NumPyro's log density of the full model; a shard's, with its gradient."""
@@ -124,7 +130,8 @@ def compiled(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     def shard(u, local, data, weight):
         return log_density(model, u, local, data, tempered(weight, model.dim))
 
-    return jax.jit(full, static_argnums=3), jax.jit(jax.value_and_grad(shard, argnums=(0, 1)))
+    whole = jax.jit(full, static_argnums=3, compiler_options=LEAST)
+    return whole, jax.jit(jax.value_and_grad(shard, argnums=(0, 1)), compiler_options=LEAST)
 
 
 @pytest.mark.parametrize("name", ZOO)

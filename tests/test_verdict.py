@@ -16,7 +16,7 @@ from dask_consensus.config import Options
 from dask_consensus.correction.state import Correction
 from dask_consensus.correction.weights import Estimate, Weighted
 from dask_consensus.result.estimates import strange_shard
-from dask_consensus.result.reasons import Evidence
+from dask_consensus.result.reasons import Earlier, Evidence
 from dask_consensus.result.verdict import judge
 
 NAMES = ["mu", "tau"]
@@ -284,3 +284,30 @@ def test_a_correction_is_advised_only_where_there_can_be_one():
         judged = verdict(combined(reports()), approximation=skewed, correctable=correctable)
         (reason,) = judged.reasons
         assert (reason.remedy == "leave correct at 'auto'") is correctable
+
+
+def test_an_update_hands_on_what_was_uncertain():
+    """Errors of the earlier fit are in the accuracy; a bad one stays bad, of unknown size."""
+    carried = np.array([0.02, 0.2])
+    earlier = Earlier(rows=1000, new_rows=10, number=2, carried=carried, codes=())
+    good = verdict(combined(reports()), correction(), earlier=earlier)
+    assert good.good
+    assert "10 new rows were added to the posterior of 1,000 (update 2)" in good.text
+    rough = correction(sampling_error=np.array([0.03, 0.0]))
+    assert (
+        "speaks for old rows adds 0.03 posterior sds"
+        in verdict(combined(reports()), rough, earlier=earlier).text
+    )
+    alone = verdict(combined(reports()), because="correct=False", earlier=earlier)
+    assert (alone.error >= carried).all()
+    assert "not corrected, because correct=False" in alone.text
+    bad = verdict(
+        combined(reports()),
+        correction(),
+        earlier=earlier._replace(codes=("modes",)),
+    )
+    assert [reason.code for reason in bad.reasons] == ["earlier-fit"]
+    assert np.isinf(bad.error).all()
+    few = verdict(combined(reports()), correction(k_hat=0.9), earlier=earlier)
+    assert "fit all rows together" in few.reasons[0].remedy
+    assert "iterations" not in few.text

@@ -25,6 +25,7 @@ class Shards(NamedTuple):
     execution: Execution  # how work is sent to them
     # The keys of each shard's groups, as `Shard.labels`; none where they were not asked for.
     labels: Sequence[Delayed] = ()
+    hashes: Sequence[np.ndarray] = ()  # of the keys of outermost groups, likewise
 
     @property
     def n(self) -> int:
@@ -45,6 +46,7 @@ class Shards(NamedTuple):
             [self.padded[k] for k in chosen],
             self.execution,
             [self.labels[k] for k in chosen] if self.labels else (),
+            [self.hashes[k] for k in chosen] if self.hashes else (),
         )
 
     def median(self) -> int:
@@ -59,11 +61,13 @@ def persist(
     check: Callable[[Sequence[Summary]], None] = lambda _: None,
     *,
     keep_labels: bool = False,
+    hashes_of: Callable[[Shard], np.ndarray] | None = None,
+    shapes: Callable[[Sequence[Size]], list[Size]] = padded_sizes,
 ) -> Shards:
     """Compute the shards, pad them to common shapes, and keep them: they are read many times.
 
     `check` is given what the shards hold, and may raise. The keys of groups are kept beside the
-    rows where they are asked for.
+    rows where they are asked for; what `hashes_of` says of each shard's is brought to the client.
     """
     shards = persist_tasks(unpadded)
     known = current_work().shards
@@ -71,13 +75,14 @@ def persist(
     summaries = compute([call(summary_of, shard) for shard in shards])
     check(summaries)
     sizes = [summary.size for summary in summaries]
-    padded = padded_sizes(sizes)
+    padded = shapes(sizes)
     data = persist_tasks(
         [call(_pad, *task) for task in zip(shards, padded, summaries, strict=True)]
     )
     known.update((task.key, (k, sizes[k])) for k, task in enumerate(data))
     labels = persist_tasks([call(_labels, shard) for shard in shards]) if keep_labels else ()
-    return Shards(data, sizes, padded, execution, labels)
+    hashes = compute([call(hashes_of, shard) for shard in shards]) if hashes_of else ()
+    return Shards(data, sizes, padded, execution, labels, hashes)
 
 
 def _labels(shard: Shard) -> tuple[tuple[np.ndarray, ...], ...]:

@@ -98,7 +98,7 @@ class CrossedEffects:
         return np.concatenate([given.log_density for _, given in self.at(others, title)])
 
     def modes(self, others: Array) -> Array:
-        """Modes of effects ``(G, J)`` at points ``(G, p)``, from memory where it was asked there."""
+        """Modes of effects ``(G, J)`` at points ``(G, p)``, from memory where that has them."""
         known = {point.tobytes(): mode for point, mode in self._known}
         new = np.array([point for point in others if point.tobytes() not in known])
         if len(new):
@@ -198,12 +198,12 @@ def _factor(precision: Array) -> Array:
     if not np.isfinite(precision).all():
         return np.full_like(precision, np.nan)
     try:
-        return np.linalg.cholesky(precision)
+        return np.asarray(np.linalg.cholesky(precision), np.float64)
     except np.linalg.LinAlgError:
         values, vectors = np.linalg.eigh(precision)
         least = 1e-3 * np.abs(values).max()
         made = (vectors * np.maximum(np.abs(values), least)) @ vectors.T
-        return np.linalg.cholesky(made)
+        return np.asarray(np.linalg.cholesky(made), np.float64)
 
 
 def polynomial(white: Array, degree: int) -> Array:
@@ -272,7 +272,7 @@ def crossed_mode(
 
 
 def _round(crossed: CrossedEffects, mean: Array, covariance: Array, began: float) -> Round:
-    """Describe the shards by their scores at the mode: Gaussians of their share of the precision."""
+    """Describe shards by their scores at the mode: Gaussians of their share of the precision."""
     shards, model = crossed.shards, crossed.model
     scores = map_reduce(
         each(_score),
@@ -365,7 +365,9 @@ def climb(crossed: CrossedEffects, start: Array, covariance: Array, title: str) 
     return None
 
 
-def _quadratic(white: Array, height: Array, pairs: Sequence[tuple[int, int]]) -> tuple[Array, Array]:
+def _quadratic(
+    white: Array, height: Array, pairs: Sequence[tuple[int, int]]
+) -> tuple[Array, Array]:
     """Gradient, and minus Hessian, of the quadratic through points of a :func:`climb`."""
     p = white.shape[1]
     middle, ahead, behind, corners = np.split(height, [1, 1 + p, 1 + 2 * p])

@@ -261,7 +261,7 @@ class _Posterior:
             shards,
             [(weight,) for weight in weights],
             [self._settings, broadcast((u, axes, self._rule))],
-            _add,
+            add_expansions,
             title=f"Newton step {len(self.rounds) + 1}"
             + ("" if self._chosen is None else f", {shards.n} shards"),
         )
@@ -331,7 +331,8 @@ def _report(expanded: _Expanded, size: Size, weight: float, u: Array, covariance
     )
 
 
-def _add(parts: list[Expansion]) -> Expansion:
+def add_expansions(parts: list[Expansion]) -> Expansion:
+    """Add up the expansions of several shards."""
     values, gradients, precisions, thirds = zip(*parts, strict=True)
     return Expansion(
         float(sum(values)),

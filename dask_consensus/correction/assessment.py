@@ -9,7 +9,7 @@ import numpy as np
 
 from ..combination.gaussian import square_root
 from .emulator import fit as emulate
-from .likelihood import LogPosterior
+from .likelihood import Evaluated, LogPosterior
 from .peaks import refitted
 from .proposals import Array
 from .state import (
@@ -17,9 +17,10 @@ from .state import (
     Correction,
     CorrectionSettings,
     CorrectionState,
+    Known,
     SamplingError,
 )
-from .tails import missed_by, probe, tail_log_ratio
+from .tails import Probes, missed_by, probe, tail_log_ratio
 from .weights import shrunk_moments, tempered_weights, weigh
 
 TEMPERED_DRAWS_A_DIMENSION = 10.0  # that the next proposal is made from, at least
@@ -29,7 +30,7 @@ _RIM = 2.0  # sds from the mean, along each of the axes at once,
 _RIM_POINTS = 4  # at which all shards are asked,
 _RIM_ERROR, _RIM_ERRORS = 0.2, 5.0  # and a sample may differ by, and times its error
 _TAIL_ERRORS = 2.0  # times its error that a tail may be higher than a sample says
-_MISSED = 0.1  # weight, in largest weights seen, that an emulator may miss in the tails
+MISSED = 0.1  # weight, in largest weights seen, that an emulator may miss in the tails
 
 
 def usable(correction: Correction) -> bool:
@@ -66,7 +67,7 @@ def assess(
         if np.isfinite(emulated.ess):
             probes = probe(log_posterior, emulated.mean, emulated.covariance)
         # What holds at the points has to hold in the tails as well.
-        if probes and missed_by(emulator, probes, mixture, weighed.raw) < _MISSED:
+        if probes and missed_by(emulator, probes, mixture, weighed.raw) < MISSED:
             estimate, emulator_error = emulated, emulator.error
     d = len(settings.mean)
     tempered = tempered_weights(weighed.raw, TEMPERED_DRAWS_A_DIMENSION * d)
@@ -177,7 +178,7 @@ def finished(
         ratio = tail_log_ratio(highest, state.mixture, weighed.raw)
         if not (ratio <= settings.limits.tail_log_ratio).all():
             tails = probe(everyone, mean, covariance)
-    missed = -np.inf
+    missed, marks = -np.inf, None
     if len(settings.landmarks):
         marks = everyone(np.array(settings.landmarks), "probing landmarks")
         above = marks.log_density - state.mixture.log_density(marks.points)
@@ -206,6 +207,27 @@ def finished(
         discrepancy=_discrepancy(state),
         seconds=time.perf_counter() - began,
         compile_seconds=state.compile_seconds,
+        known=_known(state, tails, marks),
+    )
+
+
+def _known(state: CorrectionState, tails: Probes, landmarks: Evaluated | None) -> Known:
+    """Write down what was found of the posterior, with its constant."""
+    assert state.last is not None
+    d, constant = state.points.shape[1], state.last.at_center
+    marks, height = [tails.flat], [tails.height.ravel()]
+    leader = np.resize(np.arange(d), tails.height.size)
+    if landmarks is not None:
+        marks, height = [*marks, landmarks.points], [*height, landmarks.log_density]
+        leader = np.append(leader, np.full(len(landmarks.points), -1))
+    where = np.concatenate(marks)
+    return Known(
+        log_density=state.log_density + constant,
+        log_proposal=state.mixture.log_density(state.points),
+        marks=where,
+        mark_log_density=np.concatenate(height) + constant,
+        mark_log_proposal=state.mixture.log_density(where),
+        mark_leader=leader,
     )
 
 

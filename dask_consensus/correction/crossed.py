@@ -171,7 +171,10 @@ class CrossedPosterior(NamedTuple):
         # Leaving each pair out tells by how much chance matters.
         every = _next_order(means, squares)
         without = np.array(
-            [_next_order(*(np.delete(part, k, 1) for part in (means, squares))) for k in range(_PAIRS)]
+            [
+                _next_order(*(np.delete(part, k, 1) for part in (means, squares)))
+                for k in range(_PAIRS)
+            ]
         )
         slope, bend = _along(every)
         slopes, bends = zip(*map(_along, without), strict=True)

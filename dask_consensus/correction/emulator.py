@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
-from .proposals import MixtureProposal
+from .proposals import MixtureProposal, Proposal
 from .weights import Estimate, Weighted, estimate_of
 
 Array = npt.NDArray[np.float64]
@@ -91,10 +91,24 @@ class Emulator(NamedTuple):
 
         Numbers are not finite where what is missed is as large as what is emulated.
         """
-        newest = mixture.proposals[-1]
-        population = newest.draw(_POPULATION, seed)
-        drawn = newest.log_density(population)
-        drawn_at_points = mixture.log_density(points) + self.top
+        newest, drawn = mixture.proposals[-1], mixture.log_density(points)
+        return self.estimate_drawn(points, log_target, drawn, newest, seed)
+
+    def estimate_drawn(
+        self,
+        points: Array,
+        log_target: Array,
+        log_proposal: Array,
+        around: Proposal | MixtureProposal,
+        seed: Sequence[int],
+    ) -> Estimate:
+        """Average likewise, over points of a proposal `around` the emulator's density.
+
+        Of the evaluated points only the log density is needed that they were drawn from.
+        """
+        population = around.draw(_POPULATION, seed)
+        drawn = around.log_density(population)
+        drawn_at_points = log_proposal + self.top
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             emulated = np.exp(self.log_density(population) - self.top - drawn)
             missed = np.exp(log_target - drawn_at_points) - np.exp(self.at_points - drawn_at_points)

@@ -199,7 +199,8 @@ def _n_points(settings: CorrectionSettings, log_posterior: LogPosterior, index: 
         return options.later_points if index else first
     quadratic = (d + 1) * (d + 2) // 2
     few = max(_FEWEST_POINTS, _POINTS_A_DIMENSION * d, _POINTS_A_TERM * quadratic)
-    return (min(few, first), first, options.later_points)[min(index, 2)]
+    later = first if log_posterior.sample is None else options.later_points
+    return (min(few, first), first, later)[min(index, 2)]
 
 
 def _first_proposal(settings: CorrectionSettings) -> Proposal | MixtureProposal:

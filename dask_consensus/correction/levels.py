@@ -8,7 +8,7 @@ likelihood are polynomials in the other parameters; the curvature of the prior i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import scipy.linalg
@@ -70,13 +70,11 @@ def correct_crossed(
         mean=settings.mean[others], covariance=settings.covariance[np.ix_(others, others)]
     )
     posterior = CrossedPosterior(full, crossed, settings.mean)
-    correction = correct(settings, posterior)._replace(coordinates=others)
+    correction = correct(settings, cast(LogPosterior, posterior))._replace(coordinates=others, known=None)
     if not usable(correction):
         return correction
     points = Weighted(correction.points, correction.weights)
-    return correction._replace(
-        levels=levels_given(posterior, points, correction.estimate.measure)
-    )
+    return correction._replace(levels=levels_given(posterior, points, correction.estimate.measure))
 
 
 def levels_given(posterior: CrossedPosterior, weighted: Weighted, measure: Weighted) -> Levels:
@@ -158,7 +156,9 @@ def _polished(
     ((_, given),) = crossed.at(middle[None], "levels")
     mode, factor = given.mode[0], given.factor[0]
     size = len(mode)
-    laplace = np.linalg.norm(scipy.linalg.solve_triangular(factor, np.eye(size), lower=True), axis=0)
+    laplace = np.linalg.norm(
+        scipy.linalg.solve_triangular(factor, np.eye(size), lower=True), axis=0
+    )
     z = np.random.default_rng(1).choice([-1.0, 1.0], (_PAIRS, size))
     delta = scipy.linalg.solve_triangular(factor, z.T, lower=True, trans=1).T
     gradients, precision = np.empty((_PAIRS, size)), np.zeros((size, size))

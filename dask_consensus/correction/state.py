@@ -145,6 +145,32 @@ class CorrectionState(NamedTuple):
         return len(self.mixture.counts)
 
 
+class Known(NamedTuple):
+    """The log posterior wherever it was looked at, so that that of rows to come can be added.
+
+    Marks are where no point may ever lie: far out along each coordinate, and where searches ended.
+
+    Attributes
+    ----------
+    log_density : (G,) array
+        Log of the prior times the likelihood of all rows at the correction's points.
+    log_proposal : (G,) array
+        Log density of all that the points were drawn from.
+    marks : (m, d) array
+    mark_log_density, mark_log_proposal : (m,) arrays
+        The same of them.
+    mark_leader : (m,) int array
+        The coordinate along whose regression line each lies; -1 where a search ended.
+    """
+
+    log_density: Array
+    log_proposal: Array
+    marks: Array
+    mark_log_density: Array
+    mark_log_proposal: Array
+    mark_leader: npt.NDArray[np.int64]
+
+
 class Correction(NamedTuple):
     """Expectations under the full posterior, and the points they rest on.
 
@@ -192,6 +218,8 @@ class Correction(NamedTuple):
         Coordinates of u that all of this is about; None for all d.
     levels : Levels or None
         What is known of the others, effects of crossed factors.
+    known : Known or None
+        What an update by further rows begins from.
     """
 
     points: Array
@@ -218,3 +246,4 @@ class Correction(NamedTuple):
     compile_seconds: float
     coordinates: npt.NDArray[np.int64] | None = None
     levels: Levels | None = None
+    known: Known | None = None

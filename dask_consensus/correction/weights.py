@@ -89,7 +89,12 @@ class Weighed(NamedTuple):
 
 def weigh(log_target: Array, points: Array, mixture: MixtureProposal) -> Weighed:
     """Weight points by the target over the mixture of all proposals, smoothed."""
-    raw = log_target - mixture.log_density(points)
+    return weigh_drawn(log_target, mixture.log_density(points))
+
+
+def weigh_drawn(log_target: Array, log_proposal: Array) -> Weighed:
+    """Weight points by the target over the density that they were drawn from, smoothed."""
+    raw = log_target - log_proposal
     raw = np.where(np.isfinite(raw), raw, -np.inf)
     if not np.isfinite(raw.max()):
         raise ValueError(
@@ -98,7 +103,8 @@ def weigh(log_target: Array, points: Array, mixture: MixtureProposal) -> Weighed
         )
     finite = np.maximum(raw, raw.max() - 700.0)
     # The library takes log likelihoods to leave out, whose weights are their inverses.
-    smoothed, k_hat = array_stats.psislw(finite.max() - finite)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a tail of which next to all is 0
+        smoothed, k_hat = array_stats.psislw(finite.max() - finite)
     weights = np.exp(smoothed)
     if not (np.isfinite(weights).all() and weights.sum() > 0):
         # A tail that no Pareto distribution fits: as they are, and not to be used.
@@ -141,6 +147,11 @@ def estimate_of(measure: Weighted, population: Weighted, sizes: Sequence[int]) -
     sizes : sequence of int
         The measure is a sum of averages over independent sets of so many points each.
     """
+    with np.errstate(divide="ignore", invalid="ignore"):  # of one point there is no covariance
+        return _estimate_of(measure, population, sizes)
+
+
+def _estimate_of(measure: Weighted, population: Weighted, sizes: Sequence[int]) -> Estimate:
     points, weights = measure
     total = weights.sum()
     # Each set's part of the total varies by itself.

@@ -8,7 +8,7 @@ column to what the model receives, row by row; :func:`collate` sorts the rows an
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,31 +18,57 @@ from ..shard_data import Shard
 from .contents import contents_of
 from .key_kinds import read_keys
 from .keys import Form, common_form, hash_keys, in_form, of_form
-from .values import cast, category_codes, exact_numbers, integer_dtype, number_dtype
+from .lists import read_lists
+from .values import (
+    cast,
+    category_codes,
+    common_dtype,
+    exact_numbers,
+    integer_dtype,
+    missing,
+    number_dtype,
+)
 
 
 class Column(NamedTuple):
-    """How one argument of the model is fed by a column of the frame.
+    """How an argument of the model is fed by a column of the frame.
 
     It receives codes of a level of ``by`` (kind "group"), codes of known categories, alike in every
-    shard (kind "category"), or the values themselves.
+    shard (kind "category"), or the values themselves. An argument that receives a matrix has one of
+    these for each column of it. Kind "list" is a column of lists whose length is not known yet.
     """
 
     argument: str
     column: Hashable
-    kind: Literal["group", "category", "value"]
+    kind: Literal["group", "category", "value", "list"]
     level: int = -1  # position in ``by`` (kind "group")
     categories: tuple[Any, ...] = ()
     dtype: str = ""  # of the values that the model receives (kind "value"); empty: as a partition's
+    entry: int = -1  # place in the rows of the matrix that the argument receives; -1 in none
+    item: int = -1  # place in the lists that the column holds; -1 where it holds no lists
+
+    @property
+    def name(self) -> str:
+        """What the column is called once encoded; no key's name, nor another argument's."""
+        return self.argument if self.entry < 0 else f"{self.argument}[, {self.entry}]"
+
+    @property
+    def label(self) -> Hashable:
+        """What the column is called in messages."""
+        return self.column if self.item < 0 else f"{self.column}[{self.item}]"
 
 
 class Layout(NamedTuple):
     """Which columns are used, and as what."""
 
     by: tuple[Hashable, ...]  # key columns, outermost first; empty where rows are exchangeable
-    columns: tuple[Column, ...]  # one entry for each argument of the model that a column feeds
+    # One for each argument of the model that a column feeds; of a matrix one after the other.
+    columns: tuple[Column, ...]
     x64: bool = False  # arrays of float64 and int64 instead of float32 and int32
     forms: tuple[Form, ...] = ()  # of the keys of all partitions, once they are known
+    responses: tuple[
+        str, ...
+    ] = ()  # arguments that are only observed; rows without any are left out
 
     @property
     def direct(self) -> tuple[Column, ...]:
@@ -62,13 +88,92 @@ class Layout(NamedTuple):
         TypeError
             If a column that feeds a value is neither numeric nor boolean.
         """
+        dtypes: dict[str, list[np.dtype]] = {}
+        for column in self.values:
+            # Lists have the dtype of what was seen in them.
+            known = column.item >= 0 and column.dtype
+            dtype = np.dtype(known) if known else number_dtype(meta[column.column], self.x64)
+            dtypes.setdefault(column.argument, []).append(dtype)
         columns = tuple(
-            column._replace(dtype=str(number_dtype(meta[column.column], self.x64)))
+            column._replace(dtype=str(common_dtype(dtypes[column.argument])))
             if column.kind == "value"
             else column
             for column in self.columns
         )
         return self._replace(columns=columns)
+
+    def assembled(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Make of encoded columns ``(rows,)`` what each argument receives, matrices among them."""
+        arguments: dict[str, Any] = {}
+        for column in self.direct:
+            if column.entry < 0:
+                arguments[column.argument] = values[column.name]
+            else:
+                arguments.setdefault(column.argument, []).append(values[column.name])
+        return {
+            name: np.stack(parts, axis=1) if isinstance(parts, list) else parts
+            for name, parts in arguments.items()
+        }
+
+
+def matrices_of(layout: Layout) -> dict[str, list[Column]]:
+    """Group columns by the argument that they feed: several where it receives a matrix."""
+    columns: dict[str, list[Column]] = {}
+    for column in layout.columns:
+        columns.setdefault(column.argument, []).append(column)
+    return columns
+
+
+def labels_of(layout: Layout) -> dict[str, tuple[Any, ...]]:
+    """Return the categories of arguments that receive codes; of matrices the names of columns."""
+    labels = {}
+    for argument, columns in matrices_of(layout).items():
+        first = columns[0]
+        if first.kind == "category":
+            labels[argument] = first.categories
+        elif first.entry >= 0 and first.item < 0:
+            labels[argument] = tuple(column.column for column in columns)
+    return labels
+
+
+def answered(partition: pd.DataFrame, layout: Layout) -> np.ndarray:
+    """Tell which rows have a value of some response, or of any, where there are no responses."""
+    masks = [
+        np.logical_or(*missing(partition[column.column]))
+        for column in layout.columns
+        if column.argument in layout.responses
+    ]
+    return ~np.logical_and.reduce(masks) if masks else np.ones(len(partition), bool)
+
+
+class Read(NamedTuple):
+    """A column as a partition holds it; of lists, the numbers at one place of each."""
+
+    column: Column
+    values: pd.Series
+    # Lengths of the lists, -1 where there is none, beside the first number of each; else None. What
+    # the numbers are where another length was expected means nothing.
+    lengths: np.ndarray | None = None
+    width: int = 0  # the length that is expected
+
+
+def read_columns(partition: pd.DataFrame, layout: Layout) -> list[Read]:
+    """Read the columns that are not codes of groups, those of lists once."""
+    widths: dict[Hashable, int] = {}
+    for column in layout.direct:
+        if column.item >= 0:
+            widths[column.column] = max(widths.get(column.column, 0), column.item + 1)
+    lists = {name: read_lists(partition[name], width) for name, width in widths.items()}
+    read = []
+    for column in layout.direct:
+        if column.item < 0:
+            read.append(Read(column, partition[column.column]))
+            continue
+        numbers, lengths = lists[column.column]
+        values = pd.Series(numbers[:, column.item], name=column.label)
+        first = lengths if column.item == 0 else None
+        read.append(Read(column, values, first, widths[column.column]))
+    return read
 
 
 def to_shard(partition: pd.DataFrame, layout: Layout) -> Shard:
@@ -102,8 +207,11 @@ def encode(partition: pd.DataFrame, layout: Layout) -> pd.DataFrame:
     """Cast the used columns of any rows to what the model receives, row by row.
 
     There is a column :func:`key_name` for each level of ``by``, of keys in their form, and a column
-    for each argument of another kind than "group", named after it.
+    for each argument of another kind than "group", named after it; of a matrix one for each column.
+    Rows without any response are left out.
     """
+    if layout.responses:
+        partition = partition[answered(partition, layout)]
     keys = {
         key_name(level): in_form(read_keys(partition[name]), form)
         for level, (name, form) in enumerate(zip(layout.by, layout.forms, strict=True))
@@ -116,8 +224,8 @@ def encode(partition: pd.DataFrame, layout: Layout) -> pd.DataFrame:
 def encode_values(partition: pd.DataFrame, layout: Layout) -> dict[str, np.ndarray]:
     """Cast the columns that are not codes of groups; missing values may not be among them."""
     return {
-        column.argument: _as_numbers(partition[column.column], column, layout.x64)
-        for column in layout.direct
+        read.column.name: _as_numbers(read.values, read.column, layout.x64)
+        for read in read_columns(partition, layout)
     }
 
 
@@ -127,7 +235,7 @@ def collate(encoded: pd.DataFrame, layout: Layout) -> Shard:
     keys = [encoded[key_name(level)] for level in range(len(layout.by))]
     ranked = [pd.factorize(key, sort=True) for key in keys]
     ranks = [rank for rank, _ in ranked]
-    values = {column.argument: encoded[column.argument].to_numpy() for column in layout.direct}
+    values = {column.name: encoded[column.name].to_numpy() for column in layout.direct}
     hashes = [
         hash_keys(of_form(distinct.array, form))[rank]
         for (rank, distinct), form in zip(ranked, layout.forms, strict=True)
@@ -136,8 +244,11 @@ def collate(encoded: pd.DataFrame, layout: Layout) -> Shard:
     # From here on in order: sums of floats depend on it.
     values = {argument: column[order] for argument, column in values.items()}
     codes = _group_codes([rank[order] for rank in ranks], integer_dtype(layout.x64))
+    received = layout.assembled(values)
     arguments = {
-        column.argument: codes[column.level] if column.kind == "group" else values[column.argument]
+        column.argument: codes[column.level]
+        if column.kind == "group"
+        else received[column.argument]
         for column in layout.columns
     }
     return Shard(

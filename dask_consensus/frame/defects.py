@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .arrays import Column, Layout
+from .arrays import Column, Layout, Read, read_columns
 from .keys import FINE, LARGE, Keys, conflicts
+from .lists import NONE
 from .values import (
     category_codes,
     exact_numbers,
@@ -19,7 +20,7 @@ from .values import (
     unfit,
 )
 
-MISSING, INFINITE, RANGE, UNKNOWN, NAN, UNFIT = range(6)
+MISSING, INFINITE, RANGE, UNKNOWN, NAN, UNFIT, LENGTH = range(7)
 """Kinds of defect, in the order of the counts."""
 _WHAT = {
     MISSING: "missing values, null or NaN",
@@ -28,17 +29,29 @@ _WHAT = {
     UNKNOWN: "values that are not among the known categories",
     NAN: "NaN that is not null, which `dropna` leaves there",
     UNFIT: "values of {found} that lose something in it",
+    LENGTH: "values that are no lists of {width} numbers",
 }
 _REMEDY = {
     MISSING: "drop those rows (`ddf.dropna(subset=[{name!r}])`) or fill the values in",
     INFINITE: "drop those rows, or clip or rescale the column",
     RANGE: "convert the column to float, rescale it, or enable 64-bit numbers in JAX",
     UNKNOWN: "drop those rows, or collect the categories of all partitions "
-    "(`ddf.assign(**{{{name!r}: ddf[{name!r}].cat.as_unknown().cat.as_known()}})`)",
+    "(`ddf.assign(**{{{name!r}: ddf[{name!r}].cat.as_unknown()}})`)",
     NAN: "drop those rows (`ddf[ddf[{name!r}] == ddf[{name!r}]]`) or fill the values in",
     UNFIT: "read the column as one dtype in every file, or convert it "
     "(`ddf.astype({{{name!r}: 'float64'}})`)",
+    LENGTH: "drop those rows, or make all lists of the column as long",
 }
+_REMEDY_IN_LISTS = {
+    MISSING: "drop those rows, or fill the values in where the lists are made",
+    NAN: "drop those rows, or fill the values in where the lists are made",
+    UNFIT: "make lists of numbers of one kind, floats for example",
+}
+_REMEDY_OF_SOME = (
+    "rows are left out where all responses are missing, and others have a value here: fill the "
+    "holes with any value, and have the model pass them by (numpyro.handlers.mask)"
+)
+_MOST_COLUMNS = 5  # of one argument with one kind of defect, that are named
 
 
 class Found(NamedTuple):
@@ -54,10 +67,10 @@ def count_defects(partition: pd.DataFrame, layout: Layout) -> np.ndarray:
 
     Keys come first, then the columns that feed values and categories.
     """
-    checked = _checked(layout)
-    counts = np.zeros((len(checked), len(_WHAT)), np.int64)
-    for row, (_, name, column) in zip(counts, checked, strict=True):
-        for kind, mask in _defects(partition[name], column, layout.x64).items():
+    every = _all_defects(partition, layout)
+    counts = np.zeros((len(every), len(_WHAT)), np.int64)
+    for row, masks in zip(counts, every, strict=True):
+        for kind, mask in masks.items():
             row[kind] = np.count_nonzero(mask)
     return counts
 
@@ -65,10 +78,24 @@ def count_defects(partition: pd.DataFrame, layout: Layout) -> np.ndarray:
 def usable(partition: pd.DataFrame, layout: Layout) -> np.ndarray:
     """Return which rows have no value that the model cannot use."""
     free = np.ones(len(partition), bool)
-    for _, name, column in _checked(layout):
-        for mask in _defects(partition[name], column, layout.x64).values():
+    for masks in _all_defects(partition, layout):
+        for mask in masks.values():
             free &= ~mask
     return free
+
+
+def _all_defects(partition: pd.DataFrame, layout: Layout) -> list[dict[int, np.ndarray]]:
+    """Return the defects of each key, then of each other column."""
+    keys = [_defects(partition[name], None, layout.x64) for name in layout.by]
+    return keys + [_of_read(read, layout.x64) for read in read_columns(partition, layout)]
+
+
+def _of_read(read: Read, x64: bool) -> dict[int, np.ndarray]:
+    masks = _defects(read.values, read.column, x64)
+    if read.lengths is not None:
+        masks[MISSING] = masks[MISSING] | (read.lengths == NONE)
+        masks[LENGTH] = (read.lengths != NONE) & (read.lengths != read.width)
+    return masks
 
 
 def explain_defects(
@@ -83,16 +110,34 @@ def explain_defects(
     the first partition with such a value, of the same shape; `dtypes` are those found.
     """
     bits = 64 if layout.x64 else 32
-    complaints = []
-    for i, (who, name, _) in enumerate(_checked(layout)):
+    complaints: dict[tuple[str, int], list[str]] = {}
+    for i, (who, name, column) in enumerate(_checked(layout)):
+        in_lists = column is not None and column.item >= 0
+        remedies = _REMEDY | (_REMEDY_IN_LISTS if in_lists else {})
+        if column is not None and column.argument in layout.responses:
+            remedies |= dict.fromkeys((MISSING, NAN), _REMEDY_OF_SOME)
         for kind in np.flatnonzero(counts[i]).tolist():
             found = _first_found(dtypes[i] if dtypes else (), int(first[i, kind]))
-            words = {"bits": bits, "name": name, "found": found}
-            complaints.append(
+            words = {"bits": bits, "name": name, "found": found, "width": _width(layout, column)}
+            argument = who if column is None else column.argument
+            complaints.setdefault((argument, kind), []).append(
                 f"{who}: {_WHAT[kind].format(**words)} ({counts[i, kind]:,}, the first in "
-                f"partition {first[i, kind]}); {_REMEDY[kind].format(**words)}"
+                f"partition {first[i, kind]}); {remedies[kind].format(**words)}"
             )
-    return complaints
+    return [line for (argument, _), lines in complaints.items() for line in few(lines, argument)]
+
+
+def few(lines: list[str], argument: str) -> list[str]:
+    """Leave out most of what would be said of many columns of one argument's matrix."""
+    if len(lines) <= _MOST_COLUMNS:
+        return lines
+    more = len(lines) - _MOST_COLUMNS
+    return [*lines[:_MOST_COLUMNS], f"argument {argument!r}: likewise in {more:,} more columns"]
+
+
+def _width(layout: Layout, column: Column | None) -> int:
+    """Return how many columns the matrix has that one is of."""
+    return sum(column is not None and column.argument == c.argument for c in layout.columns)
 
 
 def explain_keys(found: Sequence[Found], name: Hashable) -> list[str]:
@@ -148,7 +193,7 @@ def _first_found(found: Sequence[Found], partition: int) -> str:
 def _checked(layout: Layout) -> list[tuple[str, Hashable, Column | None]]:
     """Return what to call each key and each other used column, its name and its role."""
     return [(f"key {name!r}", name, None) for name in layout.by] + [
-        (f"argument {column.argument!r} (column {column.column!r})", column.column, column)
+        (f"argument {column.argument!r} (column {column.label!r})", column.column, column)
         for column in layout.direct
     ]
 

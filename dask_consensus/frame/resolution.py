@@ -65,12 +65,19 @@ def sample_rows(
         take = np.flatnonzero(hashes <= last) if len(last) else np.arange(0)
         take = take[:: max(1, len(take) // (16 * ROWS))]
         group = hashes[take]
-    table = np.empty((len(take), len(values)))
     row = group
+    for column in values:
+        row = mix(row + (_floats(column, take) + 0.0).view(np.uint64))
+    # Of many columns the numbers of all rows looked at would be large.
+    order = _order(group, row)
+    table = np.empty((len(order), len(values)))
     for i, column in enumerate(values):
-        table[:, i] = column[take]
-        row = mix(row + (table[:, i] + 0.0).view(np.uint64))
-    return _kept(Sample(group, row, table))
+        table[:, i] = _floats(column, take[order])
+    return Sample(group[order], row[order], table)
+
+
+def _floats(column: np.ndarray, take: np.ndarray) -> np.ndarray:
+    return column[take].astype(np.float64)
 
 
 def merge_samples(parts: Sequence[Sample]) -> Sample:
@@ -121,15 +128,20 @@ def far_off(sample: Sample, column: int) -> str:
 
 def _kept(sample: Sample) -> Sample:
     """Keep the groups of smallest hash, and of each the rows of smallest hash."""
-    order = np.lexsort([sample.row, sample.group])
-    group = sample.group[order]
+    order = _order(sample.group, sample.row)
+    return Sample(sample.group[order], sample.row[order], sample.values[order])
+
+
+def _order(groups: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return which rows are kept, in the order of their hashes."""
+    order = np.lexsort([rows, groups])
+    group = groups[order]
     first = np.flatnonzero(np.append(True, group[1:] != group[:-1])) if len(group) else order
     number = np.searchsorted(first, np.arange(len(group)), "right") - 1
     place = np.arange(len(group)) - first[number] if len(group) else order
     # There are more groups in the sample of more rows, and of each never more rows than before.
     limit = ROWS // min(GROUPS, max(1, len(first)))
-    order = order[(number < GROUPS) & (place < limit)]
-    return Sample(sample.group[order], sample.row[order], sample.values[order])
+    return order[(number < GROUPS) & (place < limit)]
 
 
 def _of_like_size(values: np.ndarray) -> list[np.ndarray]:

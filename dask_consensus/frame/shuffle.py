@@ -27,7 +27,7 @@ SHARD = "shard number"
 """The column that holds each row's shard; no argument of a model can bear this name."""
 
 
-_TOGETHER = 2_000_000  # rows that travel to one place, at most
+_TOGETHER, _NUMBERS = 2_000_000, 16_000_000  # rows, and numbers, that travel to one place, at most
 _JOURNEYS = (64, 256)  # to fewer places not all workers had work; to more, pieces are small
 
 
@@ -87,7 +87,8 @@ def shuffle(
     n_shards = len(rows)
     least, most = _JOURNEYS
     size = max(n_shards // least if n_shards < most else -(-n_shards // most), 1)
-    size = min(size, max(int(_TOGETHER / rows.mean()), 1))
+    together = min(_TOGETHER, _NUMBERS // max(len(layout.columns), 1))
+    size = min(size, max(int(together / rows.mean()), 1))
     firsts = range(0, n_shards, size)
     # The last division is inclusive, but no row is placed in it.
     arrived = placed.set_index(

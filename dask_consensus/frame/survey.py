@@ -15,13 +15,14 @@ from dask.delayed import delayed
 
 from ..cluster.tasks import tree
 from ..shard_data import Contents
-from .arrays import Layout, encode_values
+from .arrays import Column, Layout, answered, encode_values, read_columns
 from .contents import add_contents, contents_of
 from .defects import (
     Found,
     count_defects,
     explain_defects,
     explain_keys,
+    few,
     key_kinds,
     value_dtype,
 )
@@ -66,6 +67,7 @@ class Survey(NamedTuple):
     found: tuple[tuple[Found, ...], ...]  # of each column: kinds of keys, or dtypes of values
     contents: Contents  # what the columns hold; zeros where there are defects
     sample: Sample  # of the columns of values
+    unanswered: int = 0  # rows without any response, which are left out and counted nowhere else
 
     @property
     def rows(self) -> int:
@@ -168,6 +170,9 @@ def survey_partition(
     partition: pd.DataFrame, layout: Layout, buckets: int = BUCKETS, divided: bool = False
 ) -> Survey:
     """Return the survey of one partition; `divided` says that the frame is divided by key."""
+    everything = len(partition)
+    if layout.responses:
+        partition = partition[answered(partition, layout)]
     defects = count_defects(partition, layout)
     # Only keys that are there can be read; a frame with others is refused.
     present = [_present(partition[name]) for name in layout.by]
@@ -179,7 +184,7 @@ def survey_partition(
     top = np.argsort(-rows, kind="stable")[:HEAVIEST]
     sound = not defects.any() and not any(conflicts(key.kinds) for key in keys)
     found = [key_kinds(key, values) for key, values in zip(keys, present, strict=True)]
-    found += [value_dtype(partition[column.column], column) for column in layout.direct]
+    found += [value_dtype(read.values, read.column) for read in read_columns(partition, layout)]
     return Survey(
         partition_rows=np.array([len(partition)]),
         partition_groups=np.array([len(hashes)]),
@@ -196,6 +201,7 @@ def survey_partition(
         found=tuple(found),
         contents=_contents(partition if sound else partition.iloc[:0], layout, hashed),
         sample=_sample(partition if sound else partition.iloc[:0], layout, outermost, hashes),
+        unanswered=everything - len(partition),
     )
 
 
@@ -216,7 +222,8 @@ def _sample(
 ) -> Sample:
     """Sample the rows, with the numbers of each column of values."""
     rows = len(partition)
-    numbers = [exact_numbers(partition[column.column]) for column in layout.values]
+    read = [one for one in read_columns(partition, layout) if one.column.kind == "value"]
+    numbers = [exact_numbers(one.values) for one in read]
     present = [column for column in numbers if column is not None]
     return sample_rows(hashes[:rows] if layout.by else None, groups[:rows], present, rows)
 
@@ -244,6 +251,7 @@ def merge(surveys: Sequence[Survey], buckets: int = BUCKETS) -> Survey:
         found=merge_found([part.found for part in surveys], partitions),
         contents=add_contents([part.contents for part in surveys]),
         sample=merge_samples([part.sample for part in surveys]),
+        unanswered=sum(part.unanswered for part in surveys),
     )
 
 
@@ -274,16 +282,25 @@ def check(survey: Survey, layout: Layout) -> None:
 
 def far_columns(survey: Survey, layout: Layout) -> list[str]:
     """Say which columns lie so far from zero that searches may be led nowhere, and what to do."""
-    far = ((column, far_off(survey.sample, i)) for i, column in enumerate(layout.values))
-    return [
-        f"argument {column.argument!r} (column {column.column!r}) has {what}: densities of "
-        "parameters that are not as far from zero differ by less than rounding, so that the mode "
-        "may not be found, and importance weights tie. Centre the column, as in "
-        f"`ddf.assign(**{{{column.column!r}: ddf[{column.column!r}] - "
-        f"ddf[{column.column!r}].mean()}})`"
-        for column, what in far
-        if what
-    ]
+    told: dict[str, list[str]] = {}
+    for i, column in enumerate(layout.values):
+        what = far_off(survey.sample, i)
+        if what:
+            told.setdefault(column.argument, []).append(
+                f"argument {column.argument!r} (column {column.label!r}) has {what}: densities of "
+                "parameters that are not as far from zero differ by less than rounding, so that "
+                "the mode may not be found, and importance weights tie. Centre the column"
+                f"{_centred(column, ', as in `{}`')}"
+            )
+    return [line for argument, lines in told.items() for line in few(lines, argument)]
+
+
+def _centred(column: Column, pattern: str) -> str:
+    """Say how a column is centred; lists are where they are made."""
+    name = column.column
+    if column.item >= 0:
+        return ""
+    return pattern.format(f"ddf.assign(**{{{name!r}: ddf[{name!r}] - ddf[{name!r}].mean()}})")
 
 
 def hash_key(key: pd.Series) -> np.ndarray:
@@ -294,18 +311,17 @@ def hash_key(key: pd.Series) -> np.ndarray:
 def _coarse_columns(survey: Survey, layout: Layout) -> list[str]:
     """Say which columns the working precision cannot tell the values of apart."""
     precision = np.dtype(np.float64 if layout.x64 else np.float32)
-    complaints = []
+    told: dict[str, list[str]] = {}
     for i, column in enumerate(layout.values):
-        name = column.column
         problem = too_coarse(survey.sample, i, survey.rows, precision)
         if problem:
-            complaints.append(
-                f"argument {column.argument!r} (column {name!r}): {precision.itemsize * 8}-bit "
-                f"floats are too coarse: {problem}; centre the column in double precision "
-                f"(`ddf.assign(**{{{name!r}: ddf[{name!r}] - ddf[{name!r}].mean()}})`), or enable "
-                "64-bit numbers in JAX (`jax.config.update('jax_enable_x64', True)`)"
+            told.setdefault(column.argument, []).append(
+                f"argument {column.argument!r} (column {column.label!r}): "
+                f"{precision.itemsize * 8}-bit floats are too coarse: {problem}; centre the column "
+                f"in double precision{_centred(column, ' (`{}`)')}, or enable 64-bit numbers in "
+                "JAX (`jax.config.update('jax_enable_x64', True)`)"
             )
-    return complaints
+    return [line for argument, lines in told.items() for line in few(lines, argument)]
 
 
 def _edges(key: pd.Series, keys: Keys, hashes: np.ndarray) -> np.ndarray:

@@ -52,7 +52,7 @@ def _compare(what: str, then: int, now: int) -> None:
 
 def _other_values(layout: Layout, number: int, then: Contents, now: Contents) -> str:
     """Say which column is not what it was."""
-    name = [*layout.by, *(column.column for column in layout.direct)][number]
+    name = [*layout.by, *(column.label for column in layout.direct)][number]
     seen = [_summary(contents, number) for contents in (then, now)]
     return f"column {name!r} held other values when it was read again ({seen[0]}, now {seen[1]})"
 

@@ -6,6 +6,7 @@ not hand the model integers. A partition of another dtype is cast where nothing 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -53,8 +54,19 @@ def number_dtype(values: pd.Series, x64: bool) -> np.dtype:
         return np.dtype(np.float64 if x64 else np.float32)
     raise TypeError(
         f"column {values.name!r} has dtype {dtype}; a model takes numbers and booleans. Convert it "
-        "with `astype`, make it a categorical with known categories, or name it in `by`"
+        "with `astype`, make it a categorical, or name it in `by`"
     )
+
+
+def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
+    """Return the dtype of a matrix of columns of these: floats if any is, else integers if any is.
+
+    Examples
+    --------
+    >>> str(common_dtype([np.dtype("int32"), np.dtype(bool), np.dtype("float32")]))
+    'float32'
+    """
+    return max(dtypes, key=lambda dtype: "bif".index(dtype.kind))
 
 
 def exact_numbers(values: pd.Series) -> np.ndarray | None:
@@ -112,10 +124,27 @@ def category_codes(values: pd.Series, categories: tuple[Any, ...]) -> np.ndarray
     """Return the position of each value in `categories`, -1 for one that is not there."""
     # A tuple of tuples would otherwise become a MultiIndex.
     known = pd.Index(categories, tupleize_cols=False)
+    if is_dictionary(values.dtype):
+        values = as_categorical(values)
     if not isinstance(values.dtype, pd.CategoricalDtype):
         return known.get_indexer(pd.Index(values))
     # Looking up the few categories beats looking up the rows; code -1 (missing) reads the last -1.
     return np.append(known.get_indexer(values.cat.categories), -1)[values.cat.codes]
+
+
+def is_dictionary(dtype: Any) -> bool:
+    """Tell whether a dtype is what Arrow has for categories."""
+    return isinstance(dtype, pd.ArrowDtype) and str(dtype).startswith("dictionary")
+
+
+def as_categorical(values: pd.Series) -> pd.Series:
+    """Turn what Arrow has for categories into what pandas has."""
+    if not is_dictionary(values.dtype):
+        return values.astype("category")
+    import pyarrow as pa
+
+    chunks = pa.chunked_array(pa.array(values.array)).unify_dictionaries()
+    return pd.Series(chunks.to_pandas(), index=values.index, name=values.name)
 
 
 def _exact_objects(values: list[Any]) -> np.ndarray | None:

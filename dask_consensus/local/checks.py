@@ -9,6 +9,7 @@ made where they lie, and only sums and histograms travel.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +24,6 @@ from ..cluster.tasks import tree as reduced
 from ..config import Options
 from ..result.names import variable_name
 from ..result.recall import recall
-from ..shard.effects import unit_level
 from ..shard.mixtures import RowSite, share_of
 from ..shard.predictive import Design, Replicas, replicate, row_sites
 from .known import KnownGroups, effects_of
@@ -52,11 +52,10 @@ def check(
     if draws < 2:
         raise ValueError(f"draws must be at least 2, not {draws}")
     recalled = recall(tree, model, check_verdict=check_verdict)
-    sites = row_sites(recalled.model, recalled.dtypes)
+    sites = _comparable(row_sites(recalled.model, recalled.dtypes))
     known, design = effects_of(tree, recalled, draws)
-    level = None if known is None else unit_level(recalled.model)
     everything = {argument.name for argument in recalled.arguments}
-    rows = reader(frame, recalled, everything, columns or {}, level)
+    rows = reader(frame, recalled, everything, columns or {})
     if by is not None and by not in frame.columns:
         raise ValueError(
             f"by: the frame has no column {by!r}; its columns are {', '.join(map(str, frame))}"
@@ -79,6 +78,21 @@ def check(
     with working(patience):
         total: list[_Sums] = compute([reduced(sums, lambda some: call(_added, some), 8)])[0]
     return _dataset(sites, statistics, total, bins, by, values)
+
+
+def _comparable(sites: tuple[RowSite, ...]) -> tuple[RowSite, ...]:
+    """Leave out sites of which some rows are known up to a limit: those made have none."""
+    hidden = [site.name for site in sites if site.censored]
+    if not hidden:
+        return sites
+    why = (
+        f"site {hidden[0]!r} is censored, and what the model makes is not: where a row that was "
+        "not hidden would have been is not known, so that the two cannot be compared"
+    )
+    if len(hidden) == len(sites):
+        raise ValueError(f"{why}. Rows left out can (loo), by their likelihoods")
+    warnings.warn(f"{why}; it is left out", UserWarning, stacklevel=4)
+    return tuple(site for site in sites if not site.censored)
 
 
 class _Task(NamedTuple):
@@ -136,7 +150,11 @@ def _checked(statistics: Sequence[str]) -> tuple[str, ...]:
 
 
 def _replicas(
-    partition: pd.DataFrame, task: _Task, known: KnownGroups | None, design: Design, number: int
+    partition: pd.DataFrame,
+    task: _Task,
+    known: tuple[KnownGroups, ...],
+    design: Design,
+    number: int,
 ) -> Any:
     """Yield slices of a partition with what was and what might have been observed there."""
     blocks, _ = task.reader.read(partition, known)
@@ -147,6 +165,7 @@ def _replicas(
 
 def _range_of(partition: pd.DataFrame, given: Any, number: int) -> _Range | None:
     task, known, design = given
+    partition = partition[task.reader.answered(partition)]
     if not len(partition):
         return None
     values = None
@@ -156,7 +175,7 @@ def _range_of(partition: pd.DataFrame, given: Any, number: int) -> _Range | None
         values = pd.Index(partition[task.by].unique())
     found = None
     few = Design(design.center, design.u[:2], design.normal[:2])
-    known = None if known is None else known.first(2)
+    known = tuple(its.first(2) for its in known)
     for _, replicas in _replicas(partition, task, known, few, number):
         here = _Range(
             [_extreme(np.nanmin, one) for one in replicas],
@@ -192,6 +211,7 @@ def _wider(ranges: list[_Range | None]) -> _Range | None:
 def _sums_of(partition: pd.DataFrame, given: Any, asked: Any, number: int) -> list[_Sums] | None:
     task, known, design = given
     values, bins = asked
+    partition = partition[task.reader.answered(partition)]
     if not len(partition):
         return None
     code = np.zeros(len(partition), np.int64)

@@ -10,16 +10,22 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+KEY = "key"  # attribute of the coordinate of a key: its number, 0 the outermost
 _ROWS = 250_000  # of a partition
 
 
-def tree_to_frame(tree: xr.DataTree, *, rows_per_partition: int = _ROWS) -> dd.DataFrame:
+def tree_to_frame(
+    tree: xr.DataTree, key: Hashable | None = None, *, rows_per_partition: int = _ROWS
+) -> dd.DataFrame:
     """Lay the effects of groups out as a table, one row a group.
 
     Parameters
     ----------
     tree : DataTree
         A fit's result with group effects, as it was returned, or read from netCDF or Zarr.
+    key : hashable, optional
+        Of effects on several levels, the key column of the groups that are wanted; by default the
+        innermost.
     rows_per_partition : int
         Groups of a partition of the table.
 
@@ -33,7 +39,7 @@ def tree_to_frame(tree: xr.DataTree, *, rows_per_partition: int = _ROWS) -> dd.D
     Raises
     ------
     ValueError
-        If the tree has no group effects.
+        If the tree has no group effects, or none of such groups.
 
     Examples
     --------
@@ -51,17 +57,60 @@ def tree_to_frame(tree: xr.DataTree, *, rows_per_partition: int = _ROWS) -> dd.D
             "why a model has none"
         )
     local = tree["local"].to_dataset()
-    key = group_dim(local)
-    starts = range(0, local.sizes[key], rows_per_partition)
+    dims = group_dims(local)
+    if key is None:
+        key = dims[-1]
+    elif str(key) not in map(str, dims):
+        raise ValueError(
+            f"key={key!r}: there are effects of the groups of {', '.join(map(str, dims))}"
+        )
+    dim = next(name for name in dims if str(name) == str(key))
+    starts = range(0, local.sizes[dim], rows_per_partition)
     slices = [slice(start, start + rows_per_partition) for start in starts]
-    meta = _table(local.isel({key: slice(0, 0)}), key)
-    return dd.from_map(_part, slices, local=local, key=key, meta=meta)
+    others = [name for name in dims if name != dim]
+    local = _of_one_level(local.drop_dims(others), dim)
+    meta = _table(local.isel({dim: slice(0, 0)}), dim)
+    return dd.from_map(_part, slices, local=local, key=dim, meta=meta)
 
 
-def group_dim(local: xr.Dataset) -> Hashable:
-    """Return the dimension along which there is one entry a group."""
-    dims = (dim for array in local.data_vars.values() for dim in array.dims)
-    return next(dim for dim in dims if dim not in ("chain", "draw", "statistic"))
+def group_dims(local: xr.Dataset) -> list[Hashable]:
+    """Return the dimensions along which there is one entry a group, the outermost first."""
+    firsts = {_first_dim(array) for array in local.data_vars.values()}
+    dims = [dim for dim in local.dims if dim in firsts]
+    return sorted(dims, key=lambda dim: len(keys_of(local, dim)))
+
+
+def dim_of(local: xr.Dataset, variable: str) -> Hashable:
+    """Return the dimension of the groups of a variable."""
+    return _first_dim(local[variable])
+
+
+def _first_dim(array: xr.DataArray) -> Hashable:
+    return next(dim for dim in array.dims if dim not in ("chain", "draw", "statistic"))
+
+
+def keys_of(local: xr.Dataset, dim: Hashable) -> list[tuple[str, np.ndarray]]:
+    """Return the names and values of the keys of groups, outermost first.
+
+    Files have coordinates in an order of their own; where groups lie is theirs by number.
+    """
+    named = [(str(n), c) for n, c in local.coords.items() if c.dims == (dim,)]
+    named.sort(key=lambda one: one[1].attrs.get(KEY, len(named)))
+    return [(name, coord.to_numpy()) for name, coord in named]
+
+
+def _of_one_level(local: xr.Dataset, dim: Hashable) -> xr.Dataset:
+    """Name keys and numbers of rows as if there were one level."""
+    plain = {
+        str(name): str(name).removesuffix(f"_of_{dim}")
+        for name, coord in local.coords.items()
+        if coord.dims == (dim,) and name != dim
+    }
+    plain |= {f"{dim}_rows": "rows"}
+    taken = {*map(str, local.variables)}
+    return local.rename(
+        {old: new for old, new in plain.items() if old in taken and new not in taken}
+    )
 
 
 def _part(groups: slice, local: xr.Dataset, key: Hashable) -> pd.DataFrame:
@@ -70,9 +119,7 @@ def _part(groups: slice, local: xr.Dataset, key: Hashable) -> pd.DataFrame:
 
 def _table(local: xr.Dataset, key: Hashable) -> pd.DataFrame:
     """Make the table of some groups."""
-    columns: dict[str, Any] = {
-        str(name): coord.to_numpy() for name, coord in local.coords.items() if coord.dims == (key,)
-    }
+    columns: dict[str, Any] = dict(keys_of(local, key))
     for name, array in local.data_vars.items():
         if "draw" in array.dims:
             columns |= _columns(str(name), summarized(array), key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from ..cluster.shards import Shards
 from ..cluster.tasks import compute
 from ..frame.labels import readable
 from ..result.names import variable_name
+from .frame import KEY
 
 if TYPE_CHECKING:
     from ..plan.plan import Plan
@@ -30,26 +31,47 @@ class Groups(NamedTuple):
 
     def order(self) -> np.ndarray:
         """Return the order that sorts them by their keys, outermost first."""
-        return np.lexsort([_sortable(key) for key in list(self.keys.values())[::-1]])
+        return np.lexsort([sortable(key) for key in list(self.keys.values())[::-1]])
 
     def coords(self, order: np.ndarray) -> dict[str, Any]:
         """Make coordinates of their keys."""
-        return {name: (self.dim, key[order]) for name, key in self.keys.items()}
+        return {
+            name: (self.dim, key[order], {KEY: i})
+            for i, (name, key) in enumerate(self.keys.items())
+        }
 
 
-def groups_at(plan: Plan, shards: Shards, level: int, taken: Set[str]) -> Groups:
-    """Bring the keys of all groups of a level to the client, as they read in the frame.
+def groups_at(
+    plan: Plan, shards: Shards, levels: Sequence[int], taken: Set[str]
+) -> tuple[Groups, ...]:
+    """Bring the keys of all groups of some levels to the client, as they read in the frame.
 
-    `taken` are names that a key's coordinate may not have: an underscore is then added to it.
+    Those of inner groups are told apart by the keys around them, which are coordinates too: of one
+    level under their own names (``region``), of several as ``region_of_county``, since ``region``
+    is then a dimension. `taken` are names that a coordinate may not have: an underscore is added.
     """
+    labels = compute(shards.labels)
+    found: list[Groups] = []
+    names = set(taken)
+    for level in levels:
+        groups = _groups_at(plan, [of_shard[level] for of_shard in labels], level, names, levels)
+        names |= {groups.rows, *groups.keys}
+        found.append(groups)
+    return tuple(found)
+
+
+def _groups_at(
+    plan: Plan, labels: Sequence[Sequence[Any]], level: int, taken: set[str], levels: Sequence[int]
+) -> Groups:
     layout, forms = plan.bindings.layout, plan.survey.forms(plan.bindings.layout)
-    of_shards = [labels[level] for labels in compute(shards.labels)]
-    rows = free_name("rows", taken)
+    several, own = len(levels) > 1, str(layout.by[level])
+    rows = free_name(f"{own}_rows" if several else "rows", taken)
     keys: dict[str, np.ndarray] = {}
     for i in range(level + 1):
         kinds = [found.what for found in plan.survey.found[i]]
-        values = np.concatenate([labels[i] for labels in of_shards])
-        dim = free_name(str(layout.by[i]), taken | {rows, *keys})
+        values = np.concatenate([of_shard[i] for of_shard in labels])
+        name = f"{layout.by[i]}_of_{own}" if several and i < level else str(layout.by[i])
+        dim = free_name(name, taken | {rows, *keys})
         keys[dim] = readable(values, forms[i], kinds, plan.key_dtypes[i])
     return Groups(dim, keys, rows)
 
@@ -62,5 +84,6 @@ def free_name(name: str, taken: Set[str]) -> str:
     return name
 
 
-def _sortable(key: np.ndarray) -> np.ndarray:
+def sortable(key: np.ndarray) -> np.ndarray:
+    """Turn keys into what NumPy sorts."""
     return np.asarray(key.astype(str)) if key.dtype == object else key

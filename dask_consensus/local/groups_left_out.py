@@ -39,7 +39,7 @@ from ..shard_data import ROWS, ShardData
 from .effects import representative
 from .groups import Groups, groups_at
 from .psis import Left, leave_out
-from .rows import find, key_columns
+from .rows import columns_fed, key_columns
 from .surfaces import surfaces_of
 
 _CODES = "left out"  # an argument that no model has: codes of the groups that are left out
@@ -75,17 +75,14 @@ def groups_left_out(
     because = engine_of(recalled.model).obstacle
     if because:
         raise ValueError(f"no group can be left out: {because}")
-    fed = {
-        argument.name: find(frame, columns.get(argument.name, argument.column), argument.name)
-        for argument in recalled.arguments
-    }
+    fed = columns_fed(frame, recalled, columns, set(recalled.dtypes))
     options = Options.frozen()
     with working(options.worker_timeout), freed_memory_kept(options.freed_memory):
         plan = make_plan(frame, function, by=keys, columns=fed, options=options)
         check_same_data(recalled, plan, same_keys=by is None)
         level = _level(plan)
         shards = _sharded(frame, plan, level)
-        groups = groups_at(plan, shards, level, set(Left._fields))
+        (groups,) = groups_at(plan, shards, [level], set(Left._fields))
         u = representative(recalled.draws, max(draws, 4 * plan.model.dim))
         question = _Question(plan.model, level, u, u.mean(axis=0), Rule(0))
         question = question._replace(rule=_rule(question, shards, groups.n))

@@ -18,11 +18,12 @@ from ..frame.keys import Form, Keys, common_form, conflicts, in_form
 from ..frame.labels import readable
 from ..result.names import variable_name
 from ..result.recall import Recalled
-from ..shard.effects import effects_per_unit, unit_level
+from ..shard.effects import effects_per_unit
+from ..shard.local_sites import returned
 from ..shard.predictive import Design, Normals, make_design
-from ..shard_data import ROWS
-from .effects import GIVEN_SHARED, representative
-from .frame import group_dim
+from ..shard.tiers import Tier
+from .effects import GIVEN_SHARED, given_node, representative
+from .frame import dim_of, keys_of
 
 _MORE = 6
 
@@ -100,22 +101,23 @@ class KnownGroups:
 
 
 def _known_groups(
-    local: xr.Dataset, level: int, effects: Effects, axes: dict[str, int]
+    local: xr.Dataset, tier: Tier, effects: Effects, axes: dict[str, int]
 ) -> KnownGroups:
-    """Read the keys of a tree's groups, those of the innermost `level` and of all around it."""
-    of_groups = group_dim(local)
-    named = [(str(n), c.to_numpy()) for n, c in local.coords.items() if c.dims == (of_groups,)]
-    names = [name for name, _ in named[: level + 1]]
-    keys = [read_keys(pd.Series(values)) for _, values in named[: level + 1]]
+    """Read the keys of a tree's groups, those of a level and of all around it."""
+    of_groups = dim_of(local, variable_name(tier.sites[0].name))
+    named = keys_of(local, of_groups)[: tier.level + 1]
+    names = [name for name, _ in named]
+    keys = [read_keys(pd.Series(values)) for _, values in named]
     return KnownGroups(names, keys, effects, axes)
 
 
 def effects_of(
     tree: xr.DataTree, recalled: Recalled, draws: int
-) -> tuple[KnownGroups | None, Design]:
+) -> tuple[tuple[KnownGroups, ...], Design]:
     """Take the effects of groups out of a tree, and choose the draws that they go with.
 
-    These are `draws`, or more where there are many shared parameters and effects a group.
+    These are `draws`, or more where there are many shared parameters and effects a group. There are
+    groups of each level that has effects, the outermost first; none of rows.
 
     Raises
     ------
@@ -124,54 +126,70 @@ def effects_of(
     """
     model = recalled.model
     d, q = model.dim, effects_per_unit(model) if model.local else 0
-    wanted = max(draws, 4 * (d + q))
-    if not model.local or unit_level(model) == ROWS:
-        return None, make_design(model, representative(recalled.draws, wanted))
+    wanted, levels = max(draws, 4 * (d + q)), returned(model)
+    if not levels:
+        return (), make_design(model, representative(recalled.draws, wanted))
     if "local" not in tree.children:
         raise ValueError(
             "the tree has no effects of groups, which predictions of their rows need: fit with "
             "local='summary' or 'draws'; print(plan) says why a model has none"
         )
-    local = tree["local"]
-    level = unit_level(model)
+    local = tree.children["local"]
     if GIVEN_SHARED in local.children:
-        known = _known_groups(local.to_dataset(), level, _normals(local.children[GIVEN_SHARED]), {})
-        return known, make_design(model, representative(recalled.draws, wanted))
+        u = representative(recalled.draws, wanted)
+        return _from_summary(local, levels), make_design(model, u)
     drawn = local.to_dataset()
     if "chain" not in drawn.sizes:
         raise ValueError(
-            "the tree has a summary of the effects of groups, which does not say how they belong to "
-            "the crossed effects: fit with local='draws' for predictions"
+            "the tree has a summary of the effects of groups, which does not say how they belong "
+            "to the crossed effects: fit with local='draws' for predictions"
         )
     n = drawn.sizes["chain"] * drawn.sizes["draw"]
     which = np.unique(np.linspace(0, n - 1, min(n, wanted)).round().astype(int))
     chain, draw = np.divmod(which, drawn.sizes["draw"])
     numbers = drawn["draw"].to_numpy()[draw]
-    u = recalled.draws[chain, numbers]
+    known = tuple(_from_draws(drawn, tier, chain, draw) for tier in levels)
+    return known, make_design(model, recalled.draws[chain, numbers])
+
+
+def _from_summary(local: xr.DataTree, levels: Sequence[Tier]) -> tuple[KnownGroups, ...]:
+    """Read normal distributions of the effects of each level."""
+    summary, given = local.to_dataset(), local.children[GIVEN_SHARED]
+    if len(levels) == 1:
+        return (_known_groups(summary, levels[0], _normals(given), {}),)
+    nodes = [
+        given.children[given_node(str(dim_of(summary, variable_name(tier.sites[0].name))))]
+        for tier in levels
+    ]
+    return tuple(
+        _known_groups(summary, tier, _normals(node), {})
+        for tier, node in zip(levels, nodes, strict=True)
+    )
+
+
+def _from_draws(drawn: xr.Dataset, tier: Tier, chain: np.ndarray, draw: np.ndarray) -> KnownGroups:
+    """Read draws of the effects of a level."""
     sites = {}
-    for site in model.local:
-        array = drawn[variable_name(site.name)]
-        array = array.isel(
-            chain=xr.DataArray(chain, dims="sample"), draw=xr.DataArray(draw, dims="sample")
-        )
+    at = {"chain": xr.DataArray(chain, dims="sample"), "draw": xr.DataArray(draw, dims="sample")}
+    for site in tier.sites:
+        array = drawn[variable_name(site.name)].isel(at)
         # Groups were set in front; the model has them along an axis of its own.
         sites[site.name] = np.moveaxis(array.to_numpy(), 1, site.axis + 1)
-    known = _known_groups(drawn, level, sites, {s.name: s.axis + 1 for s in model.local})
-    return known, make_design(model, u)
+    return _known_groups(drawn, tier, sites, {s.name: s.axis + 1 for s in tier.sites})
 
 
 def fewer(
-    known: KnownGroups | None, design: Design, recalled: Recalled, draws: int
-) -> tuple[KnownGroups | None, Design]:
+    known: tuple[KnownGroups, ...], design: Design, recalled: Recalled, draws: int
+) -> tuple[tuple[KnownGroups, ...], Design]:
     """Take fewer draws for what need not be exact, with the moments of all.
 
     Draws that a tree holds have only their own: several times as many are taken of these.
     """
-    if known is None or isinstance(known.effects, Normals):
+    if all(isinstance(its.effects, Normals) for its in known):
         return known, make_design(recalled.model, representative(recalled.draws, draws))
     draws *= _MORE
     few = design._replace(u=design.u[:draws], normal=design.normal[:draws])
-    return known.first(draws), few
+    return tuple(its.first(draws) for its in known), few
 
 
 def _normals(given: xr.DataTree) -> Normals:
@@ -182,7 +200,8 @@ def _normals(given: xr.DataTree) -> Normals:
     factor = np.linalg.cholesky(covariance + tiny[:, None, None] * np.eye(covariance.shape[1]))
     mean, slope, widening = (given[name].to_numpy() for name in ("mean", "slope", "widening"))
     changes = widening if widening.any() else None
-    return Normals(mean, slope, changes, factor.astype(np.float32))
+    outer = given["outer"].to_numpy() if "outer" in given else None
+    return Normals(mean, slope, changes, factor.astype(np.float32), outer)
 
 
 def groups_here(

@@ -5,6 +5,7 @@ How they are left out is in :mod:`.rows_left_out` and :mod:`.groups_left_out`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -58,6 +59,7 @@ def loo(
     check_verdict: bool,
 ) -> Any:
     """Estimate how well rows or groups are predicted; see `ConsensusAccessor.loo`."""
+    _elpd_data()  # before anything is computed
     recalled, draws = _asked(tree, model, unit, by, draws, check_verdict)
     if unit == "group":
         if subsample is not None:
@@ -147,26 +149,46 @@ def _added_up(left: Left, dim: str, coords: Mapping[str, Any], draws: int) -> An
 
 
 def _of_arviz(told: dict[str, Any]) -> Any:
-    """Make what ``az.compare`` of the ArviZ that is installed accepts.
+    """Make what ``az.compare`` of the ArviZ that is installed accepts."""
+    return _elpd_data()(told)
+
+
+def _elpd_data() -> Callable[[dict[str, Any]], Any]:
+    """Find what makes it, which differs from version to version of ArviZ.
 
     Raises
     ------
     ImportError
-        If there is none.
+        If there is no ArviZ.
     """
     try:
-        from arviz_stats.utils import ELPDData
+        from arviz_stats import utils as since_1
     except ImportError:  # without arviz-base, which ArviZ brings from version 1 on
         pass
     else:
-        return ELPDData(kind="loo", **told)
+        if hasattr(since_1, "ELPDDataLOO"):  # arviz-stats 1.3, one class for each kind
+            return functools.partial(_of_version_1_3, since_1)
+        return lambda told: since_1.ELPDData(kind="loo", **told)
     try:
-        from arviz.stats.stats_utils import ELPDData as Before
+        from arviz.stats import stats_utils as before_1
     except ImportError as error:
-        message = "loo gives what ArviZ compares models by: pip install arviz"
+        message = (
+            "loo gives what ArviZ compares models by: pip install 'dask_consensus[plots]', or arviz"
+        )
         raise ImportError(message, name="arviz") from error
+    return functools.partial(_of_version_0, before_1)
+
+
+def _of_version_1_3(utils: Any, told: dict[str, Any]) -> Any:
+    if "subsampling_se" in told:
+        # What was estimated of every row is kept from it; see `_estimated`.
+        return utils.ELPDDataLOOSubsample(**told, elpd_loo_approx=None)
+    return utils.ELPDDataLOO(**told)
+
+
+def _of_version_0(stats_utils: Any, told: dict[str, Any]) -> Any:
     names = {"elpd": "elpd_loo", "p": "p_loo", "elpd_i": "loo_i"}
     renamed = {names.get(name, name): value for name, value in told.items()}
     if "loo_i" in renamed:
         renamed["loo_i"] = renamed["loo_i"].rename("loo_i")
-    return Before(data=list(renamed.values()), index=list(renamed))
+    return stats_utils.ELPDData(data=list(renamed.values()), index=list(renamed))

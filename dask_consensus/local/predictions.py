@@ -19,7 +19,6 @@ from dask.base import tokenize
 from ..cluster.tasks import broadcast
 from ..result.names import named_columns
 from ..result.recall import recall
-from ..shard.effects import unit_level
 from ..shard.mixtures import RowSite
 from ..shard.predictive import (
     Asked,
@@ -57,15 +56,14 @@ def predict(
     asked = _asked(sites, statistics, kind)
     needed = {name for site in sites for name in site.needs}
     known, design = effects_of(tree, recalled, draws or _DRAWS)
-    level = None if known is None else unit_level(recalled.model)
-    task = _Task(reader(frame, recalled, needed, columns or {}, level), asked)
+    task = _Task(reader(frame, recalled, needed, columns or {}), asked)
     names = task.names
     taken = [name for name in names if name in frame.columns]
     if taken:
         raise ValueError(
             f"the frame has {named_columns(taken)} already: drop or rename before predicting"
         )
-    added = {name: pd.Series(dtype=bool if name == NEW else float) for name in names}
+    added = {name: pd.Series(dtype=bool if name in task.flags else float) for name in names}
     meta = pd.concat([frame._meta, pd.DataFrame(added, frame._meta.index)], axis=1)
     return frame.map_partitions(
         _predicted,
@@ -84,9 +82,13 @@ class _Task(NamedTuple):
     asked: Asked
 
     @property
-    def flagged(self) -> bool:
-        """Whether rows tell if their group was seen."""
-        return self.reader.level is not None
+    def flags(self) -> list[str]:
+        """The columns that tell whether the fit has seen a row's groups.
+
+        Of several levels the innermost tells for all: what lies in a new group is new.
+        """
+        outer = [f"new_{self.reader.by[level]}" for level in self.reader.levels[:-1]]
+        return [*outer, NEW] if self.reader.levels else []
 
     @property
     def names(self) -> list[str]:
@@ -97,7 +99,7 @@ class _Task(NamedTuple):
             for entry in np.ndindex(site.entry)
             for statistic in statistics
         ]
-        return [*names, NEW] if self.flagged else names
+        return [*names, *self.flags]
 
 
 def _index(entry: tuple[int, ...]) -> str:
@@ -150,18 +152,18 @@ def _of_site(site: RowSite, statistics: Sequence[str] | None) -> tuple[str, ...]
 
 
 def _predicted(
-    partition: pd.DataFrame, task: _Task, given: tuple[KnownGroups | None, Design]
+    partition: pd.DataFrame, task: _Task, given: tuple[tuple[KnownGroups, ...], Design]
 ) -> pd.DataFrame:
     """Predict the rows of a partition; runs on a worker."""
     known, design = given
-    n, names = len(partition), task.names
-    values, new = np.empty((n, len(names) - task.flagged)), np.zeros(n, bool)
+    n, names, flags = len(partition), task.names, task.flags
+    values, new = np.empty((n, len(names) - len(flags))), np.zeros((len(flags), n), bool)
     if n:
         blocks, new = task.reader.read(partition, known)
         for block in blocks:
             answers = ask(task.reader.model, task.asked, design, block.rows)
             values[block.some] = np.hstack([answer.reshape(len(answer), -1) for answer in answers])
     added = pd.DataFrame(values, partition.index, names[: values.shape[1]])
-    if task.flagged:
-        added[NEW] = new
+    for flag, its in zip(flags, new, strict=True):
+        added[flag] = its
     return pd.concat([partition, added], axis=1)

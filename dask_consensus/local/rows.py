@@ -9,13 +9,16 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 
-from ..frame.arrays import Column, Layout, encode_values
+from ..frame.arrays import Column, Layout, answered, encode_values, read_columns
 from ..frame.contents import contents_of
 from ..frame.key_kinds import read_keys
 from ..frame.keys import Keys, hash_keys, mix
+from ..frame.lists import NONE
 from ..frame.values import exact_numbers, missing, out_of_range, unfit
 from ..model.model import ShardModel
+from ..plan.bindings import columns_named
 from ..result.recall import Recalled
+from ..shard.local_sites import returned
 from ..shard.predictive import ROWS_AT_ONCE, Rows
 from ..shard_data import Contents
 from .known import KnownGroups, groups_here
@@ -26,7 +29,8 @@ class Block(NamedTuple):
 
     some: slice  # which rows
     rows: Rows
-    numbers: np.ndarray  # (G,) one for each of their groups that carry effects, wherever it is
+    # (G,) one for each of their groups, wherever it is, on each level that has effects
+    numbers: tuple[np.ndarray, ...]
 
 
 class RowReader(NamedTuple):
@@ -35,18 +39,20 @@ class RowReader(NamedTuple):
     model: ShardModel
     layout: Layout  # of the columns that are needed, but keys
     by: tuple[Hashable, ...]  # key columns of all levels that the model knows
-    level: int | None  # of the groups that carry effects; None without any
+    levels: tuple[int, ...]  # of groups that carry effects, the outermost first
     constant: tuple[tuple[str, str], ...]  # arguments on which nothing depends, and their dtypes
 
     @property
     def token(self) -> tuple[Any, ...]:
         """What rows are read by."""
-        return (self.model.token, self.layout, self.by, self.level, self.constant)
+        return (self.model.token, self.layout, self.by, self.levels, self.constant)
 
     def read(
-        self, partition: pd.DataFrame, known: KnownGroups | None
+        self, partition: pd.DataFrame, known: Sequence[KnownGroups]
     ) -> tuple[Iterator[Block], np.ndarray]:
-        """Read the rows of a partition, and tell which are of groups never seen.
+        """Read the rows of a partition, and tell which are of groups never seen on each level.
+
+        That is an array ``(levels, rows)``.
 
         Raises
         ------
@@ -55,25 +61,31 @@ class RowReader(NamedTuple):
         """
         rows = self._used(partition)
         self._check(rows)
-        arguments = encode_values(rows, self.layout)
+        arguments = self.layout.assembled(encode_values(rows, self.layout))
         self._check_categories(arguments)
         arguments |= {name: np.zeros(len(rows), dtype) for name, dtype in self.constant}
         codes, keys = groups_here(rows, self.by)
-        places = None
-        new = np.zeros(len(rows), bool)
-        if known is not None and self.level is not None:
-            places = known.places(keys[self.level], self.by[: self.level + 1])
-            new = places[codes[self.level]] < 0
-        numbers = _numbers(keys[self.level]) if self.level is not None else np.zeros(0, np.uint32)
+        places = [
+            its.places(keys[level], self.by[: level + 1])
+            for level, its in zip(self.levels, known, strict=True)
+        ]
+        new = np.zeros((len(self.levels), len(rows)), bool)
+        for i, (level, there) in enumerate(zip(self.levels, places, strict=True)):
+            new[i] = there[codes[level]] < 0
+        numbers = [_numbers(keys[level]) for level in self.levels]
         return self._blocks(arguments, codes, places, numbers, known), new
+
+    def answered(self, partition: pd.DataFrame) -> np.ndarray:
+        """Tell which rows have a response, as those have that were fitted."""
+        return answered(self._used(partition), self.layout)
 
     def _blocks(
         self,
         arguments: Mapping[str, np.ndarray],
         codes: list[np.ndarray],
-        places: np.ndarray | None,
-        numbers: np.ndarray,
-        known: KnownGroups | None,
+        places: Sequence[np.ndarray],
+        numbers: Sequence[np.ndarray],
+        known: Sequence[KnownGroups],
     ) -> Iterator[Block]:
         n = len(next(iter(arguments.values())))
         integer = np.int64 if self.model.x64 else np.int32
@@ -83,12 +95,12 @@ class RowReader(NamedTuple):
             fed = {name: values[some] for name, values in arguments.items()}
             for name, level in self.model.codes.items():
                 fed[name] = here[level][1].astype(integer)
-            seen, effects, of_groups = np.zeros(0, bool), None, numbers
-            if known is not None and places is not None and self.level is not None:
-                there = places[here[self.level][0]]
-                seen, effects = there >= 0, known.effects_at(there)
-                of_groups = numbers[here[self.level][0]]
-            yield Block(some, Rows(fed, seen, effects), of_groups)
+            groups = [here[level][0] for level in self.levels]
+            there = [its[which] for its, which in zip(places, groups, strict=True)]
+            seen = tuple(its >= 0 for its in there)
+            effects = tuple(k.effects_at(its) for k, its in zip(known, there, strict=True))
+            named = tuple(its[which] for its, which in zip(numbers, groups, strict=True))
+            yield Block(some, Rows(fed, seen, effects), named)
 
     def contents(self, partition: pd.DataFrame, keys: Sequence[Hashable]) -> Contents:
         """Sum up what the rows of a partition hold, as the fit's survey did, by all its `keys`."""
@@ -108,20 +120,29 @@ class RowReader(NamedTuple):
 
     def _check(self, rows: pd.DataFrame) -> None:
         """Refuse what nothing could be said of."""
-        for name in rows.columns:
-            null, nan = missing(rows[name])
-            _refuse(null | nan, name, "have no value", "drop or fill them first")
-        for column in self.layout.values:
-            name, dtype = column.column, np.dtype(column.dtype)
-            numbers = exact_numbers(rows[name])
+        for name in self.by:
+            _check_there(rows[name], name)
+        for read in read_columns(rows, self.layout):
+            column, name, values = read.column, read.column.label, read.values
+            if read.lengths is not None:
+                none = read.lengths == NONE
+                _refuse(none, column.column, "have no value", "drop or fill them first")
+                wrong = read.lengths != read.width
+                what = f"are no lists of {read.width} numbers, as the fit had"
+                _refuse(wrong, column.column, what, "make them as long")
+            _check_there(values, name)
+            if column.kind != "value":
+                continue
+            dtype = np.dtype(column.dtype)
+            numbers = exact_numbers(values)
             if numbers is None:
                 raise ValueError(
-                    f"column {name!r} (argument {column.argument!r}) has dtype {rows[name].dtype}, "
+                    f"column {name!r} (argument {column.argument!r}) has dtype {values.dtype}, "
                     f"where the fit had {dtype}: convert it with astype"
                 )
             _refuse(~np.isfinite(numbers), name, "are infinite", "drop or replace them")
-            wrong = unfit(numbers, dtype) | out_of_range(numbers, dtype)
-            _refuse(wrong, name, f"are no {dtype}, which the fit had", "convert the column")
+            unlike = unfit(numbers, dtype) | out_of_range(numbers, dtype)
+            _refuse(unlike, name, f"are no {dtype}, which the fit had", "convert the column")
 
     def _check_categories(self, arguments: Mapping[str, np.ndarray]) -> None:
         for column in self.layout.columns:
@@ -136,7 +157,6 @@ def reader(
     recalled: Recalled,
     needed: set[str],
     columns: Mapping[str, Hashable],
-    level: int | None,
 ) -> RowReader:
     """Find the columns of a frame that `needed` arguments of a model are fed by.
 
@@ -146,11 +166,11 @@ def reader(
         If one is missing, or `columns` names an argument that no column fed in the fit.
     """
     layout = _layout(frame, recalled, needed, columns)
-    constant = tuple((a.name, a.dtype) for a in recalled.arguments if a.name not in needed)
-    levels = [site.level for site in recalled.model.local if site.level is not None]
+    constant = tuple(pair for pair in recalled.dtypes.items() if pair[0] not in needed)
+    levels = tuple(tier.level for tier in returned(recalled.model))
     used = max([*recalled.model.codes.values(), *levels], default=-1)
     by = _keys_upto(used + 1, frame, recalled, columns)
-    return RowReader(recalled.model, layout, by, level, constant)
+    return RowReader(recalled.model, layout, by, levels, constant)
 
 
 def _numbers(keys: Sequence[Keys]) -> np.ndarray:
@@ -165,24 +185,66 @@ def _layout(
     frame: dd.DataFrame, recalled: Recalled, needed: set[str], columns: Mapping[str, Hashable]
 ) -> Layout:
     """Find the columns that are needed."""
-    arguments = {argument.name: argument for argument in recalled.arguments}
-    for name in columns:
-        if name not in arguments:
-            raise ValueError(
-                f"columns names {name!r}, which no column fed in the fit; those that one did are "
-                f"{', '.join(arguments)}"
-            )
+    groups = {argument.name for argument in recalled.arguments if argument.kind == "group"}
+    sources = columns_fed(frame, recalled, columns, needed - groups)
     found = []
     for argument in recalled.arguments:
         if argument.name not in needed or argument.kind == "group":
             continue
-        column = find(frame, columns.get(argument.name, argument.column), argument.name)
+        fed = sources[argument.name]
+        column = fed[argument.entry] if isinstance(fed, list) else fed
         kind: Any = argument.kind
         categories = tuple(argument.categories)
         found.append(
-            Column(argument.name, column, kind, categories=categories, dtype=argument.dtype)
+            Column(
+                argument.name,
+                column,
+                kind,
+                categories=categories,
+                dtype=argument.dtype,
+                entry=argument.entry,
+                item=argument.item,
+            )
         )
-    return Layout((), tuple(found), recalled.model.x64)
+    return Layout((), tuple(found), recalled.model.x64, responses=recalled.responses)
+
+
+def columns_fed(
+    frame: dd.DataFrame, recalled: Recalled, columns: Mapping[str, Hashable], needed: set[str]
+) -> dict[str, Any]:
+    """Find the column, or the columns of its matrix, that feed each argument that is needed.
+
+    Raises
+    ------
+    ValueError
+        If one is missing, or `columns` names an argument that no column fed in the fit, or too few.
+    """
+    names = dict.fromkeys(argument.name for argument in recalled.arguments)
+    for name in columns:
+        if name not in names:
+            raise ValueError(
+                f"columns names {name!r}, which no column fed in the fit; those that one did are "
+                f"{', '.join(names)}"
+            )
+    fed: dict[str, Any] = {}
+    for argument in recalled.arguments:
+        name = argument.name
+        if name not in needed or name in fed:
+            continue
+        given = columns.get(name, argument.column)
+        if argument.entry < 0 or argument.item >= 0:
+            fed[name] = find(frame, given, name)
+            continue
+        several: list[Hashable] = [a.column for a in recalled.arguments if a.name == name]
+        if name in columns:
+            several = columns_named(given, list(frame.columns)) or [given]
+        if len(several) != recalled.widths[name]:
+            raise ValueError(
+                f"columns names {len(several)} columns for argument {name!r}, which received "
+                f"{recalled.widths[name]} in the fit"
+            )
+        fed[name] = [find(frame, column, name) for column in several]
+    return fed
 
 
 def key_columns(
@@ -230,6 +292,11 @@ def find(frame: dd.DataFrame, wanted: Hashable, what: str) -> Hashable:
         f"{', '.join(map(str, available))}. Where it has another name here, pass "
         "columns={argument: column}"
     )
+
+
+def _check_there(values: pd.Series, name: Hashable) -> None:
+    null, nan = missing(values)
+    _refuse(null | nan, name, "have no value", "drop or fill them first")
 
 
 def _refuse(wrong: np.ndarray, name: Hashable, what: str, remedy: str) -> None:

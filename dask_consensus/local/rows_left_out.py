@@ -22,7 +22,6 @@ from ..config import Options
 from ..frame.contents import add_contents
 from ..result.names import named_columns
 from ..result.recall import Recalled, check_contents, check_number
-from ..shard.effects import unit_level
 from ..shard.mixtures import RowSite
 from ..shard.predictive import Design, log_likelihoods, row_sites
 from .known import KnownGroups, effects_of, fewer
@@ -92,7 +91,7 @@ def all_rows_left_out(
     told, rows, contents = zip(*parts, strict=True)
     hint = "; for some of the rows that were fitted, pointwise() has what is added up here"
     check_number(recalled, sum(rows), hint)
-    names = [*keys, *(column.column for column in task.reader.layout.columns)]
+    names = [*keys, *(column.label for column in task.reader.layout.columns)]
     check_contents(recalled, add_contents(contents), names)
     if few is not None:
         return estimate(told), len(design.u)
@@ -107,7 +106,7 @@ class _Task(NamedTuple):
 class _Few(NamedTuple):
     """Few draws, for rough numbers of all rows, and the share of rows that are left out."""
 
-    known: KnownGroups | None
+    known: tuple[KnownGroups, ...]
     design: Design
     share: float
 
@@ -118,22 +117,27 @@ def _asked(
     recalled: Recalled,
     columns: Mapping[str, Hashable],
     draws: int,
-) -> tuple[_Task, KnownGroups | None, Design]:
+) -> tuple[_Task, tuple[KnownGroups, ...], Design]:
     """Find out how rows are read, and what each is left out of."""
     sites = row_sites(recalled.model, recalled.dtypes)
     known, design = effects_of(tree, recalled, draws)
-    level = None if known is None else unit_level(recalled.model)
     everything = {argument.name for argument in recalled.arguments}
-    return _Task(reader(frame, recalled, everything, columns, level), sites), known, design
+    return _Task(reader(frame, recalled, everything, columns), sites), known, design
 
 
-_Given = tuple[KnownGroups | None, Design]
+_Given = tuple[tuple[KnownGroups, ...], Design]
 
 
 def _beside(partition: pd.DataFrame, task: _Task, given: _Given) -> pd.DataFrame:
-    """Set what is said of the rows of a partition beside them; runs on a worker."""
-    left = pd.DataFrame(_left_out(partition, task, given)._asdict(), partition.index)
-    return pd.concat([partition, left], axis=1)
+    """Set what is said of the rows of a partition beside them; runs on a worker.
+
+    Of rows without a response nothing is.
+    """
+    there = task.reader.answered(partition)
+    left = {name: np.full(len(partition), np.nan) for name in Left._fields}
+    for name, values in _left_out(partition[there], task, given)._asdict().items():
+        left[name][there] = values
+    return pd.concat([partition, pd.DataFrame(left, partition.index)], axis=1)
 
 
 def _left_out_and_held(
@@ -145,6 +149,7 @@ def _left_out_and_held(
     partition_info: Mapping[str, Any] | None = None,
 ) -> pd.Series:
     """Say of a partition, as one object, what is to be added up; runs on a worker."""
+    partition = partition[task.reader.answered(partition)]
     if not len(partition):
         return pd.Series([], dtype=object)
     told: Left | Part
@@ -179,8 +184,9 @@ def _likelihoods(
     known, design = given
     blocks, new = task.reader.read(partition, known)
     if new.any():
+        unseen = np.count_nonzero(new.any(axis=0))
         raise ValueError(
-            f"{np.count_nonzero(new):,} rows of a partition are of groups that the fit has not "
+            f"{unseen:,} rows of a partition are of groups that the fit has not "
             "seen: only rows that it was given can be left out"
         )
     for i, block in enumerate(blocks):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import xarray as xr
@@ -58,6 +58,14 @@ def check_store(store: str | None) -> None:
         ) from error
 
 
+class _Part(NamedTuple):
+    """The arrays of the groups of one level."""
+
+    n: int  # groups
+    chunk: int  # of them in a chunk
+    names: dict[str, str]  # site -> array
+
+
 class DrawStore:
     """Arrays of draws, laid out at once and written block by block.
 
@@ -70,9 +78,7 @@ class DrawStore:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._names: dict[str, str] = {}
-        self._chunk = 0
-        self._n = 0
+        self._parts: dict[str, _Part] = {}
 
     def create(
         self,
@@ -83,40 +89,45 @@ class DrawStore:
         """Lay out the arrays, and say how many draws are to be written at a time."""
         import dask.array as da
 
-        _, draws, self._n = next(iter(shapes.values()))[:3]
-        numbers = [int(np.prod(shape[3:], dtype=int)) for shape in shapes.values()]
-        block = int(np.clip(self._BLOCK_BYTES // (4 * self._n * sum(numbers)), 1, draws))
-        self._chunk = int(
-            np.clip(_CHUNK // (4 * block * max(numbers)), 1, min(self._CHUNK_GROUPS, self._n))
-        )
+        draws = next(iter(shapes.values()))[1]
+        numbers = {name: int(np.prod(shape[3:], dtype=int)) for name, shape in shapes.items()}
+        of_draw = sum(shapes[name][2] * number for name, number in numbers.items())
+        block = int(np.clip(self._BLOCK_BYTES // (4 * of_draw), 1, draws))
         variables = {}
-        for name, shape in shapes.items():
-            self._names[name] = variable_name(name)
-            chunks = (1, block, self._chunk, *shape[3:])
-            variables[self._names[name]] = (
-                dims[name],
-                da.zeros(shape, dtype=np.float32, chunks=chunks),
-            )
+        for dim in dict.fromkeys(its[2] for its in dims.values()):
+            names = {name: variable_name(name) for name, its in dims.items() if its[2] == dim}
+            n, most = shapes[next(iter(names))][2], max(numbers[name] for name in names)
+            chunk = int(np.clip(_CHUNK // (4 * block * most), 1, min(self._CHUNK_GROUPS, n)))
+            self._parts[dim] = _Part(n, chunk, names)
+            for name, stored in names.items():
+                chunks = (1, block, chunk, *shapes[name][3:])
+                zeros = da.zeros(shapes[name], dtype=np.float32, chunks=chunks)
+                variables[stored] = (dims[name], zeros)
         template = xr.Dataset(variables, dict(coords))
         template.to_zarr(self._path, group=_GROUP, mode="w-", compute=False, consolidated=False)
         return block
 
     def write(
-        self, states: Sequence[Delayed], starts: np.ndarray, chain: int, draws: slice
+        self,
+        states: Sequence[Delayed],
+        starts: Mapping[str, np.ndarray],
+        chain: int,
+        draws: slice,
     ) -> None:
-        """Write what the shards hold of some draws; shard k begins at group ``starts[k]``."""
+        """Write what the shards hold of some draws; shard k begins at group ``starts[dim][k]``."""
         tasks = []
-        for first in range(0, self._n, self._chunk):
-            last = min(first + self._chunk, self._n)
-            low, high = np.searchsorted(starts, [first, last - 1], side="right") - 1
-            pieces = [
-                (max(first - starts[k], 0), min(last, starts[k + 1]) - starts[k])
-                for k in range(low, high + 1)
-            ]
-            where = (chain, draws, slice(first, last))
-            tasks.append(
-                call(_write, self._path, self._names, where, pieces, list(states[low : high + 1]))
-            )
+        for dim, (n, chunk, names) in self._parts.items():
+            begin = starts[dim]
+            for first in range(0, n, chunk):
+                last = min(first + chunk, n)
+                low, high = np.searchsorted(begin, [first, last - 1], side="right") - 1
+                pieces = [
+                    (max(first - begin[k], 0), min(last, begin[k + 1]) - begin[k])
+                    for k in range(low, high + 1)
+                ]
+                where = (chain, draws, slice(first, last))
+                held = list(states[low : high + 1])
+                tasks.append(call(_write, self._path, names, where, pieces, held))
         compute(tasks)
 
     def opened(self) -> xr.Dataset:

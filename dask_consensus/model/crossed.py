@@ -1,4 +1,4 @@
-"""Which shared sites are effects of a factor whose levels meet in many shards, and of which rows?
+"""Which shared sites are effects of a factor whose levels meet in many shards.
 
 Items, months, products: a plate over the levels of a column that is no key of the groups. Its
 effects are shared, and may be hundreds, but each row depends on those of one level alone::
@@ -172,7 +172,7 @@ def rowwise_terms(
     return dict(terms)
 
 
-class _Given(numpyro.primitives.Messenger):  # type: ignore[misc]
+class _Given(numpyro.primitives.Messenger):
     """Some sites have values that are given, whatever their shape, and no density."""
 
     def __init__(self, fn: Any, values: Mapping[str, Any]) -> None:

@@ -102,6 +102,9 @@ class ShardModel:
     # Those that follow groups or rows, and may depend on local sites and on data.
     derived: tuple[Derived, ...] = ()
     foreign: tuple[str, ...] = ()  # and those whose values change with other groups
+    dropped: tuple[str, ...] = ()  # and those that no result has: of rows, or of all groups at once
+    # Site -> of each axis the argument whose categories, or columns, label its entries, or none.
+    labelled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     x64: bool = False  # whether the user works in double precision
     double: bool = True  # whether the model can be evaluated in it
     cache: str = ""  # folder of compiled code; empty for none

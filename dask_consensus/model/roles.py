@@ -11,6 +11,7 @@ import contextlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ from .checks import (
 )
 from .crossed import crossed_factors
 from .examples import Example, examples
+from .labelled import with_labels
 from .model import (
     TRACE_LOCK,
     Derived,
@@ -45,6 +47,7 @@ from .model import (
     pickle_by_value,
 )
 from .portable import unpicklable
+from .raised import line_of, shortened
 from .repeats import check_repeats, not_the_same
 
 
@@ -57,6 +60,8 @@ class ModelInputs(NamedTuple):
     counts: Mapping[str, int]  # n_<argument> -> level
     constants: Mapping[str, int]  # n_<argument> -> number of categories
     columns: Mapping[str, str]  # argument -> column, for messages
+    defaults: Mapping[str, str] = MappingProxyType({})  # argument that keeps its default -> a hint
+    categories: Mapping[str, int] = MappingProxyType({})  # argument -> number of its categories
 
 
 class _SiteShape(NamedTuple):
@@ -106,9 +111,10 @@ def read_model(
                 "the model has no shared latent site: nothing links the shards. Fit the groups "
                 "one by one instead."
             )
-        model = replace(model, terms=_terms(model, (small, large), traced))
+        model = replace(model, terms=_terms(model, inputs, (small, large), traced))
         model = replace(model, deterministics=_deterministics(model, inputs, small, traced))
         model = replace(model, derived=_derived((small, large), traced))
+        model = with_labels(model, small, inputs.categories, _shapes_of(function, inputs))
         probe = Probe(model, small)
         check_repeats(function, probe, small)
         check_renumbering(probe, small, renumbered, [f"n_{name}" for name in inputs.codes])
@@ -118,7 +124,13 @@ def read_model(
         foreign = sites_of_other_groups(model, small, large) if model.derived else set()
         crossed = crossed_factors(model, small)
     own = tuple(site for site in model.derived if site.name not in foreign)
-    model = replace(model, derived=own, foreign=tuple(sorted(foreign)))
+    kept = {*model.deterministics, *foreign, *(site.name for site in own if site.level != ROWS)}
+    dropped = tuple(
+        name
+        for name, site in traced[0].items()
+        if site.kind == "deterministic" and name not in kept
+    )
+    model = replace(model, derived=own, foreign=tuple(sorted(foreign)), dropped=dropped)
     model = replace(model, double=probe.double, coupled=tuple(sorted(coupled)))
     return named(replace(model, crossed=crossed))
 
@@ -136,7 +148,19 @@ def _trace_shapes(
         for name, site in _trace(function, inputs, example, arguments).items():
             shapes[name] = _site_shape(site)
 
-    _abstractly(trace, inputs, example)
+    _abstractly(trace, function, inputs, example)
+    return shapes
+
+
+def _shapes_of(
+    function: Callable[..., Any], inputs: ModelInputs
+) -> Callable[[Mapping[str, int], Example], dict[str, tuple[int, ...]]]:
+    """Make a function of constants and an example that gives the shapes of all sites."""
+
+    def shapes(constants: Mapping[str, int], example: Example) -> dict[str, tuple[int, ...]]:
+        traced = _trace_shapes(function, inputs._replace(constants=constants), example)
+        return {name: site.value for name, site in traced.items()}
+
     return shapes
 
 
@@ -173,22 +197,41 @@ def _trace(
     return numpyro.handlers.trace(placed).get_trace(**arguments, **sizes, **inputs.constants)
 
 
-def _abstractly(trace: Callable[..., None], inputs: ModelInputs, example: Example) -> None:
+def _abstractly(
+    trace: Callable[..., None],
+    function: Callable[..., Any],
+    inputs: ModelInputs,
+    example: Example,
+) -> None:
     """Run `trace` with data that has shapes but no values, as in compiled code."""
     try:
         jax.eval_shape(trace, {k: jnp.asarray(v) for k, v in example.arguments.items()})
     except Exception as error:
         if "racer" not in f"{type(error).__name__} {error}":
-            error.add_note("raised by the model while it was traced on a small sample of the frame")
-            raise
+            short = shortened(error)
+            sizes = {name: int(example.groups[level]) for name, level in inputs.counts.items()}
+            sizes |= inputs.constants
+            told = "".join(f", {name}={size}" for name, size in sizes.items())
+            short.add_note(
+                "raised by the model while it was traced on a small sample of the frame: "
+                f"{example.rows} rows{told}" + _unfed("; no column feeds", inputs)
+            )
+            raise short from short.__cause__
         coded = [*inputs.counts, *inputs.constants]
         coded = coded or [f"n_{name}" for name in inputs.codes] or ["n_<argument>"]
         raise ValueError(
             "the model needs the values of its data while it is traced (np.unique, len(set(...)), "
             "int(...), or an if on data), but one compiled model serves every shard, so data has "
             f"only shapes there. For a number of groups take the argument {', '.join(coded)}; for "
-            f"the rest use jax.numpy. ({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from error
+            f"the rest use jax.numpy. It happens at {line_of(error, function)} "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from None
+
+
+def _unfed(begin: str, inputs: ModelInputs, end: str = "") -> str:
+    """Name the arguments that keep their defaults, if there are any."""
+    names = ", ".join(f"{name!r}{hint}" for name, hint in inputs.defaults.items())
+    return f"{begin} {names}{end}" if names else ""
 
 
 def _site_shape(site: dict[str, Any]) -> _SiteShape:
@@ -284,7 +327,7 @@ def _latents(
                 )
             )
 
-    _abstractly(trace, inputs, pair[0])
+    _abstractly(trace, function, inputs, pair[0])
     return tuple(sorted(latents, key=lambda site: site.level is not None))
 
 
@@ -295,7 +338,10 @@ def _axis_sizes(small: Example, large: Example) -> dict[tuple[int, int], int]:
 
 
 def _terms(
-    model: ShardModel, pair: tuple[Example, Example], traced: list[dict[str, _SiteShape]]
+    model: ShardModel,
+    inputs: ModelInputs,
+    pair: tuple[Example, Example],
+    traced: list[dict[str, _SiteShape]],
 ) -> tuple[Term, ...]:
     """Find the level of every log density term, ``_<site>_log_det`` among them."""
 
@@ -326,6 +372,7 @@ def _terms(
         raise ValueError(
             "the model has no observed site that follows the rows or groups: pass the outcome's "
             "column to the argument given as obs= (left at its default None, the site is latent)."
+            + _unfed(" No column feeds", inputs, ": name it in columns=.")
         )
     return tuple(terms)
 

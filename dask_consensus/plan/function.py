@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from numpyro import handlers
@@ -17,8 +17,12 @@ _NO_MODEL: tuple[tuple[Callable[[Any], bool], str], ...] = (
 )
 
 
-def parameters_of(model: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def parameters_of(
+    model: Callable[..., Any], given: Iterable[str] = ()
+) -> dict[str, inspect.Parameter]:
     """Return the named parameters of a model that are free; data is passed by name.
+
+    Where the model takes any (``**columns``), names that are `given` are among them.
 
     Raises
     ------
@@ -31,9 +35,12 @@ def parameters_of(model: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     function, bound = _unwrapped(model)
     named = {}
     rest = []
+    others: dict[str, inspect.Parameter] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             rest.append(str(parameter).partition(":")[0])
+            if parameter.kind == parameter.VAR_KEYWORD:
+                others = dict.fromkeys(given, parameter)
             continue
         if name in bound:
             continue
@@ -43,11 +50,12 @@ def parameters_of(model: Callable[..., Any]) -> dict[str, inspect.Parameter]:
                 "remove the '/' from its signature"
             )
         named[name] = parameter
+    named |= {name: one for name, one in others.items() if name not in named and name not in bound}
     if rest and not named:
         raise TypeError(
             f"the model {_name(model)} takes only {', '.join(rest)}, which name no columns: write "
-            "its arguments out (def model(patient, weeks, fvc=None)); a decorator shows those of "
-            "the function inside with functools.wraps"
+            "its arguments out (def model(patient, weeks, fvc=None)), or name them in columns=; a "
+            "decorator shows those of the function inside with functools.wraps"
         )
     return named
 

@@ -14,21 +14,22 @@ import pandas as pd
 
 from ..cluster.tasks import compute
 from ..config import Method, Options
-from ..frame.arrays import Layout, encode
+from ..frame.arrays import Layout, encode, labels_of
 from ..frame.assign import Assignment, assign
 from ..frame.defects import usable
 from ..frame.survey import Survey, check, survey, used
-from ..model.examples import Example, examples
 from ..model.crossed import MOST_CROSSED
+from ..model.examples import Example, examples
 from ..model.model import ShardModel, double_precision, named
+from ..model.responses import responses
 from ..model.roles import ModelInputs, read_model
-from ..shard.effects import unit_level
 from ..shard.engine import engine_of
+from ..shard.local_sites import returned
 from ..shard.nuts import NutsSettings
 from ..shard.tiers import tiers
-from ..shard_data import ROWS, ShardData
-from .bindings import Bindings, bind
-from .show import notes_of, tables_of
+from ..shard_data import ShardData
+from .bindings import Bindings, bind, similar
+from .show import columns_told, notes_of, tables_of
 
 _SAMPLE = 64  # rows of a partition on which the model is traced
 _LOCAL_ROWS, _MOST_LOCAL_DRAWS = 5_000_000, 256  # rows times draws that cost next to nothing
@@ -71,6 +72,11 @@ class Plan:
         return self.assignment.n_shards
 
     @property
+    def labels(self) -> dict[str, tuple[Any, ...]]:
+        """Categories of the arguments that receive codes; of matrices the names of columns."""
+        return labels_of(self.bindings.layout)
+
+    @property
     def fits_one_shard(self) -> bool:
         """Whether there are more shards than rows need, since `n_shards` asked for them."""
         return self.n_shards > 1 and self.survey.rows <= self.options.rows_per_shard
@@ -99,10 +105,7 @@ class Plan:
             return "the model has no local sites"
         if self.obstacle:
             return self.obstacle
-        if len(tiers(model)) > 1:
-            names = ", ".join(site.name for site in model.local)
-            return f"they are on several levels ({names}), of which none are returned yet"
-        if unit_level(model) == ROWS:
+        if not returned(model):
             return "they are effects of rows, which have no labels"
         most = options.local_limits.groups
         if self.survey.n_groups > most and not options.store:
@@ -120,6 +123,12 @@ class Plan:
         # Fewer could not have the means and the covariance of all.
         few = max(self.options.local_limits.draws, 2 * self.model.dim_without_crossed + 4)
         return max(few, min(_MOST_LOCAL_DRAWS, _LOCAL_ROWS // self.survey.rows))
+
+    @property
+    def looks_for_effects(self) -> tuple[int, int]:
+        """Looks at every row that effects of groups take at a draw, at least and at most."""
+        summary = self.options.local == "summary"
+        return engine_of(self.model).looks_at_rows(summary=summary)
 
     @property
     def method(self) -> Method:
@@ -180,6 +189,7 @@ def make_plan(
     what one pass over the rows shows.
     """
     bindings = bind(frame, model, by, columns, double_precision())
+    bindings = bindings.completed(frame, options.split_every)
     layout = bindings.layout
     values = _sample(frame, layout)
     codes = {c.argument: c.level for c in layout.columns if c.kind == "group"}
@@ -189,10 +199,15 @@ def make_plan(
         levels=tuple(map(str, layout.by)),
         counts=bindings.counts,
         constants=bindings.constants,
-        columns={c.argument: str(c.column) for c in layout.columns},
+        columns=columns_told(layout),
+        defaults={name: similar(name, list(frame.columns)) for name in bindings.defaults},
+        categories={c.argument: len(c.categories) for c in layout.columns if c.categories},
     )
     read = read_model(model, inputs, cache=options.cache, cache_size=options.cache_size)
     read = _with_crossed(read, options)
+    example = examples(values, codes, len(layout.by))[0]
+    layout = layout._replace(responses=_responses(read, example, layout))
+    bindings = bindings._replace(layout=layout)
     (counted,) = compute([survey(frame, layout, split_every=options.split_every)])
     check(counted, layout)
     assignment = assign(
@@ -202,9 +217,14 @@ def make_plan(
         _check_rows(read, counted.rows, assignment.n_shards)
         if not read.crossed:
             _check_draws(read, options)
-    example = examples(values, codes, len(layout.by))[0]
     dtypes = tuple(used(frame, layout)._meta[name].dtype for name in layout.by)
     return Plan(options, bindings, read, counted, assignment, _whole(example), dtypes)
+
+
+def _responses(model: ShardModel, example: Example, layout: Layout) -> tuple[str, ...]:
+    """Name the arguments that are only observed, but matrices: a row may lack a part of one."""
+    plain = {column.argument for column in layout.direct if column.entry < 0}
+    return tuple(name for name in responses(model, example) if name in plain)
 
 
 def _sample(frame: dd.DataFrame, layout: Layout) -> dict[str, np.ndarray]:
@@ -214,29 +234,27 @@ def _sample(frame: dd.DataFrame, layout: Layout) -> dict[str, np.ndarray]:
     some = sorted({0, rows.npartitions // 2, rows.npartitions - 1})
     sample = _heads(rows.partitions[some], layout)
     if not len(sample):
-        # These partitions may be empty, or hold nothing that can be used.
+        # These partitions may be empty, or begin with rows that lack something: the outcome, say.
+        sample = _heads(rows, layout, whole=True)
+    if not len(sample):
         check(compute([survey(frame, layout)])[0], layout)
-        sample = _heads(rows, layout)
     order = np.random.default_rng(0).permutation(len(sample))[:_SAMPLE]
-    return {
-        column.argument: sample[column.argument].to_numpy()[order]
-        for column in layout.columns
-        if column.kind != "group"
-    }
+    return layout.assembled({str(name): sample[name].to_numpy()[order] for name in sample})
 
 
-def _heads(rows: dd.DataFrame, layout: Layout) -> pd.DataFrame:
-    """Encode the first rows of each partition that have no value the model cannot use."""
+def _heads(rows: dd.DataFrame, layout: Layout, *, whole: bool = False) -> pd.DataFrame:
+    """Encode the first rows of each partition, of a whole one or of its head, that can be used."""
     values = layout.typed(rows._meta)._replace(by=())
     heads: pd.DataFrame
-    (heads,) = compute([rows.map_partitions(_head, values, meta=encode(rows._meta, values))])
+    meta = encode(rows._meta, values)
+    (heads,) = compute([rows.map_partitions(_head, values, whole, meta=meta)])
     return heads
 
 
-def _head(partition: pd.DataFrame, layout: Layout) -> pd.DataFrame:
+def _head(partition: pd.DataFrame, layout: Layout, whole: bool) -> pd.DataFrame:
     """Encode the first rows of a partition, those that the model can use."""
-    head = partition.head(_SAMPLE)
-    return encode(head[usable(head, layout)], layout)
+    head = partition if whole else partition.head(_SAMPLE)
+    return encode(head[usable(head, layout)].head(_SAMPLE), layout)
 
 
 def _whole(example: Example) -> ShardData:

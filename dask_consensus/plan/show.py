@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..frame.arrays import Column, Layout, matrices_of
 from ..frame.survey import far_columns
 from ..shard.tiers import tiers
 from ..shard_data import ROWS, Size, padded_sizes
@@ -21,6 +22,7 @@ _SHARDING = {
     "hash": "rows shuffled by group, groups kept whole",
     "rows": "rows dealt out, rows being exchangeable",
 }
+_MOST_CODES = 8  # that are listed
 
 
 def tables_of(plan: Plan) -> list[Table]:
@@ -37,6 +39,20 @@ def tables_of(plan: Plan) -> list[Table]:
 def notes_of(plan: Plan) -> list[str]:
     """Say what the user should know before running."""
     notes = options_without_effect(plan)
+    if plan.model.dropped:
+        notes.append(
+            f"{', '.join(plan.model.dropped)}: deterministic sites of rows, or of all groups "
+            "together, are not in the result; ddf.consensus.predict(tree, model, kind='expected') "
+            "sets the expected response beside each row"
+        )
+    if plan.survey.unanswered:
+        told = ", ".join(
+            columns_told(plan.bindings.layout)[r] for r in plan.bindings.layout.responses
+        )
+        notes.append(
+            f"{_count(plan.survey.unanswered, 'row')} without a value of {told}: left out of the "
+            "fit; `predict` says what would be observed there"
+        )
     if plan.n_shards == 1:
         return notes + _costs(plan)
     notes += [
@@ -60,6 +76,12 @@ def notes_of(plan: Plan) -> list[str]:
             f"all shards are integrated out, given the other {plan.model.dim_without_crossed} "
             "shared parameters, by Laplace's method and its next order; at some hundred values of "
             f"these each shard sends a matrix of {size**2 * 8 / 2**20:,.1f} MiB"
+        )
+    of_rows = [site.name for site in plan.model.local if site.level == ROWS]
+    if of_rows and not plan.no_local_because:
+        notes.append(
+            f"{', '.join(of_rows)}: effects of rows are integrated out, and not returned beside "
+            "those of groups, since rows have no labels"
         )
     if plan.fits_one_shard:
         notes.append(
@@ -171,7 +193,7 @@ def _sampling(plan: Plan) -> str:
 
 
 def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'s' if n != 1 else ''}"
+    return f"{n:,} {noun}{'s' if n != 1 else ''}"
 
 
 def _correction(plan: Plan) -> str:
@@ -200,23 +222,46 @@ def _local(plan: Plan) -> str:
     because = plan.no_local_because
     if because:
         return f"none, because {because}"
+    summary = plan.options.local == "summary"
+    least, most = plan.looks_for_effects
     draws = f"{plan.local_draws:,} draws of the shared parameters"
-    if plan.options.local == "summary":
-        return f"summary over {draws}, for each 4 to 192 looks at every row"
-    return f"one draw of each group for {draws}, for each 4 to 192 looks at every row"
+    what = f"summary over {draws}" if summary else f"one draw of each group for {draws}"
+    return f"{what}, for each {least:,} to {most:,} looks at every row"
 
 
 def _arguments(plan: Plan) -> list[list[str]]:
     bindings = plan.bindings
-    kinds = {"group": "group codes, local to a shard", "value": "values"}
+    layout, told = bindings.layout, columns_told(bindings.layout)
     rows = []
-    for column in bindings.layout.columns:
-        kind = kinds.get(column.kind, f"codes of {len(column.categories)} categories")
-        rows.append([column.argument, str(column.column), kind])
+    for argument, columns in matrices_of(layout).items():
+        column = columns[0]
+        kind = {"group": "group codes, local to a shard", "category": _codes(column)}.get(
+            column.kind, "values" if column.entry < 0 else f"a matrix, (rows, {len(columns)})"
+        )
+        rows.append([argument, told[argument], kind])
     unfed = {n: f"number of groups of {plan.model.levels[i]}" for n, i in bindings.counts.items()}
     unfed |= {n: f"{size}, the number of categories" for n, size in bindings.constants.items()}
     unfed |= dict.fromkeys(bindings.defaults, "its default")
     return rows + [[name, "", receives] for name, receives in unfed.items()]
+
+
+def columns_told(layout: Layout) -> dict[str, str]:
+    """Name the columns that feed each argument: of a matrix the first and the last of them."""
+    told = {}
+    for argument, columns in matrices_of(layout).items():
+        first, last = str(columns[0].label), str(columns[-1].label)
+        between = ", ..., " if len(columns) > 2 else ", "
+        told[argument] = first if len(columns) == 1 else f"{first}{between}{last}"
+    return told
+
+
+def _codes(column: Column) -> str:
+    """Say which code stands for which category."""
+    n = len(column.categories)
+    listed = [f"{code} {category}" for code, category in enumerate(column.categories)]
+    if n > _MOST_CODES:
+        listed = [*listed[: _MOST_CODES - 1], "...", listed[-1]]
+    return f"codes of {n:,} {'category' if n == 1 else 'categories'}: {', '.join(listed)}"
 
 
 def _sites(plan: Plan) -> list[list[str]]:
@@ -238,14 +283,19 @@ def _sites(plan: Plan) -> list[list[str]]:
             role, share = ("prior", tempered) if term.level is None else ("observed", "whole")
             level = "" if term.level is None else f"({names[term.level]})"
             rows.append([term.name, role, level, "", "", share])
-    return rows + [[name, "deterministic", "", "", "", ""] for name in model.deterministics]
+    rows += [[name, "deterministic", "", "", "", ""] for name in model.deterministics]
+    for derived in model.derived:
+        shape = [str(size) for size in derived.shape]
+        shape[derived.axis] = names[derived.level]
+        rows.append([derived.name, "deterministic", f"({', '.join(shape)})", "", "", ""])
+    return rows
 
 
 def _shards(plan: Plan) -> list[list[str]]:
     assignment, by = plan.assignment, plan.bindings.layout.by
     rows = [
         ["shards", f"{plan.n_shards:,}"],
-        ["rows", f"{plan.survey.rows:,}"],
+        ["rows", f"{plan.survey.rows:,}{_unanswered(plan)}"],
         ["rows a shard", _range(assignment.rows, "{:,.0f}")],
     ]
     if by:
@@ -260,6 +310,11 @@ def _shards(plan: Plan) -> list[list[str]]:
     extra = sum(size.rows for size in padded) - int(n_rows)
     padding = f"{extra:,} ({extra / n_rows:.1%})" if extra else "none"
     return [*rows, ["padding rows", padding], ["shapes to compile", str(len(set(padded)))]]
+
+
+def _unanswered(plan: Plan) -> str:
+    left_out = plan.survey.unanswered
+    return f", {left_out:,} without a response left out" if left_out else ""
 
 
 def _range(values: np.ndarray, pattern: str) -> str:

@@ -9,12 +9,14 @@ import numpy as np
 from ..cluster.mapreduce import Answer, each, map_reduce
 from ..cluster.shards import Shards
 from ..cluster.tasks import broadcast, compute
+from ..frame.arrays import matrices_of
 from ..frame.labels import readable
 from ..shard.undefined import POINTS, Undefined, undefined_rows
 from ..shard_data import ShardData
 from .plan import Plan
 
 _NAMED = 3  # shards, and groups of each, that are named
+_VALUES = 20  # of a row, that are named
 
 
 def check_defined(plan: Plan, shards: Shards) -> None:
@@ -50,8 +52,13 @@ def check_defined(plan: Plan, shards: Shards) -> None:
 
 def _place(plan: Plan, shards: Shards, number: int, undefined: Undefined) -> str:
     """Say which rows of a shard they are."""
-    columns = {column.argument: column.column for column in plan.bindings.layout.columns}
-    values = ", ".join(f"{columns.get(name, name)}={v!r}" for name, v in undefined.values.items())
+    columns = matrices_of(plan.bindings.layout)
+    held = [
+        f"{column.label}={value!r}"
+        for name, values in undefined.values.items()
+        for column, value in zip(columns[name], np.ravel(values).tolist(), strict=True)
+    ]
+    values = ", ".join(held[:_VALUES]) + (", ..." if len(held) > _VALUES else "")
     of, groups = shards.sizes[number].rows, _groups(plan, shards, number, undefined)
     return f"shard {number}: {len(undefined.rows):,} of {of:,} rows{groups}; the first has {values}"
 

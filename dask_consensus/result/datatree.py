@@ -14,13 +14,13 @@ import xarray as xr
 
 from ..combination.reports import Combined, Guess, NutsDiagnostics, Round
 from ..correction.assessment import usable
-from ..correction.state import Correction
+from ..correction.state import Correction, Known
 from ..model.model import ShardModel
 from ..plan.plan import Plan
 from ..shard.constrain import constrain
 from .clock import Clock, seconds_compiling
-from .names import variable_name
-from .recall import UNCONSTRAINED, memory_of, unconstrained_dataset
+from .names import axis_labels, variable_name
+from .recall import SEEN, UNCONSTRAINED, memory_of, unconstrained_dataset
 from .verdict import Verdict
 
 _LIBRARIES = ("dask_consensus", "numpyro", "jax", "dask", "xarray", "numpy")
@@ -35,8 +35,12 @@ def result(
     local: Mapping[str, xr.Dataset],
     verdict: Verdict,
     clock: Clock,
+    seen: np.ndarray | None = None,
 ) -> xr.DataTree:
-    """Constrain the draws and label everything; root and posterior have the same attributes."""
+    """Constrain the draws and label everything; root and posterior have the same attributes.
+
+    `seen` are hashes of the groups' keys, by which they are known again.
+    """
     options, model = plan.options, plan.model
     settings = asdict(options)
     thresholds = settings.pop("verdict")
@@ -51,6 +55,8 @@ def result(
         if usable(correction):
             groups["uncorrected"] = _posterior(plan, combined.draws)
     groups |= local
+    if seen is not None:
+        groups[SEEN] = seen_dataset(seen)
     # JSON has no infinity: an error of unknown size is null.
     sizes = [float(size) if np.isfinite(size) else None for size in verdict.error]
     attributes = {
@@ -67,6 +73,8 @@ def result(
         "searches": _searches(guess),
         "by": [str(key) for key in plan.bindings.layout.by],
         "n_rows": plan.survey.rows,
+        "n_groups": plan.survey.n_groups if plan.bindings.layout.by else 0,
+        "n_updates": 0,
         "model": memory_of(plan),
         "sampling_time": clock.total(),
         "profile": clock.seconds | {"compile": seconds_compiling(combined, correction)},
@@ -92,14 +100,13 @@ def _searches(guess: Guess | None) -> dict[str, int]:
 
 def _posterior(plan: Plan, draws: np.ndarray) -> xr.Dataset:
     values = constrain(plan.model, draws, plan.example)
-    labels = {c.argument: c.categories for c in plan.bindings.layout.columns if c.categories}
-    return posterior_dataset(plan.model, values, labels)
+    return posterior_dataset(plan.model, values, plan.labels)
 
 
 def posterior_dataset(
     model: ShardModel, values: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[Any]]
 ) -> xr.Dataset:
-    """Label constrained draws ``(chain, draw, *site shape)``; `labels` name plates' entries."""
+    """Label constrained draws ``(chain, draw, *site shape)``; `labels` are those of arguments."""
     plates = {**{site.name: site.dims for site in model.shared}, **model.deterministics}
     variables = {}
     coords: dict[str, Any] = {}
@@ -108,8 +115,8 @@ def posterior_dataset(
         for axis, size in enumerate(array.shape[2:]):
             plate = plates[name][axis]
             dim = variable_name(plate or f"{name}_dim_{axis}")
-            entries = labels.get(plate, ())
-            coords[dim] = _storable_labels(entries) if len(entries) == size else np.arange(size)
+            entries = axis_labels(model, labels, name, axis)
+            coords[dim] = np.arange(size) if entries is None else entries
             dims.append(dim)
         variables[variable_name(name)] = (("chain", "draw", *dims), array)
     chains, draws = next(iter(values.values())).shape[:2]
@@ -221,7 +228,8 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
         "tail_log_ratio": "log of how much larger a weight would be far out than any seen",
         "integration_error": "change of the mean with other nodes or another rule (posterior sds)",
         "integration_sd_error": "change of the log sd, likewise",
-        "sampling_error": "error of the mean by asking a sample of the shards (posterior sds)",
+        "sampling_error": "error of the mean by asking a sample of the shards, or an emulator of "
+        "the rows of an earlier fit (posterior sds)",
         "sampling_sd_error": "error of the log sd, likewise",
     }
     of_estimate = {
@@ -244,17 +252,35 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
         "sd": (dims, sd, {"long_name": "sd of the full posterior"}),
         **_variables(correction, ("point", "coordinate"), of_points),
     }
+    if correction.known is not None:
+        variables |= _known(correction.known)
     names = model.coordinate_names()
     if correction.coordinates is not None:
         names = [names[i] for i in correction.coordinates]
     return xr.Dataset(variables, {"coordinate": names})
 
 
-def _storable_labels(entries: Sequence[Any]) -> np.ndarray:
-    """Turn labels that no file can hold (intervals, say) into text."""
-    labels = np.asarray(entries)
-    storable = labels.ndim == 1 and labels.dtype != object
-    return labels if storable else np.array(list(map(str, entries)))
+def _known(known: Known) -> dict[str, Any]:
+    of_points = {
+        "log_density": "log of the prior times the likelihood of all rows, at the points",
+        "log_proposal": "log density of what the points were drawn from",
+    }
+    of_marks = {
+        "marks": "unconstrained points far out along each coordinate, and where searches ended",
+        "mark_log_density": "log of the prior times the likelihood of all rows there",
+        "mark_log_proposal": "log density there of what the points were drawn from",
+        "mark_leader": "number of the coordinate along which a mark is far out; -1: a search ended",
+    }
+    return {
+        **_variables(known, ("point",), of_points),
+        **_variables(known, ("mark", "coordinate"), of_marks),
+    }
+
+
+def seen_dataset(hashes: np.ndarray) -> xr.Dataset:
+    """Tabulate by what the groups of a fit are known again."""
+    text = "64-bit hash of the key of each outermost group, sorted"
+    return xr.Dataset({"key_hash": ("group", hashes, {"long_name": text})})
 
 
 def _storable(value: Any) -> Any:

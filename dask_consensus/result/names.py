@@ -1,8 +1,13 @@
-"""What a variable or dimension of the result is called."""
+"""What a variable or dimension of the result is called, and the entries along it."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..model.model import ShardModel
 
 
 def variable_name(site: str) -> str:
@@ -15,3 +20,22 @@ def named_columns(names: Sequence[Hashable]) -> str:
     """Name columns in an error: ``a column 'x'``, ``columns 'x' and 'y'``."""
     *first, last = [repr(name) for name in names]
     return f"columns {', '.join(first)} and {last}" if first else f"a column {last}"
+
+
+def axis_labels(
+    model: ShardModel, labels: Mapping[str, Sequence[Any]], site: str, axis: int
+) -> np.ndarray | None:
+    """Return the labels of the entries along an axis of a site, where it has any.
+
+    `labels` are those that arguments have: their categories, or the columns of a matrix.
+    """
+    sources = model.labelled.get(site, ())
+    entries = labels.get(sources[axis], ()) if axis < len(sources) else ()
+    return storable_labels(entries) if len(entries) else None
+
+
+def storable_labels(entries: Sequence[Any]) -> np.ndarray:
+    """Turn labels that no file can hold (intervals, say) into text."""
+    labels = np.asarray(entries)
+    storable = labels.ndim == 1 and labels.dtype != object
+    return labels if storable else np.array(list(map(str, entries)))

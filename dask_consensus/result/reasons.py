@@ -23,6 +23,8 @@ SIZE_UNKNOWN = frozenset(
     | {"r-hat", "shard-ess", "divergences", "moving"}
 )
 """Codes of checks without which no estimate of the error holds."""
+TOGETHER = "fit all rows together, which update=(tree, ddf_old) does where it must"
+"""The remedy where what an earlier fit knows is not enough for the rows that were added."""
 PAGE = "docs/verdict.md"
 """The page of the documentation that has a section for each code, under the code."""
 
@@ -53,6 +55,28 @@ class Reason(NamedTuple):
         return f"{self.problem}: {self.remedy}"
 
 
+class Earlier(NamedTuple):
+    """The fit to which rows were added.
+
+    Attributes
+    ----------
+    rows, new_rows : int
+        That it had, and that came.
+    number : int
+        Of the update.
+    carried : (d,) array
+        Errors of means that it hands on where nothing corrects them, in posterior sds.
+    codes : tuple of str
+        Of the reasons against it; empty if it was good.
+    """
+
+    rows: int
+    new_rows: int
+    number: int
+    carried: np.ndarray
+    codes: tuple[str, ...]
+
+
 class Evidence(NamedTuple):
     """Everything that a verdict is made from.
 
@@ -75,6 +99,8 @@ class Evidence(NamedTuple):
         Terms by which groups depend on each other.
     local_sites : sequence of str
         Names of the local sites.
+    earlier : Earlier or None
+        The fit to which rows were added; None where all were fitted together.
     """
 
     names: Sequence[str]
@@ -87,6 +113,7 @@ class Evidence(NamedTuple):
     approximation: LaplaceApproximation | None = None
     coupled: Sequence[str] = ()
     local_sites: Sequence[str] = ()
+    earlier: Earlier | None = None
 
     @property
     def corrected(self) -> Sequence[str]:
@@ -97,7 +124,7 @@ class Evidence(NamedTuple):
     @property
     def alone(self) -> bool:
         """Whether one shard holds all rows."""
-        return len(self.combined.rounds[-1].reports) == 1
+        return self.earlier is None and len(self.combined.rounds[-1].reports) == 1
 
     @property
     def nuts(self) -> list[NutsDiagnostics]:
@@ -121,6 +148,8 @@ def reasons_against(evidence: Evidence, error: np.ndarray) -> list[Reason]:
         checks += [_correction_weights, _correction_tails, _correction_integrals]
     elif evidence.nuts:
         checks += [_sampling]
+    if evidence.earlier is not None:
+        checks += [_earlier_fit]
     reasons = [reason for check in checks for reason in check(evidence)]
     if not evidence.alone:
         if evidence.correction is None:
@@ -192,13 +221,16 @@ def _correction_weights(evidence: Evidence) -> Iterator[Reason]:
         "raise consensus.correction.iterations (now "
         f"{evidence.options.correction.iterations}) in Dask's configuration"
     )
+    longer = f"{more}, or use n_shards=1"
+    if evidence.earlier is not None:
+        more = longer = TOGETHER
     limit = min(limits.k_hat, 1 - 1 / np.log10(n_points))
     if not correction.k_hat <= limit:
         problem = (
             f"k-hat {correction.k_hat:.2f} of the importance weights is above {limit:.2f}, so the "
             "points miss part of the posterior"
         )
-        yield Reason("k-hat", correction.k_hat, limit, "", problem, f"{more}, or use n_shards=1")
+        yield Reason("k-hat", correction.k_hat, limit, "", problem, longer)
     # Fewer draws than assessment.usable asks are not used, whatever the threshold.
     least = max(limits.ess, USABLE_DRAWS_A_DIMENSION * len(evidence.corrected))
     if not estimate.ess >= least:
@@ -224,7 +256,10 @@ def _correction_tails(evidence: Evidence) -> Iterator[Reason]:
             f"the posterior has mass far out on {name} that the points do not reach, its tail "
             "being heavier than an exponential"
         )
-        yield Reason("tail", ratio, limit, name, problem, "give it a prior with lighter tails")
+        remedy = "give it a prior with lighter tails"
+        if evidence.earlier is not None:
+            remedy = TOGETHER
+        yield Reason("tail", ratio, limit, name, problem, remedy)
 
 
 def _correction_integrals(evidence: Evidence) -> Iterator[Reason]:
@@ -287,6 +322,17 @@ def _levels(evidence: Evidence, levels: Levels) -> Iterator[Reason]:
             break
 
 
+# Rows that were added
+
+
+def _earlier_fit(evidence: Evidence) -> Iterator[Reason]:
+    assert evidence.earlier is not None
+    codes = evidence.earlier.codes
+    if codes:
+        problem = f"the fit to which rows were added was not to be relied on ({', '.join(codes)})"
+        yield Reason("earlier-fit", len(codes), 0, "", problem, TOGETHER)
+
+
 # Sampling
 
 
@@ -338,6 +384,8 @@ def _approximation(evidence: Evidence, error: np.ndarray) -> Iterator[Reason]:
             remedy = "leave correct at 'auto'"
         elif evidence.combined.method in ("consensus", "parametric"):
             remedy = "use method='anchored', or fewer shards"
+        if evidence.earlier is not None:
+            remedy = TOGETHER
         yield Reason("approximate-error", error[worst], limit, name, problem, remedy)
     if last.movement > 3 * last.noise:
         problem = (

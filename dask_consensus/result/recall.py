@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,18 +12,24 @@ import xarray as xr
 
 from ..frame.contents import changed
 from ..model.model import ShardModel
-from ..model.remembered import meet_again, remember
-from ..shard_data import Contents
+from ..model.remembered import example, meet_again, remember
+from ..shard.additivity import example_entries
+from ..shard_data import Contents, ShardData
 from .names import variable_name
 
 if TYPE_CHECKING:
     from ..plan.plan import Plan
 
 UNCONSTRAINED = "unconstrained_posterior"
+SEEN = "group_keys"
+_AT = 0.3  # either side of which densities are remembered, in every shared coordinate
 
 
 class Argument(NamedTuple):
-    """How a column fed an argument of the model; see :class:`..frame.arrays.Column`."""
+    """How a column fed an argument of the model; see :class:`..frame.arrays.Column`.
+
+    A matrix has one of these for each of its columns, one after the other.
+    """
 
     name: str
     column: str
@@ -30,6 +37,8 @@ class Argument(NamedTuple):
     level: int
     dtype: str
     categories: list[Any]  # numbers or text; others are written as text
+    entry: int = -1
+    item: int = -1
 
 
 class Recalled(NamedTuple):
@@ -41,18 +50,62 @@ class Recalled(NamedTuple):
     draws: np.ndarray  # (chains, draws, d)
     n_rows: int | None  # that were fitted; None in a tree of an older version
     contents: Contents | None  # what they held; likewise
+    responses: tuple[str, ...] = ()  # arguments that are only observed
 
     @property
     def dtypes(self) -> dict[str, str]:
-        """The dtype in which the model receives each argument that a column feeds."""
-        return {argument.name: argument.dtype for argument in self.arguments}
+        """The dtype in which the model receives each argument that a column feeds.
+
+        Of a matrix it is that of a row: three floats are ``(3,)float32``.
+        """
+        return _dtypes(self.arguments)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The numbers of columns of the arguments that receive matrices."""
+        return dict(Counter(argument.name for argument in self.arguments if argument.entry >= 0))
 
 
 def memory_of(plan: Plan) -> dict[str, Any]:
     """Say of a fit what :func:`recall` needs, in terms of JSON."""
-    arguments = [argument._asdict() for argument in _arguments(plan)]
+    arguments = [argument._asdict() for argument in arguments_of(plan)]
     contents = plan.survey.contents._asdict()
-    return {**remember(plan.model), "arguments": arguments, "contents": contents}
+    levels = range(len(plan.bindings.layout.by))
+    return {
+        **remember(plan.model),
+        "arguments": arguments,
+        "contents": contents,
+        "responses": list(plan.bindings.layout.responses),
+        "kinds": [[found.what for found in plan.survey.found[level]] for level in levels],
+        "densities": densities(plan.model, _dtypes(arguments_of(plan))),
+    }
+
+
+def densities(model: ShardModel, dtypes: Mapping[str, str]) -> dict[str, list[float | None]]:
+    """Sum each term of a model on made-up data, at two points: by what a density is known again.
+
+    The data are ones, which few likelihoods refuse, in every group. Of a model that takes no such
+    data nothing is known.
+    """
+    arguments, groups = example(model, dtypes)
+    made = {
+        name: np.arange(len(zeros), dtype=zeros.dtype) % groups[model.codes[name]]
+        if name in model.codes
+        else np.ones_like(zeros)
+        for name, zeros in arguments.items()
+    }
+    rows = np.ones(len(next(iter(made.values()))), bool)
+    data = ShardData(made, rows, tuple(np.ones(count, bool) for count in groups))
+    points = np.array([[_AT], [-_AT]]) * np.ones(model.dim)
+    try:
+        there = example_entries(model, data, points)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return {}
+    sums = {term.name: [float(np.sum(at[term.name])) for at in there] for term in model.terms}
+    return {
+        name: [value if np.isfinite(value) else None for value in values]
+        for name, values in sums.items()
+    }
 
 
 def check_same_data(recalled: Recalled, plan: Plan, *, same_keys: bool) -> None:
@@ -64,7 +117,13 @@ def check_same_data(recalled: Recalled, plan: Plan, *, same_keys: bool) -> None:
         If it does not, saying what differs. Without `same_keys` values are not compared: what is
         summed up of a column depends on the keys.
     """
-    for then, now in zip(recalled.arguments, _arguments(plan), strict=True):
+    here = arguments_of(plan)
+    if len(recalled.arguments) != len(here):
+        raise ValueError(
+            f"{len(here)} columns feed the model, where {len(recalled.arguments)} did in the fit: "
+            "lists of another length, or other columns in columns="
+        )
+    for then, now in zip(recalled.arguments, here, strict=True):
         for what in ("kind", "level", "dtype", "categories"):
             if getattr(then, what) != getattr(now, what):
                 raise ValueError(
@@ -75,7 +134,7 @@ def check_same_data(recalled: Recalled, plan: Plan, *, same_keys: bool) -> None:
     check_number(recalled, plan.survey.rows)
     if same_keys:
         layout = plan.bindings.layout
-        names = [*layout.by, *(column.column for column in layout.direct)]
+        names = [*layout.by, *(column.label for column in layout.direct)]
         check_contents(recalled, plan.survey.contents, names)
 
 
@@ -150,8 +209,7 @@ def recall(tree: xr.DataTree, function: Callable[..., Any], *, check_verdict: bo
         )
     told = json.loads(told)
     arguments = tuple(Argument(**argument) for argument in told["arguments"])
-    dtypes = {argument.name: argument.dtype for argument in arguments}
-    model = meet_again(function, told, dtypes)
+    model = meet_again(function, told, _dtypes(arguments))
     posterior = tree[UNCONSTRAINED]
     parts = [posterior[variable_name(site.name)].to_numpy() for site in model.shared]
     flat = [part.reshape(*part.shape[:2], -1) for part in parts]
@@ -163,10 +221,19 @@ def recall(tree: xr.DataTree, function: Callable[..., Any], *, check_verdict: bo
         np.concatenate(flat, axis=2),
         None if fitted is None else int(fitted),
         None if held is None else _contents(held),
+        tuple(told.get("responses", ())),
     )
 
 
-def _arguments(plan: Plan) -> list[Argument]:
+def _dtypes(arguments: Sequence[Argument]) -> dict[str, str]:
+    widths = Counter(argument.name for argument in arguments)
+    return {
+        name: dtype if entry < 0 else f"({widths[name]},){dtype}"
+        for name, _, _, _, dtype, _, entry, _ in arguments
+    }
+
+
+def arguments_of(plan: Plan) -> list[Argument]:
     """Say how columns feed the arguments of a model."""
     return [
         Argument(
@@ -176,6 +243,8 @@ def _arguments(plan: Plan) -> list[Argument]:
             column.level,
             str(plan.example.arguments[column.argument].dtype),
             [_plain(entry) for entry in column.categories],
+            column.entry,
+            column.item,
         )
         for column in plan.bindings.layout.columns
     ]

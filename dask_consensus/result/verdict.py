@@ -13,7 +13,7 @@ from ..correction.assessment import usable
 from ..correction.state import Correction
 from ..plan.plan import Plan
 from .estimates import approximate_error
-from .reasons import SIZE_UNKNOWN, Evidence, Reason, reasons_against, sections
+from .reasons import SIZE_UNKNOWN, Earlier, Evidence, Reason, reasons_against, sections
 
 
 class Verdict(NamedTuple):
@@ -73,7 +73,10 @@ def judge(evidence: Evidence) -> Verdict:
     error = _error(evidence)
     error = np.where(np.isnan(error), np.inf, error)
     reasons = tuple(reasons_against(evidence, error))
-    if any(reason.code in SIZE_UNKNOWN for reason in reasons):
+    codes = {reason.code for reason in reasons}
+    if evidence.earlier is not None:
+        codes |= set(evidence.earlier.codes)
+    if codes & SIZE_UNKNOWN:
         error = np.full_like(error, np.inf)
     return Verdict(not reasons, error, reasons, _text(evidence, error, reasons))
 
@@ -93,6 +96,8 @@ def _error(evidence: Evidence) -> np.ndarray:
         return np.asarray(1 / np.sqrt(np.maximum(nuts.ess, 1.0)))
     if correction is None:
         error = approximate_error(evidence.combined, evidence.approximation)
+        if evidence.earlier is not None:
+            error = np.hypot(error, evidence.earlier.carried)
         return np.full_like(error, np.inf) if evidence.coupled else error
     error = np.hypot(correction.estimate.error, correction.integration_error)
     error = np.hypot(error, correction.sampling_error)
@@ -127,7 +132,9 @@ def _text(evidence: Evidence, error: np.ndarray, reasons: tuple[Reason, ...]) ->
 
 
 def _what_was_done(evidence: Evidence) -> str:
-    correction = evidence.correction
+    correction, earlier = evidence.correction, evidence.earlier
+    if earlier is not None:
+        return _what_was_added(evidence, earlier)
     if evidence.alone:
         return "One shard holds all rows: this is plain NUTS on the full model"
     if correction is None:
@@ -140,10 +147,33 @@ def _what_was_done(evidence: Evidence) -> str:
             f", on {correction.sampled_shards:,} of {n_shards:,} shards that stand for all to "
             f"{correction.sampling_error.max():.1g} posterior sds"
         )
-    how = (
+    return (
         f"The full posterior was evaluated at {len(correction.weights):,} points around the "
-        f"combination{asked} (k-hat {correction.k_hat:.2f}"
+        f"combination{asked} {_how_good(correction)}"
     )
+
+
+def _what_was_added(evidence: Evidence, earlier: Earlier) -> str:
+    """Say what became of rows that arrived after a fit."""
+    correction, which = evidence.correction, f"update {earlier.number}"
+    new, rows = f"{earlier.new_rows:,} new rows", f"{earlier.rows:,}"
+    if correction is None:
+        return (
+            f"{new} were added to the posterior of {rows}, taken to be Gaussian ({which}), and "
+            f"the sum was not corrected, because {evidence.uncorrected_because}"
+        )
+    kept, adds = "", correction.sampling_error.max()
+    if adds > 0:
+        kept = f"; a sample, or an emulator, that speaks for old rows adds {adds:.1g} posterior sds"
+    return (
+        f"{new} were added to the posterior of {rows} ({which}), which is known at "
+        f"{len(correction.weights):,} points of the earlier fit {_how_good(correction)}{kept}"
+    )
+
+
+def _how_good(correction: Correction) -> str:
+    """Say how much weighted points are worth."""
+    how = f"(k-hat {correction.k_hat:.2f}"
     if np.isfinite(correction.emulator_error):
         how += f"; its log, interpolated, errs by {correction.emulator_error:.1g} there"
     how += f"), as good as {correction.estimate.ess:,.0f} independent draws"

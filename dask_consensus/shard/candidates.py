@@ -7,7 +7,7 @@ the proposal. How many, how wide, and whether modes are followed as ``u`` moves 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ def log_shares(q: int, look: Look) -> np.ndarray:
     return np.full(look.candidates, -np.log(look.candidates))
 
 
-def _log_proposal(standardised: jax.Array, look: Look) -> jax.Array:
+def log_proposal(standardised: jax.Array, look: Look) -> jax.Array:
     """Log density of points ``(..., q)`` in units of the curvature, but for a constant."""
     square, q = jnp.sum(standardised**2, axis=-1), standardised.shape[-1]
     if look.normal:
@@ -109,6 +109,54 @@ def _log_proposal(standardised: jax.Array, look: Look) -> jax.Array:
     if len(of_widths) == 1:
         return of_widths[0]
     return jax.scipy.special.logsumexp(jnp.stack(of_widths), axis=0)
+
+
+def random_point(
+    keys: jax.Array, i: jax.Array, shape: tuple[int, int], look: Look, dtype: Any
+) -> jax.Array:
+    """Draw candidate number `i` of each unit at random, standardised; ``(U, q)``."""
+    points = jax.random.normal(keys[0], shape, dtype)
+    if look.normal:
+        return points
+    uniform = jax.random.uniform(keys[1], (DEGREES // 2, shape[0]), dtype, minval=1e-12)
+    chi_square = -2 * jnp.sum(jnp.log(uniform), axis=0)
+    width = jnp.asarray(np.array(look.widths), dtype)[i % len(look.widths)]
+    return points * jnp.sqrt(DEGREES / chi_square)[:, None] * width
+
+
+class Taken(NamedTuple):
+    """One of the candidates of each unit, as often as their weights say, while they come."""
+
+    effects: jax.Array  # (U, q)
+    level: jax.Array  # (U,)
+    total: jax.Array  # log of the sum of their weights
+    square: jax.Array  # and of their squares
+
+    @classmethod
+    def none(cls, units: int, q: int, dtype: Any) -> Taken:
+        """Begin without any."""
+        nowhere = jnp.full(units, -jnp.inf, dtype)
+        return cls(jnp.zeros((units, q), dtype), nowhere, nowhere, nowhere)
+
+    def or_else(
+        self, i: jax.Array, key: jax.Array, effects: jax.Array, log_weight: jax.Array
+    ) -> Taken:
+        """Look at candidate number `i`."""
+        # The largest of these is each candidate as often as its weight says; the first is taken in
+        # any case.
+        level = log_weight + jax.random.gumbel(key, log_weight.shape, log_weight.dtype)
+        better = (level > self.level) | (i == 0)
+        return Taken(
+            jnp.where(better[:, None], effects, self.effects),
+            jnp.where(better, level, self.level),
+            jnp.logaddexp(self.total, log_weight),
+            jnp.logaddexp(self.square, 2 * log_weight),
+        )
+
+    def efficiency(self, n: int) -> jax.Array:
+        """Give the effective share of `n` candidates, ``(U,)``."""
+        share = jnp.exp(2 * self.total - self.square) / n
+        return jnp.where(jnp.isfinite(share), share, 0.0)
 
 
 class Around(NamedTuple):
@@ -127,7 +175,7 @@ class Around(NamedTuple):
         effects, factor, log_mass = self.hills
         if len(effects) == 1:
             point = effects[0] + newton.back_solve(factor[0], normal)
-            log_proposal = _log_proposal(normal, self.look)
+            drawn_with = log_proposal(normal, self.look)
         else:
             # Where no mode is there, the first place is as good as any.
             nowhere = ~jnp.isfinite(log_mass).any(axis=0)
@@ -136,10 +184,10 @@ class Around(NamedTuple):
             units = jnp.arange(effects.shape[1])
             point = effects[taken, units] + newton.back_solve(factor[taken, units], normal)
             away = jnp.einsum("muji,muj->mui", factor, point - effects)
-            logs = log_share + hills.log_determinant(factor) + _log_proposal(away, self.look)
-            log_proposal = jax.scipy.special.logsumexp(logs, axis=0)
+            logs = log_share + hills.log_determinant(factor) + log_proposal(away, self.look)
+            drawn_with = jax.scipy.special.logsumexp(logs, axis=0)
         value = self.density(point)[0]
-        return point, jnp.where(jnp.isnan(value), -jnp.inf, value) - log_proposal
+        return point, jnp.where(jnp.isnan(value), -jnp.inf, value) - drawn_with
 
 
 def around(model: ShardModel, data: ShardData, center: Center, u: jax.Array, look: Look) -> Around:

@@ -76,9 +76,8 @@ def prior_curvature(model: ShardModel, data: ShardData, points: np.ndarray) -> C
     effects, _ = coordinates(model)
 
     def at_point(data: ShardData, u: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        local = {
-            name: jnp.zeros(shape, u.dtype) for name, shape in model.local_shapes(*data.size).items()
-        }
+        shapes = model.local_shapes(*data.size)
+        local = {name: jnp.zeros(shape, u.dtype) for name, shape in shapes.items()}
 
         def log_prior(b: jax.Array) -> jax.Array:
             return terms_of(model, u.at[effects].set(b), local, data).prior

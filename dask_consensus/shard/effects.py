@@ -17,7 +17,7 @@ from ..shard_data import ROWS, ShardData
 from . import tiers
 from .target import Terms, terms_of
 
-_MOST_WIDER = 0.5  # change of the logarithm of an sd
+MOST_WIDER = 0.5  # change of the logarithm of an sd
 MOST_EFFECTS = 16  # local effects a unit beyond which the integral is not attempted
 
 
@@ -40,7 +40,7 @@ def relative_sds(widening: jax.Array, away: jax.Array) -> jax.Array:
     A first-order change ``(U, q, d)`` of their logarithms holds near the center alone: it is led to
     a bound.
     """
-    return jnp.exp(_MOST_WIDER * jnp.tanh(widening @ away / _MOST_WIDER))
+    return jnp.exp(MOST_WIDER * jnp.tanh(widening @ away / MOST_WIDER))
 
 
 def obstacle(model: ShardModel) -> str:

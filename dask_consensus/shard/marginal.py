@@ -272,9 +272,6 @@ def _find_center(model: ShardModel) -> Callable[..., Center]:
         modes, factor = found.effects[0], found.factor[0]
         _, terms = density(modes)
         between = newton.coupling(lambda effects: jnp.sum(density(effects)[0]), modes)
-        identity = jnp.broadcast_to(jnp.eye(q, dtype=u.dtype), factor.shape)
-        columns = [newton.forward_solve(factor, identity[:, :, i]) for i in range(q)]
-        variances = jnp.stack([jnp.sum(column**2, axis=1) for column in columns], axis=1)
 
         def movement(mode: tuple[jax.Array, jax.Array]) -> jax.Array:
             effects, factor = mode
@@ -293,6 +290,7 @@ def _find_center(model: ShardModel) -> Callable[..., Center]:
             moves = lax.map(movement, (found.effects, found.factor))
         reference = Reference(terms.rows, terms.groups)
         shape = found.factor
+        variances = newton.variances(factor)
         return Center(u, found.effects, moves, shape, present, reference, between, variances)
 
     return find_center

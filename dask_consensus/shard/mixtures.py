@@ -37,6 +37,7 @@ class RowSite(NamedTuple):
     categories: int  # of a distribution over categories, which has no mean; else 0
     discrete: bool
     needs: tuple[str, ...]  # arguments that its distribution depends on
+    censored: bool = False  # whether of some rows only a limit is known
 
 
 class Mixture(NamedTuple):

@@ -24,16 +24,10 @@ from ..model.model import ShardModel, precision
 from ..shard_data import ShardData, Size
 from . import hills, newton
 from .compiling import compiled, on_device
-from .nested import (
-    Effects,
-    Placed,
-    coarse,
-    log_likelihoods,
-    near_zero,
-    nest_of,
-    settle,
-    value_rules,
-)
+from .nested import Effects, Placed, coarse, nest_of, value_nodes, value_rules
+from .nested_marginal import log_likelihoods
+from .nested_places import near_zero, settle
+from .quadrature import Rule
 from .second_opinion import Opinions, log_averages, n_points, proposals_of, weighed
 from .subsets import in_shape
 from .tiers import pack, tiers
@@ -55,11 +49,12 @@ def most_modes(model: ShardModel, data: ShardData, points: np.ndarray) -> int:
 
 
 def second_opinion(
-    model: ShardModel, data: ShardData, points: np.ndarray, position: int, size: Size, effort: float
+    model: ShardModel, data: ShardData, points: np.ndarray, rule: Rule, size: Size, effort: float
 ) -> Opinions:
     """Integrate the effects of each tier twice, as :func:`.second_opinion.second_opinion` does."""
+    position = value_nodes(model).index(rule.n_nodes)
     whole = in_shape(data, model.codes, size)
-    first = log_likelihoods(model, whole, points, points[0], position)
+    first = log_likelihoods(model, whole, points, points[0], rule)
     second, noise, bias = first.log_likelihood.copy(), [], np.zeros(len(points))
     with precision(model.double):
         arrays, where = on_device((data, points))

@@ -88,6 +88,14 @@ def solve(factor: jax.Array, vectors: jax.Array) -> jax.Array:
     return back_solve(factor, forward_solve(factor, vectors))
 
 
+def variances(factor: jax.Array) -> jax.Array:
+    """Diagonals ``(U, q)`` of the inverses of ``L L'``."""
+    q = factor.shape[-1]
+    axes = [jnp.broadcast_to(axis, factor.shape[:2]) for axis in jnp.eye(q, dtype=factor.dtype)]
+    columns = [forward_solve(factor, axis) for axis in axes]
+    return jnp.stack([jnp.sum(column**2, axis=1) for column in columns], axis=1)
+
+
 class Summit(NamedTuple):
     """Where Newton's method came to, and what the density is like there."""
 

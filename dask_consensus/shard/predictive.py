@@ -27,11 +27,18 @@ from ..model.model import TRACE_LOCK, ShardModel, precision
 from ..model.remembered import example
 from ..shard_data import ROWS
 from .compiling import compiled, on_device
-from .effects import effects_per_unit, relative_sds, unit_level, unpack
+from .effects import effects_per_unit, relative_sds
 from .mixtures import UNKNOWN, Mixture, RowSite, statistics_of
+from .tiers import Tier, tiers, unpack
 
 ROWS_AT_ONCE, _LEAST_GROUPS = 2**14, 16  # answered by one call
 
+CENSORED: tuple[Any, ...] = tuple(
+    getattr(dist, f"{side}CensoredDistribution")
+    for side in ("Left", "Right", "Interval")
+    if hasattr(dist, f"{side}CensoredDistribution")
+)
+"""Distributions of NumPyro, or of what version of it there is, in which rows may be censored."""
 _WIDE, _HALVINGS = 40.0, 40  # range of the inverse hyperbolic sine of effects; steps to find one
 
 
@@ -52,20 +59,24 @@ class Design(NamedTuple):
 
 
 class Normals(NamedTuple):
-    """Effects of G groups as normal distributions given u."""
+    """Effects of G groups as normal distributions given u, and given those of levels outside."""
 
     mean: Any  # (G, q) at the center
     slope: Any  # (G, q, d)
     widening: Any  # (G, q, d), of the logarithms of sds; None where they stay as they are
     factor: Any  # (G, q, q), of the covariance, lower triangular
+    outer: Any = None  # (G, q, Q), with effects of the levels outside; None without any
 
 
 class Rows(NamedTuple):
-    """Some rows, their groups coded from 0, and the effects of these."""
+    """Some rows, their groups coded from 0, and the effects of these on each level that has some.
+
+    The outermost level comes first; there is none where all groups are drawn from the population.
+    """
 
     arguments: Mapping[str, Any]  # (R,) each
-    known: Any  # (G,) whether the fit has seen the group
-    effects: Any  # Normals; or draws of sites as the model has them, (S, ..., G, ...); or None
+    known: tuple[Any, ...]  # (G,) whether the fit has seen the group
+    effects: tuple[Any, ...]  # Normals; or draws of sites as the model has them, (S, ..., G, ...)
 
 
 def row_sites(model: ShardModel, dtypes: Mapping[str, str]) -> tuple[RowSite, ...]:
@@ -83,10 +94,11 @@ def row_sites(model: ShardModel, dtypes: Mapping[str, str]) -> tuple[RowSite, ..
 
     def read(arguments: Mapping[str, Any]) -> Any:
         u, q = jnp.zeros(model.dim), effects_per_unit(model) if model.local else 0
-        units = _units(model, groups, arguments)
-        rows = Rows(arguments, jnp.zeros(units, bool), None)
-        draw = (u, jnp.zeros((units, q)), jax.random.key(0), None)
-        fns, factors = _distributions(model, _trace(model, rows, groups, draw, u))
+        normals = _shared_normals(model, groups, arguments, jnp.zeros(q))
+        rows = Rows(arguments, (), ())
+        draw = (u, normals, jax.random.key(0), ())
+        trace = _trace(model, rows, groups, draw, u)
+        fns, factors = _distributions(model, trace)
         refused = sorted(factors & ({*axes} | of_groups))
         if refused:
             raise ValueError(
@@ -103,7 +115,8 @@ def row_sites(model: ShardModel, dtypes: Mapping[str, str]) -> tuple[RowSite, ..
             categorical = isinstance(fn, dist.CategoricalProbs | dist.CategoricalLogits)
             categories = _n_categories(fn) if categorical else 0
             discrete = bool(fn.support.is_discrete)
-            found[name] = RowSite(name, axis, tuple(shape), categories, discrete, ())
+            hidden = _censored(trace[name]["fn"])
+            found[name] = RowSite(name, axis, tuple(shape), categories, discrete, (), hidden)
         return {name: jax.tree.leaves(fns[name]) for name in found}
 
     with precision(model.x64), TRACE_LOCK:
@@ -158,7 +171,7 @@ def ask(model: ShardModel, asked: Asked, design: Design, rows: Rows) -> list[np.
     Codes of groups among the arguments rise from 0 within `rows`, of which there are at most
     :data:`ROWS_AT_ONCE`.
     """
-    level = unit_level(model) if model.local else None
+    levels = tuple(tier.level for tier in tiers(model))
     sizes, padded = _padded(model, rows)
     with precision(model.x64):
         given = on_device((tuple(design), padded.arguments, padded.known, padded.effects))
@@ -173,7 +186,7 @@ def ask(model: ShardModel, asked: Asked, design: Design, rows: Rows) -> list[np.
 
             return run
 
-        kind = ("predictive", asked, sizes, level)
+        kind = ("predictive", asked, sizes, levels)
         run = compiled(model, kind, build, *given)
         answers = jax.device_get(run(*given))
     n = len(next(iter(rows.arguments.values())))
@@ -193,15 +206,15 @@ def replicate(
     sites: tuple[RowSite, ...],
     design: Design,
     rows: Rows,
-    named: tuple[np.ndarray, int],
+    named: tuple[tuple[np.ndarray, ...], int],
 ) -> list[Replicas]:
     """Draw what might have been observed in some rows, once at each draw of a design.
 
     Parameters
     ----------
-    named : (G,) array of uint32, and int
-        What the random numbers of the effects of each group follow from, wherever its rows are;
-        and those of the rows.
+    named : tuple of (G,) arrays of uint32, and int
+        What the random numbers of the effects of each group follow from, wherever its rows are, on
+        each level that has effects; and those of the rows.
     """
     told = _asked_of_groups(model, ("replicas", sites), _replicated, sites, design, rows, named)
     n = len(next(iter(rows.arguments.values())))
@@ -213,7 +226,7 @@ def log_likelihoods(
     sites: tuple[RowSite, ...],
     design: Design,
     rows: Rows,
-    named: tuple[np.ndarray, int] | None,
+    named: tuple[tuple[np.ndarray, ...], int] | None,
 ) -> np.ndarray:
     """Log likelihood of each row at each draw of a design, ``(S, R)``; see :func:`replicate`.
 
@@ -231,15 +244,17 @@ def _asked_of_groups(
     sites: tuple[RowSite, ...],
     design: Design,
     rows: Rows,
-    named: tuple[np.ndarray, int] | None,
+    named: tuple[tuple[np.ndarray, ...], int] | None,
 ) -> Any:
     """Compile and run what is asked of rows whose groups have effects of their own."""
     sizes, padded = _padded(model, rows)
     own: tuple[Any, ...] = ()
     if named is not None:
-        more = 0 if padded.known is rows.known else len(padded.known) - len(rows.known)
-        numbers = np.append(named[0], np.zeros(more, np.uint32)).astype(np.uint32)
-        own = numbers, np.uint32(named[1])
+        numbers = [
+            np.resize(its, sizes[tier.level]) if len(its) else np.zeros(sizes[tier.level])
+            for tier, its in zip(tiers(model), named[0], strict=False)
+        ]
+        own = tuple(its.astype(np.uint32) for its in numbers), np.uint32(named[1])
 
     def build() -> Callable[..., Any]:
         def run(
@@ -293,7 +308,10 @@ def _likely(
         total: Any = 0.0
         for site in sites:
             fn, value = trace[site.name]["fn"], trace[site.name]["value"]
-            total += _by_row(fn.log_prob(value), site).sum(axis=1)
+            density, scale = fn.log_prob(value), trace[site.name]["scale"]
+            # A row of weight three is left out three times.
+            weighed = density if scale is None else jnp.asarray(scale) * density
+            total += _by_row(weighed, site).sum(axis=1)
         return jnp.asarray(total)
 
     return jnp.asarray(_at_draws(model, groups, design, rows, named, told))
@@ -313,28 +331,51 @@ def _at_draws(
     told: Callable[[dict[str, Any], jax.Array], Any],
 ) -> Any:
     """Run the model at each draw, every group with effects of its own, and say what is `told`."""
-    units, q = _units(model, groups, rows.arguments), design.normal.shape[1]
-    of_rows = bool(model.local) and unit_level(model) == ROWS
-    drawn = rows.effects if isinstance(rows.effects, dict) else None
     keys = jax.random.split(jax.random.key(1), len(design.u))
 
     def at_draw(given: tuple[jax.Array, jax.Array, jax.Array, Any]) -> Any:
         u, shared, key, drawn = given
         if not named:
-            normal = jnp.broadcast_to(shared, (units, q))
-            return told(_trace(model, rows, groups, (u, normal, key, drawn), design.center), key)
+            normals = _shared_normals(model, groups, rows.arguments, shared)
+            return told(_trace(model, rows, groups, (u, normals, key, drawn), design.center), key)
         numbers, block = named
         own = jax.random.fold_in(jax.random.fold_in(key, 0), block)
-        if of_rows:
-            normal = jax.random.normal(own, (units, q))
-        else:
-            of_groups = jax.random.fold_in(key, 1)
-            normal = jax.vmap(
-                lambda number: jax.random.normal(jax.random.fold_in(of_groups, number), (q,))
-            )(numbers[:units])
-        return told(_trace(model, rows, groups, (u, normal, own, drawn), design.center), own)
+        of_groups = jax.random.fold_in(key, 1)
+        normals = ()
+        for t, tier in enumerate(tiers(model)):
+            if tier.level == ROWS:
+                n_rows = len(next(iter(rows.arguments.values())))
+                normals = (*normals, jax.random.normal(own, (n_rows, tier.q)))
+                continue
+            of_tier = jax.random.fold_in(of_groups, t) if t else of_groups
+            named_so = jax.vmap(lambda number, key=of_tier: jax.random.fold_in(key, number))
+            its_keys = named_so(numbers[t])
+            normals = (*normals, jax.vmap(lambda k, q=tier.q: jax.random.normal(k, (q,)))(its_keys))
+        return told(_trace(model, rows, groups, (u, normals, own, drawn), design.center), own)
 
-    return lax.map(at_draw, (design.u, design.normal, keys, drawn))
+    return lax.map(at_draw, (design.u, design.normal, keys, _draws_of(rows)))
+
+
+def _draws_of(rows: Rows) -> Any:
+    """Give effects that are draws, an axis of these in front; None for those that are not."""
+    return [its if isinstance(its, dict) else None for its in rows.effects]
+
+
+def _shared_normals(
+    model: ShardModel,
+    groups: tuple[int, ...],
+    arguments: Mapping[str, Any],
+    normal: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """Give all groups of a level the same standard normal numbers, of ``(q,)`` for all levels."""
+    n_rows = len(next(iter(arguments.values())))
+    normals, begin = [], 0
+    for tier in tiers(model):
+        its = normal[begin : begin + tier.q]
+        begin += tier.q
+        units = model.size_of(tier.level, n_rows, groups)
+        normals.append(jnp.broadcast_to(its, (units, tier.q)))
+    return tuple(normals)
 
 
 def _mask(fn: Any) -> jax.Array:
@@ -358,21 +399,21 @@ def _padded(model: ShardModel, rows: Rows) -> tuple[tuple[int, ...], Rows]:
     for name, level in model.codes.items():
         counts[level] = max(counts[level], int(rows.arguments[name].max(initial=-1)) + 1)
     sizes = tuple(_rounded(count) for count in counts.values())
-    if not model.local or unit_level(model) == ROWS:
-        return sizes, rows._replace(arguments=arguments)
-    more = sizes[unit_level(model)] - len(rows.known)
+    known: list[np.ndarray] = []
+    effects: list[Any] = []
+    for tier, seen, its in zip(tiers(model), rows.known, rows.effects, strict=False):
+        more = sizes[tier.level] - len(seen)
 
-    def pad(values: np.ndarray, axis: int = 0) -> np.ndarray:
-        widths = [(0, more if i == axis else 0) for i in range(values.ndim)]
-        return np.pad(values, widths)
+        def pad(values: np.ndarray, axis: int = 0, more: int = more) -> np.ndarray:
+            return np.pad(values, [(0, more if i == axis else 0) for i in range(values.ndim)])
 
-    effects = rows.effects
-    if isinstance(effects, Normals):
-        effects = Normals(*(part if part is None else pad(part) for part in effects))
-    elif effects is not None:
-        axes = {site.name: site.axis + 1 for site in model.local}
-        effects = {name: pad(values, axes[name]) for name, values in effects.items()}
-    return sizes, Rows(arguments, pad(rows.known), effects)
+        known.append(pad(seen))
+        if isinstance(its, Normals):
+            effects.append(Normals(*(part if part is None else pad(part) for part in its)))
+        else:
+            axes = {site.name: site.axis + 1 for site in tier.sites}
+            effects.append({name: pad(values, axes[name]) for name, values in its.items()})
+    return sizes, Rows(arguments, tuple(known), tuple(effects))
 
 
 def _rounded(count: int) -> int:
@@ -383,13 +424,6 @@ def _rounded(count: int) -> int:
     return size
 
 
-def _units(model: ShardModel, groups: tuple[int, ...], arguments: Mapping[str, Any]) -> int:
-    if not model.local:
-        return 0
-    n_rows = len(next(iter(arguments.values())))
-    return model.size_of(unit_level(model), n_rows, groups)
-
-
 # The model at a draw
 
 
@@ -397,22 +431,22 @@ def _trace(
     model: ShardModel,
     rows: Rows,
     groups: tuple[int, ...],
-    draw: tuple[jax.Array, jax.Array, jax.Array, Any],
+    draw: tuple[jax.Array, tuple[jax.Array, ...], jax.Array, Any],
     center: jax.Array,
 ) -> dict[str, Any]:
     """Run the model at a draw: of u, of standard normal numbers ``(U, q)``, of all effects."""
-    u, normal, key, drawn = draw
+    u, normals, key, drawn = draw
     shared = model.unravel(u)
     levels = {site.name: site for site in model.local}
-    standard = unpack(model, normal) if levels else {}
-    given: dict[str, jax.Array] = {}
-    if isinstance(rows.effects, Normals):
-        mean, slope, widening, factor = rows.effects
-        away = jnp.sum(factor * normal[:, None, :], axis=2)
-        if widening is not None:
-            away *= relative_sds(widening, u - center)
-        effects = mean + slope @ (u - center) + away
-        given = unpack(model, effects)
+    standard: dict[str, jax.Array] = {}
+    for tier, its in zip(tiers(model), normals, strict=True):
+        standard |= unpack(tier.sites, its)
+    given = _effects_given(model, rows, normals, u, center)
+    seen_at = {
+        site.name: (rows.known[t], None if drawn[t] is None else drawn[t][site.name])
+        for t, tier in enumerate(tiers(model)[: len(rows.known)])
+        for site in tier.sites
+    }
 
     def place(site: dict[str, Any]) -> jax.Array | None:
         if site["type"] != "sample" or site["is_observed"]:
@@ -425,12 +459,13 @@ def _trace(
         unseen = _from_population(
             fn, standard[name], jax.random.fold_in(key, list(levels).index(name))
         )
-        if rows.effects is None:
+        if name not in seen_at:
             return unseen
-        seen = drawn[name] if drawn is not None else _placed(given, site)
+        known, its_draw = seen_at[name]
+        seen = _placed(given, site) if its_draw is None else its_draw
         shape = [1] * unseen.ndim
         shape[levels[name].axis] = -1
-        return jnp.where(rows.known.reshape(shape), seen, unseen)
+        return jnp.where(known.reshape(shape), seen, unseen)
 
     seeded = numpyro.handlers.seed(model.function, key)
     placed = numpyro.handlers.substitute(seeded, substitute_fn=place)
@@ -438,6 +473,43 @@ def _trace(
         **model.keywords(rows.arguments, groups)
     )
     return trace
+
+
+def _effects_given(
+    model: ShardModel,
+    rows: Rows,
+    normals: tuple[jax.Array, ...],
+    u: jax.Array,
+    center: jax.Array,
+) -> dict[str, jax.Array]:
+    """Turn standard normal numbers into the raw effects of known groups, outer levels first."""
+    given: dict[str, jax.Array] = {}
+    away: list[jax.Array] = []  # from means at the center, level by level
+    for tier, its, normal in zip(tiers(model), rows.effects, normals, strict=False):
+        if not isinstance(its, Normals):
+            continue
+        spread = jnp.sum(its.factor * normal[:, None, :], axis=2)
+        if its.widening is not None:
+            spread *= relative_sds(its.widening, u - center)
+        moved = its.slope @ (u - center) + spread
+        if its.outer is not None:
+            around = [
+                before[_parents(model, rows.arguments, tier, outer, len(moved))]
+                for outer, before in zip(tiers(model), away, strict=False)
+            ]
+            moved += jnp.einsum("gij,gj->gi", its.outer, jnp.concatenate(around, axis=1))
+        away.append(moved)
+        given |= unpack(tier.sites, its.mean + moved)
+    return given
+
+
+def _parents(
+    model: ShardModel, arguments: Mapping[str, Any], inner: Tier, outer: Tier, n: int
+) -> jax.Array:
+    """Give the group of an outer level that each of `n` groups of an inner one lies in."""
+    codes = {level: arguments[name] for name, level in model.codes.items()}
+    into = jnp.zeros(n, codes[outer.level].dtype)
+    return into.at[codes[inner.level]].set(codes[outer.level])
 
 
 def _distributions(model: ShardModel, trace: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
@@ -465,13 +537,23 @@ def _row_by_row(fn: Any, value: jax.Array) -> Any:
 
 
 def _without_mask(fn: Any) -> Any:
-    """Leave out which rows a likelihood counts: all are predicted."""
+    """Leave out which rows a likelihood counts, and which it knows a limit of: all are predicted.
+
+    What is said of a censored row is what would be observed if nothing hid it.
+    """
     if isinstance(fn, dist.MaskedDistribution):
         return _without_mask(fn.base_dist)
-    if isinstance(fn, dist.ExpandedDistribution):
+    wrappers: tuple[Any, ...] = (dist.ExpandedDistribution, *CENSORED)
+    if isinstance(fn, wrappers):
         inner = _without_mask(fn.base_dist)
         return inner if inner.batch_shape == fn.batch_shape else inner.expand(fn.batch_shape)
     return fn
+
+
+def _censored(fn: Any) -> bool:
+    while hasattr(fn, "base_dist") and not isinstance(fn, CENSORED):
+        fn = fn.base_dist
+    return isinstance(fn, CENSORED)
 
 
 def _base(fn: Any) -> Any:
@@ -538,15 +620,14 @@ def _answers(
 ) -> list[jax.Array]:
     """Statistics of each site, ``(R, entries, statistics)``."""
     keys = jax.random.split(jax.random.key(0), len(design.u))
-    drawn = rows.effects if isinstance(rows.effects, dict) else None
 
     def at_draw(u: jax.Array, normal: jax.Array, key: jax.Array, drawn: Any) -> dict[str, Any]:
-        units = _units(model, groups, rows.arguments)
-        draw = (u, jnp.broadcast_to(normal, (units, len(normal))), key, drawn)
+        normals = _shared_normals(model, groups, rows.arguments, normal)
+        draw = (u, normals, key, drawn)
         fns, _ = _distributions(model, _trace(model, rows, groups, draw, design.center))
         return {site.name: fns[site.name] for site in asked.sites}
 
-    mixtures = jax.vmap(at_draw)(design.u, design.normal, keys, drawn)
+    mixtures = jax.vmap(at_draw)(design.u, design.normal, keys, _draws_of(rows))
     answers = []
     for site, statistics in zip(asked.sites, asked.statistics, strict=True):
         told = statistics_of(Mixture(mixtures[site.name], keys, site), statistics, asked.expected)

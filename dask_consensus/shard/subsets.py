@@ -208,12 +208,13 @@ def _special_rows(shard: Shard) -> dict[str, list[np.ndarray]]:
     for name, values in shard.arguments.items():
         if name in shard.levels:
             continue
-        special["largest"].append(values == values.max())
-        special["smallest"].append(values == values.min())
-        # A value that most rows have is their median.
-        usual = np.partition(values, len(values) // 2)[len(values) // 2]
-        if 2 * np.sum(values == usual) > len(values):
-            special["unusual"].append(values != usual)
+        for column in values.reshape(len(values), -1).T:
+            special["largest"].append(column == column.max())
+            special["smallest"].append(column == column.min())
+            # A value that most rows have is their median.
+            usual = np.partition(column, len(column) // 2)[len(column) // 2]
+            if 2 * np.sum(column == usual) > len(column):
+                special["unusual"].append(column != usual)
     return special
 
 

@@ -61,7 +61,7 @@ def undefined_rows(data: ShardData, model: ShardModel) -> Undefined | None:
         rows=numbers,
         codes=np.empty(0, int) if outermost is None else np.unique(outermost[numbers]),
         values={
-            name: np.asarray(values)[numbers[0]].item()
+            name: np.asarray(values)[numbers[0]].tolist()
             for name, values in data.arguments.items()
             if name not in model.codes
         },

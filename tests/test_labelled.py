@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pandas as pd
+import pytest
+
+from . import from_pandas, plan
+from .models import frame, normal_rows
+
+COLUMNS = {"X": ["x", "z", "share"], "smoking": "smoking", "county": "county", "y": "y"}
+
+
+def sizes_from_data(county, X, smoking, y, n_county, n_smoking):
+    """Axes that grow, of any kind of site."""
+    k = X.shape[1]
+    share = numpyro.sample("share", dist.Dirichlet(jnp.ones(n_smoking)))
+    table = numpyro.sample("table", dist.Normal(0, 1).expand([2, k, n_smoking]).to_event(3))
+    with numpyro.plate("features", k):
+        z = numpyro.sample("z", dist.Normal(0, 1))
+    beta = numpyro.deterministic("beta", 2 * z)
+    numpyro.sample("contrasts", dist.Normal(0, 1).expand([n_smoking - 1]).to_event(1))
+    numpyro.sample("three", dist.Normal(0, 1).expand([3]).to_event(1))
+    with numpyro.plate("counties", n_county):
+        slopes = numpyro.sample("slopes", dist.Normal(0, 1).expand([k]).to_event(1))
+    loc = jnp.sum(X * (beta + slopes[county] + table[0, :, smoking]), axis=1) + share[smoking]
+    normal_rows(loc, 1.0, y)
+
+
+def sizes_in_code(county, X, smoking, y, n_county):
+    """Axes that cannot grow: the number is written down."""
+    beta = numpyro.sample("beta", dist.Normal(0, 1).expand([3]).to_event(1))
+    scale = numpyro.sample("scale", dist.HalfNormal(1).expand([3]).to_event(1))
+    level = numpyro.sample("level", dist.Normal(0, 1).expand([3]).to_event(1))
+    cuts = numpyro.sample("cuts", dist.Normal(0, 1).expand([3]).to_event(1))
+    with numpyro.plate("smoking", 3):
+        spread = numpyro.sample("spread", dist.HalfNormal(1))
+    with numpyro.plate("counties", n_county):
+        slopes = numpyro.sample("slopes", dist.Normal(0, 1).expand([3]).to_event(1))
+    loc = X @ (beta * scale) + jnp.sum(X * slopes[county], axis=1)
+    normal_rows(loc + level[smoking] + jnp.sum(cuts * jnp.arange(3)), spread[smoking], y)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (
+            sizes_from_data,
+            {
+                "share": ("smoking",),
+                "table": ("", "X", "smoking"),
+                "z": ("X",),
+                "beta": ("X",),
+                "slopes": ("", "X"),
+            },
+        ),
+        (
+            sizes_in_code,
+            {"beta": ("X",), "scale": ("X",), "level": ("smoking",), "spread": ("smoking",)},
+        ),
+    ],
+)
+def test_axes_that_bear_labels(model, expected):
+    made = plan(from_pandas(frame()), model, by="county", columns=COLUMNS)
+    assert made.model.labelled == expected
+    assert made.labels == {"X": ("x", "z", "share"), "smoking": ("current", "ex", "never")}
+
+
+def test_names_without_a_matrix_or_a_category_are_none():
+    made = plan(from_pandas(frame()), lambda x, y: normal_rows(x, numpyro.sample(
+        "sigma", dist.HalfNormal(jnp.ones(3)).to_event(1))[0], y))  # fmt: skip
+    assert made.model.labelled == {}
+
+
+def test_lists_have_no_names():
+    table = pd.DataFrame({"v": [[0.1, 0.2]] * 40, "y": np.arange(40.0)})
+
+    def model(v, y):
+        beta = numpyro.sample("beta", dist.Normal(0, 1).expand([v.shape[1]]).to_event(1))
+        normal_rows(v @ beta, 1.0, y)
+
+    made = table.consensus.plan(model)
+    assert made.model.labelled == {"beta": ("v",)}
+    assert made.labels == {}
+    assert "v         v[0], v[1]  a matrix, (rows, 2)" in repr(made)
