@@ -34,7 +34,7 @@ from .reports import Anchor, LaplaceApproximation, Report, Round
 Array = npt.NDArray[np.float64]
 _AT_ONCE = 2**25  # numbers of Hessians that are added up at a time
 _MOST_LOOKS = 30  # at effects, from far away
-_NEAR = 1e-3  # squared decrement at which a last step arrives
+_NEAR = 1e-5  # squared decrement at which a last step arrives, and the volume is that at the mode
 _SHORTEST = 1e-3  # share of a step that is tried last
 _STEP = 0.5  # sds between points that a quadratic is fitted to
 _LONGEST = 4.0  # sds of a step from where curvature is known

@@ -30,7 +30,7 @@ from .sample import Sample
 _PAIRS = 16  # of deltas that tell what Laplace's method leaves
 _DESIGN = 1.5  # sds either way along axes, where it is asked what Laplace's method leaves
 _REACH = 4.0  # sds within which a quadratic says that
-LEFT_OPEN = 0.25  # share of the next order that may be left after it
+_LEFT_OPEN = 0.1  # share of the next order that may be left after it, beside the one that follows
 
 
 class Left(NamedTuple):
@@ -44,8 +44,9 @@ class Left(NamedTuple):
     slope, bend : (p,) arrays
         The change over a sd, and twice that of its square.
     slope_error, bend_error : (p,) arrays
-    largest : float
-        Variance of R, where it is largest.
+        What chance may have done to them.
+    next_slope, next_bend : (p,) arrays
+        Of the order that follows.
     """
 
     middle: Array
@@ -54,13 +55,18 @@ class Left(NamedTuple):
     bend: Array
     slope_error: Array
     bend_error: Array
-    largest: float
+    next_slope: Array
+    next_bend: Array
 
     def __call__(self, others: Array) -> Array:
         """Give it at points ``(G, p)``, less that in the middle."""
         away = (others - self.middle) @ self.inverse.T
         away = _REACH * np.tanh(away / _REACH)
         return np.asarray(away @ self.slope + away**2 @ self.bend / 2, np.float64)
+
+    def following(self) -> Left:
+        """Give the order that follows in the place of this one."""
+        return self._replace(slope=self.next_slope, bend=self.next_bend)
 
 
 class CrossedPosterior(NamedTuple):
@@ -145,13 +151,15 @@ class CrossedPosterior(NamedTuple):
         along = along_axes(self.center, axes)
         mean, log_sd = self.full.integration_error_at(self._lifted(along))
         assert self.left is not None
-        left = first_order(self.left(along))
+        left, following = first_order(self.left(along)), first_order(self.left.following()(along))
         # What random pairs leave open, along the axes that it is known along.
         toward = np.abs(axes.T @ self.left.inverse.T)
         by_chance = toward @ self.left.slope_error, toward**2 @ self.left.bend_error / 2
-        mean = np.hypot(mean, np.hypot(LEFT_OPEN * left[0], by_chance[0]))
-        log_sd = np.hypot(log_sd, np.hypot(LEFT_OPEN * left[1], by_chance[1]))
-        return mean, log_sd
+        more = [
+            np.abs(next_) + np.hypot(_LEFT_OPEN * this, chance)
+            for this, next_, chance in zip(left, following, by_chance, strict=True)
+        ]
+        return np.hypot(mean, more[0]), np.hypot(log_sd, more[1])
 
     def _lifted(self, points: Array) -> Array:
         """Join points with the modes of effects there."""
@@ -163,21 +171,18 @@ class CrossedPosterior(NamedTuple):
         root = np.linalg.cholesky(_covariance_of(axes))
         design = self.center + _DESIGN * np.concatenate([np.zeros((1, p)), root.T, -root.T])
         z = np.random.default_rng(0).standard_normal((_PAIRS, size))
-        means, squares = np.empty((2, len(design), _PAIRS))
+        even, odd = np.empty((2, len(design), _PAIRS))
         for some, given in self.crossed.at(design, "next order"):
             for g, others in enumerate(design[some]):
-                mean, half = self._differences(others, given, g, z)
-                means[some.start + g], squares[some.start + g] = mean, half**2
+                even[some.start + g], odd[some.start + g] = self._differences(others, given, g, z)
         # Leaving each pair out tells by how much chance matters.
-        every = _next_order(means, squares)
-        without = np.array(
-            [
-                _next_order(*(np.delete(part, k, 1) for part in (means, squares)))
-                for k in range(_PAIRS)
-            ]
-        )
+        every = _next_order(even, odd)
+        without = [
+            _along(_next_order(np.delete(even, k, 1), np.delete(odd, k, 1))) for k in range(_PAIRS)
+        ]
+        slopes, bends = zip(*without, strict=True)
         slope, bend = _along(every)
-        slopes, bends = zip(*map(_along, without), strict=True)
+        next_slope, next_bend = _along(_order_after(even, odd))
         share = (_PAIRS - 1) / np.sqrt(_PAIRS)
         return Left(
             middle=self.center,
@@ -186,7 +191,8 @@ class CrossedPosterior(NamedTuple):
             bend=bend,
             slope_error=share * np.std(slopes, axis=0),
             bend_error=share * np.std(bends, axis=0),
-            largest=float(squares.mean(axis=1).max()),
+            next_slope=next_slope,
+            next_bend=next_bend,
         )
 
     def _differences(
@@ -207,10 +213,16 @@ def _covariance_of(axes: Array) -> Array:
     return axes * sd
 
 
-def _next_order(means: Array, squares: Array) -> Array:
-    """``E[R] + Var[R] / 2`` at each point of a design, from pairs ``(points, pairs)``."""
-    spread = means.var(axis=1, ddof=1)
-    return np.asarray(means.mean(axis=1) + (squares.mean(axis=1) + spread) / 2, np.float64)
+def _next_order(even: Array, odd: Array) -> Array:
+    """Give ``E[R] + Var[R] / 2`` at points of a design, from R's parts at ``(points, pairs)``."""
+    variance = even.var(axis=1, ddof=1) + (odd**2).mean(axis=1)
+    return np.asarray(even.mean(axis=1) + variance / 2, np.float64)
+
+
+def _order_after(even: Array, odd: Array) -> Array:
+    """Give the third cumulant over 6, which follows in the expansion of ``log E[exp R]``."""
+    away = even - even.mean(axis=1, keepdims=True)
+    return np.asarray((away**3 + 3 * away * odd**2).mean(axis=1) / 6, np.float64)
 
 
 def _along(values: Array) -> tuple[Array, Array]:

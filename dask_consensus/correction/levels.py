@@ -18,13 +18,14 @@ from ..model.model import ShardModel
 from ..shard.crossed import prior_curvature
 from ..shard_data import ShardData
 from .assessment import usable
-from .crossed import LEFT_OPEN, CrossedPosterior
+from .crossed import CrossedPosterior
 from .importance import correct
 from .likelihood import LogPosterior
 from .proposals import Array
 from .state import Correction, CorrectionSettings
 from .weights import Weighted
 
+_LEFT_OPEN = 0.25  # share of what the mean differs by from the mode that may be left
 _PAIRS = 8  # of places around the mode, that tell of mean and curvature
 _STEP = 1.5  # sds of the others, over which the curvature is followed
 _DISTINCT = 256  # values of the others at which the curvature of effects is factored
@@ -70,7 +71,9 @@ def correct_crossed(
         mean=settings.mean[others], covariance=settings.covariance[np.ix_(others, others)]
     )
     posterior = CrossedPosterior(full, crossed, settings.mean)
-    correction = correct(settings, cast(LogPosterior, posterior))._replace(coordinates=others, known=None)
+    correction = correct(settings, cast(LogPosterior, posterior))._replace(
+        coordinates=others, known=None
+    )
     if not usable(correction):
         return correction
     points = Weighted(correction.points, correction.weights)
@@ -109,14 +112,14 @@ def levels_given(posterior: CrossedPosterior, weighted: Weighted, measure: Weigh
     square = (everywhere * measure.weights[:, None]).T @ everywhere - np.outer(terms, terms)
     outer = np.sqrt(np.maximum(np.einsum("tj,ts,sj->j", fit, square, fit), 0.0))
     sd = np.hypot(inner, outer)
-    error = np.hypot(np.hypot(missed, by_chance), LEFT_OPEN * shift) / sd
+    error = np.hypot(np.hypot(missed, by_chance), _LEFT_OPEN * shift) / sd
     return Levels(
         effects=crossed.effects,
         others=crossed.others,
         mean=mean,
         sd=sd,
         error=error,
-        sd_error=np.abs(np.log(inner / laplace)) * LEFT_OPEN * (inner / sd) ** 2,
+        sd_error=np.abs(np.log(inner / laplace)) * _LEFT_OPEN * (inner / sd) ** 2,
         middle=middle,
         scale=scale,
         modes=fit,
