@@ -15,7 +15,7 @@ import xarray as xr
 
 from ..shard.effects import MOST_WIDER
 from .effects import GIVEN_SHARED
-from .frame import group_dim
+from .frame import group_dims
 from .groups import free_name, sortable
 
 _HOLDS = (
@@ -47,8 +47,9 @@ def with_kept(
     Returns
     -------
     dict of Datasets
-        Likewise. Draws belong to draws of one posterior: of them those found now are all. A tree
-        without effects stays without: those of some groups would pass for those of all.
+        Likewise. Draws belong to draws of one posterior: of them those found now are all, and so
+        are those of effects on several levels. A tree without effects stays without: those of some
+        groups would pass for those of all.
     """
     if not found or "local" not in tree.children:
         return {}
@@ -56,7 +57,12 @@ def with_kept(
     if "statistic" not in new.dims or "statistic" not in old.dims:
         told = "draws of the effects of the groups with rows of the last update; of others none"
         return dict(found) | {"local": new.assign_attrs(holds=told)}
-    dim = str(group_dim(new))
+    dim, *others = map(str, group_dims(new))
+    if others:
+        told = (
+            "effects on several levels of the groups with rows of the last update; of others none"
+        )
+        return dict(found) | {"local": new.assign_attrs(holds=told)}
     taken = {*map(str, new.variables), *map(str, new.dims)}
     update = next((str(n) for n, a in old.data_vars.items() if a.attrs.get("counts")), "")
     if not update:
