@@ -15,7 +15,7 @@ import xarray as xr
 
 from ..shard.effects import MOST_WIDER
 from .effects import GIVEN_SHARED
-from .frame import group_dims
+from .frame import group_dims, keys_of
 from .groups import free_name, sortable
 
 _HOLDS = (
@@ -71,7 +71,7 @@ def with_kept(
     new = new.assign({update: (dim, np.full(new.sizes[dim], number, np.int64))})
     both = xr.concat([old, new], dim, data_vars="minimal", join="exact")
     both[update].attrs = {"long_name": "update in which the effects were found", "counts": 1}
-    keys = {str(n): c.to_numpy() for n, c in both.coords.items() if c.dims == (dim,)}
+    keys = dict(keys_of(both, dim))
     last = np.flatnonzero(~pd.DataFrame(keys).duplicated(keep="last").to_numpy())
     order = last[np.lexsort([sortable(key[last]) for key in list(keys.values())[::-1]])]
     local = both.isel({dim: order}).assign_attrs(
