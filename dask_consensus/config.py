@@ -278,6 +278,8 @@ _UNSET: dict[str, Any] = {name: None for name in FitOptions.__annotations__} | {
 _MAY_BE_NONE = ("local", "local_draws", "store")
 
 
+# Of `fit`, beside its options.
+_ARGUMENTS = ("by", "columns", "progress", "compute")
 _UNCONFIGURED = [name for name, value in _UNSET.items() if value is not None]
 
 
@@ -288,7 +290,7 @@ def _key(name: str) -> str:
 def _check_known(options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in _UNSET:
-            similar = difflib.get_close_matches(name, _UNSET, n=1)
+            similar = difflib.get_close_matches(name, [*_UNSET, *_ARGUMENTS], n=1)
             hint = f"; did you mean {similar[0]!r}?" if similar else "."
             raise TypeError(
                 f"{name!r} is no option of a fit{hint} The options are {', '.join(_UNSET)}"

@@ -11,11 +11,13 @@ from typing import Any
 import dask.dataframe as dd
 import xarray as xr
 
-from .cluster.client import working
+from .cluster.client import followed, say, working
 from .cluster.freed import freed_memory_kept
 from .cluster.mapreduce import on_worker
 from .cluster.placement import Execution, check_resources, workers_with
+from .cluster.progress import Progress
 from .cluster.shards import Shards, persist
+from .cluster.shuffle_logs import usual_shuffles_unlogged
 from .cluster.tasks import compute
 from .combination.methods import combine, combine_longer, locate
 from .combination.reports import Combined, Guess
@@ -65,24 +67,25 @@ class LazyFit:
 
     def plan(self) -> Plan:
         """Read the model and count the rows; sample nothing."""
-        with working_with(self.options):
+        with working_with(self.options), followed(self.progress, leave=False):
             return make_plan(
                 self.frame, self.model, by=self.by, columns=self.columns, options=self.options
             )
 
     def compute(self) -> xr.DataTree:
         """Run the fit."""
-        with working_with(self.options):
-            return self._run()
+        with working_with(self.options), followed(self.progress) as progress:
+            return self._run(progress)
 
-    def _run(self) -> xr.DataTree:
+    def _run(self, progress: Progress) -> xr.DataTree:
         """Go from the plan to the verdict."""
-        clock = Clock()
+        clock = Clock(progress)
         check_resources(self.options.resources)
         check_store(self.options.store)
         with clock("plan"):
             plan = self.plan()
             check_memory(plan)
+            progress.say(plan.summary)
         with clock("shard"):
             shards = shard_rows(self.frame, plan, self.progress)
             check_memory(plan, shards)
@@ -114,6 +117,7 @@ class LazyFit:
         draws = posterior_draws(combined, correction, shape, options.seed)
         with clock("local"):
             local = local_effects(plan, shards, draws, correction)
+        progress.conclude(verdict.summary)
         return result(plan, guess, combined, correction, draws, local, verdict, clock)
 
 
@@ -123,6 +127,7 @@ def working_with(options: Options) -> Iterator[None]:
     with (
         working(options.worker_timeout, options.resources),
         freed_memory_kept(options.freed_memory),
+        usual_shuffles_unlogged(),
     ):
         yield
 
@@ -149,6 +154,7 @@ def correct_combination(
     if because:
         if plan.options.correct is True and plan.n_shards > 1:
             raise ValueError(f"correct=True, but {because}; use correct='auto' to go on without")
+        say(f"none, because {because}")
         return None
     options = plan.options
     mean, covariance = combined.mean, combined.covariance

@@ -19,7 +19,7 @@ class Execution(NamedTuple):
 
     split_every: int = 8  # contributions added by one task of the reduction tree
     retries: int = 0  # of a failed task, under a distributed client
-    progress: bool | None = None  # whether to show it; None: in a terminal or a notebook
+    progress: bool | None = None  # outside of a fit: whether a pass has a line of its own
     resources: Mapping[str, float] | None = None
     shards_per_task: int = 1
 

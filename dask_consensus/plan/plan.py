@@ -75,6 +75,13 @@ class Plan:
         return labels_of(self.bindings.layout)
 
     @property
+    def summary(self) -> str:
+        """What is planned, in a few words."""
+        method = "NUTS" if self.n_shards == 1 else self.method
+        shards = f"{self.n_shards:,} shard{'s' * (self.n_shards > 1)}"
+        return f"{self.survey.rows:,} rows, {shards}, {self.model.dim} shared parameters, {method}"
+
+    @property
     def fits_one_shard(self) -> bool:
         """Whether there are more shards than rows need, since `n_shards` asked for them."""
         return self.n_shards > 1 and self.survey.rows <= self.options.rows_per_shard

@@ -35,6 +35,14 @@ class Verdict(NamedTuple):
     reasons: tuple[Reason, ...]
     text: str
 
+    @property
+    def summary(self) -> str:
+        """Whether it is good, and how far means may be off."""
+        worst = float(np.max(self.error))
+        size = f"within {worst:.2g} posterior sds" if np.isfinite(worst) else "off by any amount"
+        codes = ", ".join(dict.fromkeys(reason.code for reason in self.reasons))
+        return f"good, means {size}" if self.good else f"not to be relied on ({codes})"
+
     def reasons_as_json(self) -> str:
         """Write the reasons as a JSON list of objects; a number that is not finite is null."""
         return json.dumps(
