@@ -82,6 +82,7 @@ def test_the_plan_in_a_notebook(table):
     for text in ("to the power w", "group codes, local to a shard", "HalfNormal", "(county)"):
         assert f">{text}</td>" in shown
     assert shown.count("<table ") == shown.count("</table>") == 4
+    assert "<h4" not in shown
     # Names come from users: they are no markup.
     odd = frame().rename(columns={"county": "<b>"})
     by_odd_name = plan(from_pandas(odd), intercepts, by="<b>", columns={"county": "<b>"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import textwrap
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from ..shard.local_sites import returned
 from ..shard.nuts import NutsSettings
 from ..shard_data import ShardData
 from .bindings import Bindings, bind, similar
+from .page import page, paragraph
 from .show import columns_told, notes_of, tables_of
 
 _SAMPLE = 64  # rows of a partition on which the model is traced
@@ -176,8 +176,8 @@ class Plan:
 
     def _repr_html_(self) -> str:
         parts = [table.html() for table in tables_of(self)]
-        parts += [f"<p><em>note:</em> {html.escape(note)}</p>" for note in self.notes()]
-        return f"<div>{''.join(parts)}</div>"
+        parts += [paragraph(f"note: {note}", "note") for note in self.notes()]
+        return page(f"plan: {self.summary}", parts)
 
 
 def make_plan(
