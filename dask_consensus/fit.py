@@ -34,6 +34,7 @@ from .frame.unchanged import unchanged
 from .local.effects import check_memory, local_effects
 from .local.store import check_store
 from .plan.coupling import around, near_zero, with_coupling
+from .plan.forecast import Forecast, forecast, sharding
 from .plan.plan import Plan, make_plan
 from .plan.show import warn_before_sampling
 from .plan.undefined import check_defined
@@ -86,6 +87,7 @@ class LazyFit:
             plan = self.plan()
             check_memory(plan)
             progress.say(plan.summary)
+        progress.expect({"shard": sharding(plan).likely})
         with clock("shard"):
             shards = shard_rows(self.frame, plan, self.progress)
             check_memory(plan, shards)
@@ -94,6 +96,11 @@ class LazyFit:
             check_defined(plan, shards)
             plan = with_coupling(plan, shards, near_zero(plan))
         warn_before_sampling(plan)
+        expected = None
+        if self.options.forecast:
+            with clock("forecast"):
+                expected = forecast_or_none(plan, shards)
+                progress.expect({} if expected is None else expected.ahead)
         with clock("search"):
             guess = locate(plan, shards)  # None for one-shot methods and for one shard
         with clock("rounds"):
@@ -118,7 +125,7 @@ class LazyFit:
         with clock("local"):
             local = local_effects(plan, shards, draws, correction)
         progress.conclude(verdict.summary)
-        return result(plan, guess, combined, correction, draws, local, verdict, clock)
+        return result(plan, guess, combined, correction, draws, local, verdict, clock, expected)
 
 
 @contextlib.contextmanager
@@ -144,6 +151,17 @@ def shard_rows(frame: dd.DataFrame, plan: Plan, progress: bool | None) -> Shards
     if together == "auto":
         together = _shards_that_fit(plan, shards)
     return shards._replace(execution=execution._replace(shards_per_task=int(together)))
+
+
+def forecast_or_none(plan: Plan, shards: Shards) -> Forecast | None:
+    """Say what the long phases will cost; where that fails, the fit goes on without."""
+    try:
+        told = forecast(plan, shards)
+    except Exception as error:
+        say(f"none, since timing the model failed ({type(error).__name__}: {error})")
+        return None
+    say(f"about {sum(told.ahead.values()):.0f} s from here")
+    return told
 
 
 def correct_combination(

@@ -15,6 +15,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="dask-consensus-tests-")
     os.environ["DASK_CONSENSUS__CACHE"] = _CACHE.name
 
+# Hundreds of small fits need no forecast; what a forecast is, and costs, has tests of its own.
+os.environ.setdefault("DASK_CONSENSUS__FORECAST", "false")
+
 # Examples are few and the same in every run; how long they take depends on the machine.
 hypothesis.settings.register_profile(
     "house", derandomize=True, deadline=None, max_examples=25, print_blob=True

@@ -69,6 +69,8 @@ shards
 
 note: all 30 rows fit in one shard (rows_per_shard is 50,000): with n_shards=1 they are sampled
   whole by plain NUTS, with nothing to combine or correct, often as soon or sooner
+
+cost: plan.forecast() times the model, and says how long it takes and what it needs
 """
 
 

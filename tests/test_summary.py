@@ -57,6 +57,11 @@ def tree() -> xr.DataTree:
         "verdict_reasons": json.dumps(reasons),
         "accuracy": json.dumps({"mu": None, "tau": None}),
         "profile": json.dumps({"plan": 0.5, "search": 61.25}),
+        "forecast": json.dumps(
+            {"seconds": {"search": [20, 40.04, 80]}, "memory": 700 * 2**20, "tasks": 120}
+            | {"points": [0, 0]}
+        ),
+        "used": json.dumps({"tasks": 131, "memory": 650 * 2**20}),
         "by": json.dumps(["county"]),
         "created_at": "2026-01-01T00:00:00+00:00",
         "method_used": "consensus",
@@ -91,6 +96,18 @@ def test_the_numbers_are_those_of_the_draws(tree):
         expected = draws.mean(), draws.std(ddof=1), *np.quantile(draws, [0.05, 0.95])
         np.testing.assert_allclose(shown, expected, rtol=1e-3)
         assert error == "unknown"
+
+
+def test_forecast_and_truth_stand_side_by_side(tree):
+    tables = {table.title: table.rows for table in dask_consensus.summary(tree).tables()}
+    assert tables["time"] == [
+        ["plan", "0.5", "-", "-", "-"],
+        ["search", "61.2", "40.0", "20.0", "80.0"],
+    ]
+    assert tables["needs"] == [
+        ["memory a worker", "650 MiB", "700 MiB"],
+        ["tasks", "131", "120"],
+    ]
 
 
 def test_it_reads_as_text_and_survives_a_file(tree, tmp_path):

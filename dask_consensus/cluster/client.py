@@ -56,6 +56,10 @@ class Work:
         Names what runs on threads of this process, which can be stopped by it.
     progress : Progress, optional
         Who is told how far the fit has come; None where nobody is.
+    tasks : int
+        That were asked for.
+    counted : set of str
+        Layers of graphs that these were in.
     """
 
     client: Any | None
@@ -65,6 +69,8 @@ class Work:
     warned: bool = False
     scope: str = field(default_factory=new_scope)
     progress: Progress | None = None
+    tasks: int = 0
+    counted: set[str] = field(default_factory=set)
 
 
 # Of this thread. A context variable would be copied to whatever the client's loop runs, and keep

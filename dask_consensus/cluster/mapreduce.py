@@ -23,6 +23,7 @@ from .placement import Execution, requiring
 from .progress import Pass
 from .stopping import stoppable, stopped_by_errors
 from .tasks import broadcast, call, tree
+from .used import count
 from .waiting import watched
 
 if TYPE_CHECKING:
@@ -176,6 +177,7 @@ def _run(
         for i in range(count)
     ]
     graph = _Graph(tree(contributions, partial(call, add), execution.split_every), reports, states)
+    count([graph.total, *graph.reports, *graph.states])
     client = current_client()
     if client is None:
         return _run_locally(graph, progress)

@@ -16,6 +16,7 @@ from distributed import as_completed
 
 from .client import current_client
 from .stopping import stopped_by_errors
+from .used import count
 from .waiting import watched
 
 
@@ -31,6 +32,7 @@ def broadcast(value: Any) -> Delayed:
 
 def persist_tasks(tasks: Sequence[Delayed]) -> list[Delayed]:
     """Compute each task and keep its result where it is: on the cluster, or here without one."""
+    count(tasks)
     return list(dask.persist(*tasks))
 
 
@@ -38,6 +40,7 @@ def compute(
     tasks: Sequence[Delayed], tell: Callable[[Sequence[Any]], None] = lambda _: None
 ) -> list[Any]:
     """Bring the results of tasks, or of collections, to the client; `tell` of each one's end."""
+    count(tasks)
     client = current_client()
     if client is None:
         keys = {getattr(task, "key", None) for task in tasks}

@@ -37,6 +37,12 @@ class Summary:
         where its size is unknown.
     profile : dict of str to float
         Seconds of each phase.
+    forecast : dict
+        What was expected before the long phases: seconds of each (least, likely, most), memory in
+        bytes, tasks, points; empty where nothing was.
+    used : dict
+        What was used in truth: tasks, and the peak of a worker's memory in bytes, since its process
+        began.
     facts : dict of str to str
         What was fitted, and how.
     parameters : list of tuple
@@ -48,6 +54,8 @@ class Summary:
     reasons: list[dict[str, Any]]
     accuracy: dict[str, float]
     profile: dict[str, float]
+    forecast: dict[str, Any]
+    used: dict[str, int]
     facts: dict[str, str]
     parameters: list[tuple[str, ...]]
 
@@ -59,10 +67,12 @@ class Summary:
             Table("parameters", head, self.parameters),
             Table(
                 "time",
-                ("phase", "seconds"),
-                [[phase, f"{seconds:.1f}"] for phase, seconds in self.profile.items()],
+                ("phase", "seconds", "forecast", "at least", "at most"),
+                [[phase, f"{s:.1f}", *self._forecast(phase)] for phase, s in self.profile.items()],
             ),
         ]
+        if self.forecast:
+            made.append(Table("needs", ("", "used", "forecast"), self._needs()))
         if self.reasons:
             named = ("code", "where", "found", "limit", "what to do")
             rows = [
@@ -71,6 +81,26 @@ class Summary:
             ]
             made.insert(0, Table("what speaks against it", named, rows))
         return [table for table in made if table.rows]
+
+    def _needs(self) -> list[list[str]]:
+        """Say what was needed beside time, and what was expected to be."""
+        memory = [f"{one.get('memory', 0) / 2**20:,.0f} MiB" for one in (self.used, self.forecast)]
+        tasks = [f"{one.get('tasks', 0):,}" for one in (self.used, self.forecast)]
+        least, more = self.forecast["points"]
+        points = [f"{self.used.get('points', 0):,}", f"{least:,}, or {more:,} and more"]
+        return [
+            ["memory a worker", *memory],
+            ["tasks", *tasks],
+            *([["points", *points]] if least else []),
+        ]
+
+    def _forecast(self, phase: str) -> list[str]:
+        """Say what was expected of a phase: likely, at least, at most."""
+        seconds = self.forecast.get("seconds", {}).get(phase)
+        if seconds is None:
+            return ["-"] * 3
+        least, likely, most = (f"{s:.1f}" for s in seconds)
+        return [likely, least, most]
 
     def __repr__(self) -> str:
         parts = [textwrap.fill(self.verdict, _WIDTH)]
@@ -134,6 +164,8 @@ def summary(tree: xr.DataTree) -> Summary:
         reasons=_decoded(attributes, "verdict_reasons", []),
         accuracy=accuracy,
         profile=_decoded(attributes, "profile", {}),
+        forecast=_decoded(attributes, "forecast", {}),
+        used=_used(tree),
         facts=_facts(tree),
         parameters=_parameters(tree["posterior"].to_dataset(), accuracy),
     )
@@ -142,6 +174,13 @@ def summary(tree: xr.DataTree) -> Summary:
 def _decoded(attributes: Any, name: str, otherwise: Any) -> Any:
     """Read an attribute that is written as JSON."""
     return json.loads(attributes[name]) if name in attributes else otherwise
+
+
+def _used(tree: xr.DataTree) -> dict[str, int]:
+    used: dict[str, int] = _decoded(tree.attrs, "used", {})
+    if "correction" in tree.children:
+        used["points"] = tree["correction"].sizes["point"]
+    return used
 
 
 def _facts(tree: xr.DataTree) -> dict[str, str]:
