@@ -87,7 +87,7 @@ def test_work_is_multiplied_by_what_it_takes(planned):
     )
     there = estimated(planned, RATES, 1, 1, sharded=True)
     assert there.seconds["correction"].likely == pytest.approx(
-        once["correction"].likely - 1.2 * RATES.compile_value
+        once["correction"].likely - RATES.compile_value
     )
     assert "check" not in there.seconds
     assert "shard" not in there.ahead

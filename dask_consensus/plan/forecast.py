@@ -266,7 +266,7 @@ class _Work(NamedTuple):
         first, second = self.points()
         return Seconds(
             of(first, 0.0) / _TWO,
-            of(first, compiling) * 1.2,
+            of(first, compiling),
             max(of(_FINER * first, compiling), of(second, compiling)) * _TWO,
         )
 

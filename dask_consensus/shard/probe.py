@@ -17,6 +17,7 @@ from .quadrature import Rule
 from .target import tempered
 
 _MORE = 24  # points, where they take no time: a call takes some by itself
+_APART = 0.02  # between points, as small as posteriors are wide
 _ENOUGH = 0.3  # seconds that tell enough
 _TRIAL = 1.0  # seconds of NUTS
 _OF_FITS = ("descent", "nested descent")  # kinds of code that searches run
@@ -91,7 +92,7 @@ def _cold(model: ShardModel, compiling: float) -> float:
 
 def _points(u: np.ndarray, n: int) -> np.ndarray:
     """Points a little apart from each other, as those of a fit are."""
-    return u + 0.1 * np.random.default_rng(0).standard_normal((n, len(u)))
+    return u + _APART * np.random.default_rng(0).standard_normal((n, len(u)))
 
 
 def _timed(work: Callable[[int], Any]) -> tuple[float, float]:
