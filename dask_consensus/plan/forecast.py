@@ -388,7 +388,8 @@ def _sizes(plan: Plan) -> list[Size]:
 
 def _row_bytes(plan: Plan) -> int:
     """Bytes of a row of a shard: its values, its codes, and whether it is one."""
-    return 1 + sum(np.asarray(v).dtype.itemsize for v in plan.example.arguments.values())
+    values = map(np.asarray, plan.example.arguments.values())
+    return 1 + sum(v.dtype.itemsize * math.prod(v.shape[1:]) for v in values)
 
 
 def _tasks(plan: Plan) -> int:
