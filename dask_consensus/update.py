@@ -17,7 +17,9 @@ import dask.dataframe as dd
 import numpy as np
 import xarray as xr
 
+from .cluster.client import followed
 from .cluster.placement import check_resources
+from .cluster.progress import Progress
 from .cluster.shards import Shards
 from .cluster.tasks import compute
 from .combination import gaussian
@@ -83,19 +85,19 @@ class LazyUpdate:
 
     def plan(self) -> PlannedUpdate:
         """Read the model and count the new rows; sample nothing."""
-        with working_with(self.options):
+        with working_with(self.options), followed(self.progress, leave=False):
             earlier = earlier_fit(self.tree, self.model)
             plan = self._plan(earlier, self.frame)
             return PlannedUpdate(plan, earlier.n_rows, earlier.n_updates + 1)
 
     def compute(self) -> xr.DataTree:
         """Run the update."""
-        with working_with(self.options):
-            return self._run()
+        with working_with(self.options), followed(self.progress) as progress:
+            return self._run(progress)
 
-    def _run(self) -> xr.DataTree:
+    def _run(self, progress: Progress) -> xr.DataTree:
         """Go from what is known to the verdict."""
-        clock, options = Clock(), self.options
+        clock, options = Clock(progress), self.options
         check_resources(options.resources)
         check_store(options.store)
         with clock("plan"):
@@ -142,6 +144,7 @@ class LazyUpdate:
             found = local_effects(plan, shards, draws, correction)
             moved = gaussian.moments(draws)[0] - earlier.mean
             local = with_kept(self.tree, found, moved, earlier.n_updates + 1)
+        progress.conclude(verdict.summary)
         whole = _of_all(earlier, new)
         groups = None if keys is None or earlier.seen is None else np.union1d(earlier.seen, keys)
         tree = result(whole, None, grown.combined, correction, draws, local, verdict, clock, groups)
