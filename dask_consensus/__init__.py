@@ -9,9 +9,10 @@ from types import ModuleType as _ModuleType
 
 from .accessor import ConsensusAccessor
 from .local.frame import tree_to_frame
+from .result.summary import Summary, summary
 
 __version__ = _version("dask_consensus")
-__all__ = ["ConsensusAccessor", "plots", "simulate", "tree_to_frame"]
+__all__ = ["ConsensusAccessor", "Summary", "plots", "simulate", "summary", "tree_to_frame"]
 _LATER = ("plots", "simulate")  # they import SciPy's statistics, which takes a while
 
 

@@ -34,6 +34,7 @@ class ConsensusAccessor:
         *,
         by: Hashable | Sequence[Hashable] | None = None,
         columns: Mapping[str, Hashable | Sequence[Hashable]] | None = None,
+        progress: bool | None = None,
         **options: Unpack[FitOptions],
     ) -> Plan:
         """Say what `fit` would do, without sampling anything.
@@ -70,7 +71,7 @@ class ConsensusAccessor:
           obs    observed  (rows)                           whole
         ...
         """
-        return self._lazy(model, by, columns, None, options).plan()
+        return self._lazy(model, by, columns, progress, options).plan()
 
     def fit(
         self,
@@ -108,8 +109,9 @@ class ConsensusAccessor:
             order that the column gives them, or sorted; they, and the names of columns, label the
             result.
         progress : bool, optional
-            Show a line with shards done and divergences; by default only in a terminal or
-            notebook.
+            Show one live line: the phase, shards done, what was found, and when it may end; by
+            default only in a terminal or notebook. Every phase is logged as well, by the logger
+            ``dask_consensus``, at level INFO.
         compute : bool
             False returns a lazy object that has run nothing; its ``compute()`` does, under the
             configuration of the moment when it was made.

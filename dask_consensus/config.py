@@ -190,6 +190,7 @@ class Options:
     freed_memory: int
     cache: str
     cache_size: int
+    forecast: bool
     laplace: LaplaceOptions
     pilot: PilotOptions
     anchored: AnchoredOptions
@@ -218,6 +219,7 @@ class Options:
             freed_memory=dask.config.get("consensus.freed-memory"),
             cache=dask.config.get("consensus.cache") or "",
             cache_size=dask.config.get("consensus.cache-size"),
+            forecast=dask.config.get("consensus.forecast"),
             laplace=LaplaceOptions.configured("laplace"),
             pilot=PilotOptions.configured("pilot"),
             anchored=anchored,
@@ -259,6 +261,8 @@ class Options:
         if not 0 < self.target_accept_prob < 1:
             raise ValueError(f"{name} must lie between 0 and 1, got {self.target_accept_prob}")
         _check_number(self._called("worker_timeout"), self.worker_timeout)
+        if not isinstance(self.forecast, bool):
+            raise TypeError(f"consensus.forecast must be true or false, got {self.forecast!r}")
         if not isinstance(self.cache, str):
             raise TypeError(f"consensus.cache must be a folder's path, got {self.cache!r}")
 
@@ -278,6 +282,8 @@ _UNSET: dict[str, Any] = {name: None for name in FitOptions.__annotations__} | {
 _MAY_BE_NONE = ("local", "local_draws", "store")
 
 
+# Of `fit`, beside its options.
+_ARGUMENTS = ("by", "columns", "progress", "compute")
 _UNCONFIGURED = [name for name, value in _UNSET.items() if value is not None]
 
 
@@ -288,7 +294,7 @@ def _key(name: str) -> str:
 def _check_known(options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in _UNSET:
-            similar = difflib.get_close_matches(name, _UNSET, n=1)
+            similar = difflib.get_close_matches(name, [*_UNSET, *_ARGUMENTS], n=1)
             hint = f"; did you mean {similar[0]!r}?" if similar else "."
             raise TypeError(
                 f"{name!r} is no option of a fit{hint} The options are {', '.join(_UNSET)}"

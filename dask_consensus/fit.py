@@ -12,11 +12,13 @@ from typing import Any
 import dask.dataframe as dd
 import xarray as xr
 
-from .cluster.client import working
+from .cluster.client import followed, say, working
 from .cluster.freed import freed_memory_kept
 from .cluster.mapreduce import on_worker
 from .cluster.placement import Execution, check_resources, workers_with
+from .cluster.progress import Progress
 from .cluster.shards import Shards, persist
+from .cluster.shuffle_logs import usual_shuffles_unlogged
 from .cluster.tasks import compute
 from .combination.methods import combine, combine_longer, locate
 from .combination.reports import Combined, Guess
@@ -35,6 +37,7 @@ from .frame.unchanged import unchanged
 from .local.effects import check_memory, local_effects
 from .local.store import check_store
 from .plan.coupling import around, near_zero, with_coupling
+from .plan.forecast import Forecast, forecast, sharding
 from .plan.plan import Plan, make_plan
 from .plan.show import warn_before_sampling
 from .plan.undefined import check_defined
@@ -69,24 +72,26 @@ class LazyFit:
 
     def plan(self) -> Plan:
         """Read the model and count the rows; sample nothing."""
-        with working_with(self.options):
+        with working_with(self.options), followed(self.progress, leave=False):
             return make_plan(
                 self.frame, self.model, by=self.by, columns=self.columns, options=self.options
             )
 
     def compute(self) -> xr.DataTree:
         """Run the fit."""
-        with working_with(self.options):
-            return self._run()
+        with working_with(self.options), followed(self.progress) as progress:
+            return self._run(progress)
 
-    def _run(self) -> xr.DataTree:
+    def _run(self, progress: Progress) -> xr.DataTree:
         """Go from the plan to the verdict."""
-        clock = Clock()
+        clock = Clock(progress)
         check_resources(self.options.resources)
         check_store(self.options.store)
         with clock("plan"):
             plan = self.plan()
             check_memory(plan)
+            progress.say(plan.summary)
+        progress.expect({"shard": sharding(plan).likely})
         with clock("shard"):
             shards = shard_rows(self.frame, plan, self.progress)
             check_memory(plan, shards)
@@ -95,6 +100,11 @@ class LazyFit:
             check_defined(plan, shards)
             plan = with_coupling(plan, shards, near_zero(plan))
         warn_before_sampling(plan)
+        expected = None
+        if self.options.forecast:
+            with clock("forecast"):
+                expected = forecast_or_none(plan, shards)
+                progress.expect({} if expected is None else expected.ahead)
         with clock("search"):
             guess = locate(plan, shards)  # None for one-shot methods and for one shard
         with clock("rounds"):
@@ -121,8 +131,11 @@ class LazyFit:
         )
         with clock("local"):
             local = local_effects(plan, shards, draws, correction)
+        progress.conclude(verdict.summary)
         groups = seen(plan.survey, shards.hashes)
-        return result(plan, guess, combined, correction, draws, local, verdict, clock, groups)
+        return result(
+            plan, guess, combined, correction, draws, local, verdict, clock, groups, expected
+        )
 
 
 @contextlib.contextmanager
@@ -131,6 +144,7 @@ def working_with(options: Options) -> Iterator[None]:
     with (
         working(options.worker_timeout, options.resources),
         freed_memory_kept(options.freed_memory),
+        usual_shuffles_unlogged(),
     ):
         yield
 
@@ -170,6 +184,17 @@ def _hashing(plan: Plan) -> Callable[[Shard], Any] | None:
     return partial(hashes_of, form=survey.forms(layout)[0])
 
 
+def forecast_or_none(plan: Plan, shards: Shards) -> Forecast | None:
+    """Say what the long phases will cost; where that fails, the fit goes on without."""
+    try:
+        told = forecast(plan, shards)
+    except Exception as error:
+        say(f"none, since timing the model failed ({type(error).__name__}: {error})")
+        return None
+    say(f"about {sum(told.ahead.values()):.0f} s from here")
+    return told
+
+
 def correct_combination(
     plan: Plan, shards: Shards, guess: Guess | None, combined: Combined
 ) -> Correction | None:
@@ -178,6 +203,7 @@ def correct_combination(
     if because:
         if plan.options.correct is True and plan.n_shards > 1:
             raise ValueError(f"correct=True, but {because}; use correct='auto' to go on without")
+        say(f"none, because {because}")
         return None
     options = plan.options
     mean, covariance = combined.mean, combined.covariance

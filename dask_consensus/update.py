@@ -17,7 +17,9 @@ import dask.dataframe as dd
 import numpy as np
 import xarray as xr
 
+from .cluster.client import followed
 from .cluster.placement import check_resources
+from .cluster.progress import Progress
 from .cluster.shards import Shards
 from .cluster.tasks import compute
 from .combination import gaussian
@@ -31,11 +33,11 @@ from .correction.state import Correction
 from .fit import LazyFit, shard_rows, working_with
 from .frame.assign import assign
 from .frame.contents import add_contents
-from .frame.seen import among, names_of, rows_of, seen
+from .frame.seen import among, count_rows, names_of, rows_of, seen
 from .frame.survey import survey, used
 from .local.effects import check_memory, local_effects
 from .local.kept import with_kept
-from .local.rows import find, key_columns
+from .local.rows import columns_fed, key_columns
 from .local.store import check_store
 from .plan.added import PlannedUpdate
 from .plan.coupling import around, near_zero, with_coupling
@@ -83,19 +85,19 @@ class LazyUpdate:
 
     def plan(self) -> PlannedUpdate:
         """Read the model and count the new rows; sample nothing."""
-        with working_with(self.options):
+        with working_with(self.options), followed(self.progress, leave=False):
             earlier = earlier_fit(self.tree, self.model)
             plan = self._plan(earlier, self.frame)
             return PlannedUpdate(plan, earlier.n_rows, earlier.n_updates + 1)
 
     def compute(self) -> xr.DataTree:
         """Run the update."""
-        with working_with(self.options):
-            return self._run()
+        with working_with(self.options), followed(self.progress) as progress:
+            return self._run(progress)
 
-    def _run(self) -> xr.DataTree:
+    def _run(self, progress: Progress) -> xr.DataTree:
         """Go from what is known to the verdict."""
-        clock, options = Clock(), self.options
+        clock, options = Clock(progress), self.options
         check_resources(options.resources)
         check_store(options.store)
         with clock("plan"):
@@ -144,6 +146,7 @@ class LazyUpdate:
             found = local_effects(plan, shards, draws, correction)
             moved = gaussian.moments(draws)[0] - earlier.mean
             local = with_kept(self.tree, found, moved, earlier.n_updates + 1)
+        progress.conclude(verdict.summary)
         whole = _of_all(earlier, new)
         groups = None if keys is None or earlier.seen is None else np.union1d(earlier.seen, keys)
         tree = result(whole, None, grown.combined, correction, draws, local, verdict, clock, groups)
@@ -152,10 +155,7 @@ class LazyUpdate:
     def _plan(self, earlier: EarlierFit, frame: dd.DataFrame) -> Plan:
         """Plan for new rows as for those before: the same columns, by the same keys."""
         recalled, columns = earlier.recalled, self.columns or {}
-        fed = {
-            argument.name: find(frame, columns.get(argument.name, argument.column), argument.name)
-            for argument in recalled.arguments
-        }
+        fed = columns_fed(frame, recalled, columns, set(recalled.dtypes))
         by = list(key_columns(frame, recalled, columns))
         given = self.by if isinstance(self.by, list | tuple) else [self.by]
         if self.by is not None and list(given) != by:
@@ -231,15 +231,14 @@ class LazyUpdate:
             If they are not as many as were fitted.
         """
         assert self.old is not None
-        rows = used(self.old, plan.bindings.layout)
-        (lengths,) = compute([rows.map_partitions(len, meta=(None, "int64"))])
-        if (total := int(np.sum(lengths))) != earlier.n_rows:
+        layout = plan.bindings.layout
+        if (total := count_rows(self.old, layout)) != earlier.n_rows:
             raise ValueError(
                 f"update=(tree, ddf_old): ddf_old has {total:,} rows, and the tree is of "
                 f"{earlier.n_rows:,}: pass the rows that it was fitted to, those of all updates "
                 "among them and the new ones not"
             )
-        return rows
+        return used(self.old, layout)
 
     def _fit_together(self, earlier: EarlierFit, plan: Plan, verdict: Verdict) -> xr.DataTree:
         """Fit old and new rows anew, where what is known of the old ones was not enough."""
@@ -252,7 +251,8 @@ class LazyUpdate:
         )
         layout = plan.bindings.layout
         together = dd.concat([self._all_old(earlier, plan), used(self.frame, layout)])
-        columns = {column.argument: column.column for column in layout.columns}
+        recalled, given = earlier.recalled, self.columns or {}
+        columns = columns_fed(together, recalled, given, set(recalled.dtypes))
         by = list(layout.by) or None
         return LazyFit(together, self.model, by, columns, self.options, self.progress).compute()
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import dask
 import hypothesis
 import pytest
 
@@ -14,6 +15,10 @@ import pytest
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="dask-consensus-tests-")
     os.environ["DASK_CONSENSUS__CACHE"] = _CACHE.name
+
+# Hundreds of small fits need no forecast; what a forecast is, and costs, has tests of its own.
+os.environ.setdefault("DASK_CONSENSUS__FORECAST", "false")
+dask.config.set({"consensus.forecast": False})  # Dask may have read the environment before
 
 # Examples are few and the same in every run; how long they take depends on the machine.
 hypothesis.settings.register_profile(

@@ -17,6 +17,7 @@ from benchmarks import (
     agreement,
     calibration,
     effects,
+    forecast,
     gradient,
     loo,
     predictions,
@@ -66,6 +67,17 @@ def test_reference_and_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr().out
     assert "osic: skipped, it has no toy size" in printed
     assert "| variances-2 | 2 |" in printed
+
+
+@pytest.mark.slow
+def test_forecast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forecast.main(["--toy", "--results", str(tmp_path), "--cpu"])
+    planned, fitted = rows_of(tmp_path, "forecast")
+    assert set(planned["forecast"]["seconds"]) > set(forecast.PHASES) - {"rounds"}
+    assert fitted["used"]["tasks"] > 0
+    printed = capsys.readouterr().out
+    assert "| binary | 400 | 4 | search |" in printed
+    assert "| binary | 400 | 4 | all, by the plan |" in printed
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ FIT = "dask_consensus.accessor.ConsensusAccessor.fit"
 PUBLIC = [
     *(getattr(ConsensusAccessor, name) for name in vars(ConsensusAccessor) if name[0] != "_"),
     *(getattr(plots, name) for name in plots.__all__ if callable(getattr(plots, name))),
+    dask_consensus.summary,
     dask_consensus.tree_to_frame,
     lung_function,
 ]

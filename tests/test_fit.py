@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import xarray as xr
 from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC, NUTS
 
-from dask_consensus.cluster.progress import Progress
+from dask_consensus.cluster.progress import Pass
 from dask_consensus.model.model import precision
 from dask_consensus.shard import compiling
 
@@ -240,17 +241,17 @@ def test_a_killed_worker(small, expected, cluster, monkeypatch):
     """Its shards are made and sampled again, with the same draws."""
     with cluster(2, 1) as client:
         pids = list(client.run(os.getpid).values())
-        tell, told = Progress.tell, []
+        tell, told = Pass.tell, []
 
-        def tell_and_kill(self: Progress, report: Any) -> None:
+        def tell_and_kill(self: Pass, report: Any) -> None:
             tell(self, report)
             told.append(report)
-            if len(told) == 5:  # the first that was sampled: all are checked before
+            if len(told) == 9:  # the first that was sampled: all are made and checked before
                 os.kill(pids[0], signal.SIGKILL)
 
-        monkeypatch.setattr(Progress, "tell", tell_and_kill)
+        monkeypatch.setattr(Pass, "tell", tell_and_kill)
         tree = fit(small, intercepts, **SMALL)
-    assert len(told) == 8
+    assert len(told) == 12
     xr.testing.assert_identical(posterior(tree), expected)
 
 
@@ -357,8 +358,30 @@ def test_progress(small, capfd):
     # One line, written again and again.
     last = err.strip().split("\r")[-1]
     assert "\n" not in err.strip()
-    assert "4/4" in last
-    assert "divergences" in last
+    assert last.startswith("fit: ")
+    assert "rounds: sampling |██████████| 4/4 shards, Monte Carlo error" in err
+    assert "divergences" in err
+
+
+def test_a_fit_is_logged(small, caplog):
+    """One line a phase, whether anybody looks at a terminal or not."""
+    caplog.set_level(logging.INFO, "dask_consensus")
+    fit(small, intercepts, **SMALL)
+    phases = [message.split(":")[0] for message in caplog.messages]
+    assert phases == [
+        "plan",
+        "shard",
+        "check",
+        "search",
+        "rounds",
+        "correction",
+        "check",
+        "local",
+        "fit",
+    ]
+    assert caplog.messages[0].startswith(
+        "plan: 92 rows, 4 shards, 3 shared parameters, consensus; "
+    )
 
 
 # What goes wrong on a shard

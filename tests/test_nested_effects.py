@@ -1,6 +1,5 @@
 """Effects of groups on two levels: labelled, drawn, written, joined, predicted from."""
 
-import arviz as az
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -11,7 +10,16 @@ import scipy.stats
 import xarray as xr
 
 from dask_consensus import tree_to_frame
-from dask_consensus.shard.predictive import Asked, Normals, Rows, ask, make_design, row_sites
+from dask_consensus.shard.predictive import (
+    Asked,
+    Normals,
+    Rows,
+    ask,
+    log_likelihoods,
+    make_design,
+    replicate,
+    row_sites,
+)
 
 from . import fit, from_pandas
 from .test_marginal import read
@@ -109,6 +117,32 @@ def test_a_row_has_the_effects_of_both_its_groups():
     np.testing.assert_allclose(mean, [2.4, 2.0, 0.5], atol=1e-3)
     variances = [0.2**2 * 0.3 + 0.2, 0.3 + 0.49, 1.0 + 0.49]
     np.testing.assert_allclose(sd, np.sqrt(variances), rtol=1e-3)
+
+
+def test_rows_and_draws_of_both_levels_meet():
+    """What rows left out rest on: the likelihood of a row at a draw of both its groups' effects."""
+    values = {"x": np.zeros(8), "y": np.zeros(8)}
+    shard_model = read(model, values, groups=["region", "county"])
+    rng = np.random.default_rng(0)
+    u, a, b = rng.normal(size=(20, 4)), rng.normal(size=(20, 2)), rng.normal(size=(20, 3))
+    region, county = np.array([0, 0, 1, 1, 0], np.int32), np.array([0, 1, 2, 2, 0], np.int32)
+    x, y = (rng.normal(size=5).astype(np.float32) for _ in "xy")
+    arguments = {"region": region, "county": county, "x": x, "y": y}
+    known, effects = (np.ones(2, bool), np.ones(3, bool)), ({"a": a}, {"b": b})
+    dtypes = {"region": "int32", "county": "int32", "x": "float32", "y": "float32"}
+    sites, numbers = row_sites(shard_model, dtypes), np.arange(3, dtype=np.uint32)
+    given = (
+        make_design(shard_model, u),
+        Rows(arguments, known, effects),
+        ((numbers[:2], numbers), 0),
+    )
+    mean, sd = a[:, region] + b[:, county] + x, np.exp(u[:, 3:])
+    found = log_likelihoods(shard_model, sites, *given)
+    np.testing.assert_allclose(found, scipy.stats.norm.logpdf(y, mean, sd), rtol=1e-4, atol=1e-4)
+    (made,) = replicate(shard_model, sites, *given)
+    away = (made.replicated[:, :, 0] - mean) / sd
+    assert 0.7 < away.std() < 1.3
+    np.testing.assert_array_equal(made.observed[:, 0], y)
 
 
 @pytest.fixture(scope="module")
@@ -258,38 +292,3 @@ def test_predictions_of_known_and_new_groups(fitted, drawn, of):
     assert abs(mean[61] - float(posterior["mu"].mean())) < 0.3
     of_mu = float(posterior["mu"].var())
     assert sd[61] == pytest.approx(np.sqrt(of_mu + tau.sum()), rel=0.2)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto")
-def test_rows_are_left_out_of_both_levels(fitted, drawn):
-    frame, summary = fitted
-    posterior, local = drawn["posterior"].to_dataset(), drawn["local"]
-    numbers = local["draw"].to_numpy()
-    labels = local["region_of_county"].to_numpy(), local["county"].to_numpy()
-    keys = pd.MultiIndex.from_arrays(labels)
-    at = keys.get_indexer(pd.MultiIndex.from_frame(frame[["region", "county"]]))
-    level = local["level"].to_numpy()[0][:, at]
-    sigma = posterior["sigma"].to_numpy()[0, numbers][:, None]
-    likely = scipy.stats.norm.logpdf((frame["y"] - frame["x"]).to_numpy(), level, sigma)
-    idata = az.from_dict(posterior={"sigma": sigma.T}, log_likelihood={"obs": likely[None]})
-    theirs = az.loo(idata, pointwise=True, reff=1.0)
-    rows = from_pandas(frame, 2)
-    found = rows.consensus.loo(drawn, model, draws=400)
-    np.testing.assert_allclose(found["loo_i"], theirs["loo_i"], atol=2e-3)
-    of_summary = rows.consensus.loo(summary, model, draws=400)
-    assert abs(of_summary["elpd_loo"] - theirs["elpd_loo"]) < 0.1 * theirs["p_loo"]
-    unseen = from_pandas(frame.assign(county=frame["county"] + 1), 2)
-    with pytest.raises(ValueError, match="groups that the fit has not seen"):
-        unseen.consensus.pointwise(summary, model).compute()
-
-
-@pytest.mark.slow
-def test_data_that_the_model_makes_have_effects_of_both_levels(fitted):
-    frame, tree = fitted
-    rows = from_pandas(frame, 2)
-    made = rows.consensus.check(tree, model, statistics=["mean", "sd"], by="region")
-    # Regions keep their effects: what is made of each is as far from the others as its data.
-    p = made["obs_p"].sel(statistic="mean").to_numpy()
-    assert ((p > 0.02) & (p < 0.98)).all()
-    assert 0.02 < float(rows.consensus.check(tree, model, statistics=["sd"])["obs_p"][0]) < 0.98

@@ -69,6 +69,8 @@ shards
 
 note: all 30 rows fit in one shard (rows_per_shard is 50,000): with n_shards=1 they are sampled
   whole by plain NUTS, with nothing to combine or correct, often as soon or sooner
+
+cost: plan.forecast() times the model, and says how long it takes and what it needs
 """
 
 
@@ -82,6 +84,7 @@ def test_the_plan_in_a_notebook(table):
     for text in ("to the power w", "group codes, local to a shard", "HalfNormal", "(county)"):
         assert f">{text}</td>" in shown
     assert shown.count("<table ") == shown.count("</table>") == 4
+    assert "<h4" not in shown
     # Names come from users: they are no markup.
     odd = frame().rename(columns={"county": "<b>"})
     by_odd_name = plan(from_pandas(odd), intercepts, by="<b>", columns={"county": "<b>"})

@@ -11,13 +11,14 @@ import gc
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import dask
 from dask.base import get_scheduler
 
+from .progress import Pass, Progress
 from .versions import check_versions
 
 if TYPE_CHECKING:
@@ -53,6 +54,12 @@ class Work:
         Whether it has been said that nothing runs.
     scope : str
         Names what runs on threads of this process, which can be stopped by it.
+    progress : Progress, optional
+        Who is told how far the fit has come; None where nobody is.
+    tasks : int
+        That were asked for.
+    counted : set of str
+        Layers of graphs that these were in.
     """
 
     client: Any | None
@@ -61,6 +68,9 @@ class Work:
     shards: dict[Any, tuple[int, Size | None]] = field(default_factory=dict)
     warned: bool = False
     scope: str = field(default_factory=new_scope)
+    progress: Progress | None = None
+    tasks: int = 0
+    counted: set[str] = field(default_factory=set)
 
 
 # Of this thread. A context variable would be copied to whatever the client's loop runs, and keep
@@ -93,6 +103,45 @@ def working(timeout: float, resources: Mapping[str, float] | None = None) -> Ite
         yield work
     finally:
         _HERE.work = None
+
+
+@contextlib.contextmanager
+def followed(show: bool | None, *, leave: bool = True) -> Iterator[Progress]:
+    """Have the fit that runs now tell how far it has come, on one line; within another, on its."""
+    work = current_work()
+    if work.progress is not None:
+        yield work.progress
+        return
+    with Progress(show, leave=leave) as work.progress:
+        try:
+            yield work.progress
+        finally:
+            work.progress = None
+
+
+def say(text: str) -> None:
+    """Tell whoever follows the fit what has been found."""
+    progress = current_work().progress
+    if progress is not None:
+        progress.say(text)
+
+
+@contextlib.contextmanager
+def passing(
+    title: str,
+    total: int,
+    show: bool | None,
+    note: Callable[[list[Any]], str] = lambda _: "",
+    unit: str = "shard",
+) -> Iterator[Pass]:
+    """Tell of a pass over the shards: on the line of the fit, or else on one of its own."""
+    progress = current_work().progress
+    if progress is not None:
+        with progress.passing(title, total, note, unit) as this:
+            yield this
+        return
+    with Progress(show, last=title) as alone, alone.passing(title, total, note, unit) as this:
+        yield this
 
 
 def current_work() -> Work:

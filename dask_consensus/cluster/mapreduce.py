@@ -18,11 +18,12 @@ import dask
 from dask.callbacks import Callback
 from dask.delayed import Delayed
 
-from .client import current_client
+from .client import current_client, passing
 from .placement import Execution, requiring
-from .progress import Progress
+from .progress import Pass
 from .stopping import stoppable, stopped_by_errors
 from .tasks import broadcast, call, tree
+from .used import count
 from .waiting import watched
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def map_reduce(
             for i in starts
         ]
     n_states = [min(size, n - i) if keep_states else 0 for i in starts]
-    with Progress(title, n, execution.progress, note) as progress:
+    with passing(title, n, execution.progress, note) as progress:
         return _run(batches, n_states, add, execution, progress)
 
 
@@ -108,7 +109,7 @@ def compute_with_progress(
     """Bring the results of tasks to the client, and show each as it comes."""
     batches = [call(_report_only, task) for task in tasks]
     flat = execution._replace(split_every=len(tasks) + 1)
-    with Progress(title, len(tasks), execution.progress, unit=unit) as progress:
+    with passing(title, len(tasks), execution.progress, unit=unit) as progress:
         return _run(batches, [0] * len(tasks), _nothing, flat, progress).reports
 
 
@@ -166,7 +167,7 @@ def _run(
     n_states: Sequence[int],
     add: Callable[[list[Any]], Any],
     execution: Execution,
-    progress: Progress,
+    progress: Pass,
 ) -> Mapped:
     """Run sums, reports and states; `n_states` says how many each batch leaves behind."""
     contributions, reports = ([call(itemgetter(i), batch) for batch in batches] for i in range(2))
@@ -176,13 +177,14 @@ def _run(
         for i in range(count)
     ]
     graph = _Graph(tree(contributions, partial(call, add), execution.split_every), reports, states)
+    count([graph.total, *graph.reports, *graph.states])
     client = current_client()
     if client is None:
         return _run_locally(graph, progress)
     return _run_distributed(client, graph, execution.retries, progress)
 
 
-def _run_locally(graph: _Graph, progress: Progress) -> Mapped:
+def _run_locally(graph: _Graph, progress: Pass) -> Mapped:
     keys = {report.key for report in graph.reports}
 
     def done(key: Any, result: Any, *_: Any) -> None:
@@ -195,7 +197,7 @@ def _run_locally(graph: _Graph, progress: Progress) -> Mapped:
     return Mapped(total, list(chain.from_iterable(reports)), [broadcast(state) for state in kept])
 
 
-def _run_distributed(client: Any, graph: _Graph, retries: int, progress: Progress) -> Mapped:
+def _run_distributed(client: Any, graph: _Graph, retries: int, progress: Pass) -> Mapped:
     from distributed import as_completed
 
     # One graph, so that contributions are added, and forgotten, as soon as they are there.

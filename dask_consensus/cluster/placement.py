@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import dask
+from dask.system import CPU_COUNT
 
 from .client import current_client
 
@@ -19,7 +20,7 @@ class Execution(NamedTuple):
 
     split_every: int = 8  # contributions added by one task of the reduction tree
     retries: int = 0  # of a failed task, under a distributed client
-    progress: bool | None = None  # whether to show it; None: in a terminal or a notebook
+    progress: bool | None = None  # outside of a fit: whether a pass has a line of its own
     resources: Mapping[str, float] | None = None
     shards_per_task: int = 1
 
@@ -60,6 +61,25 @@ def workers_with(resources: Mapping[str, float] | None) -> int:
     return sum(
         all(offer.get(name, 0) >= amount for name, amount in needs) for offer in _offers(client)
     )
+
+
+def capacity(resources: Mapping[str, float] | None) -> tuple[int, int]:
+    """Count the workers that mapped tasks may run on, and the tasks that these take at once."""
+    client = current_client()
+    if client is None:
+        scheduler = dask.config.get("scheduler", None)
+        if scheduler in ("synchronous", "sync", "single-threaded"):
+            return 1, 1
+        return 1, dask.config.get("num_workers", None) or CPU_COUNT
+    needs = dict(resources or {})
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    slots = []
+    for worker in workers:
+        offer = worker.get("resources") or {}
+        fits = [int(offer.get(name, 0) // amount) for name, amount in needs.items()]
+        slots.append(min([worker.get("nthreads", 1), *fits]))
+    able = [n for n in slots if n]
+    return max(len(able), 1), max(sum(able), 1)
 
 
 def _offers(client: Any) -> list[Mapping[str, float]]:

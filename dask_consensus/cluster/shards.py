@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..shard_data import Shard, ShardData, Size, Summary, pad, padded_sizes, summary_of
-from .client import current_work
+from .client import current_work, passing
 from .placement import Execution
 from .tasks import call, compute, persist_tasks
 
@@ -72,7 +72,8 @@ def persist(
     shards = persist_tasks(unpadded)
     known = current_work().shards
     known.update((task.key, (k, None)) for k, task in enumerate(shards))
-    summaries = compute([call(summary_of, shard) for shard in shards])
+    with passing("rows to shards", len(shards), execution.progress) as progress:
+        summaries = compute([call(summary_of, shard) for shard in shards], progress.tell)
     check(summaries)
     sizes = [summary.size for summary in summaries]
     padded = shapes(sizes)

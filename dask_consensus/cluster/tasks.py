@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import dask
+from dask.callbacks import Callback
 from dask.delayed import Delayed, delayed
 from distributed import as_completed
 
 from .client import current_client
 from .stopping import stopped_by_errors
+from .used import count
 from .waiting import watched
 
 
@@ -30,14 +32,24 @@ def broadcast(value: Any) -> Delayed:
 
 def persist_tasks(tasks: Sequence[Delayed]) -> list[Delayed]:
     """Compute each task and keep its result where it is: on the cluster, or here without one."""
+    count(tasks)
     return list(dask.persist(*tasks))
 
 
-def compute(tasks: Sequence[Delayed]) -> list[Any]:
-    """Bring the results of tasks, or of collections, to the client."""
+def compute(
+    tasks: Sequence[Delayed], tell: Callable[[Sequence[Any]], None] = lambda _: None
+) -> list[Any]:
+    """Bring the results of tasks, or of collections, to the client; `tell` of each one's end."""
+    count(tasks)
     client = current_client()
     if client is None:
-        with stopped_by_errors():
+        keys = {getattr(task, "key", None) for task in tasks}
+
+        def done(key: Any, *_: Any) -> None:
+            if key in keys:
+                tell([key])
+
+        with Callback(posttask=done), stopped_by_errors():
             return list(dask.compute(*tasks))
     futures = client.compute(list(tasks))
     with watched(client, futures, tasks):
@@ -45,6 +57,7 @@ def compute(tasks: Sequence[Delayed]) -> list[Any]:
         for future in as_completed(futures):
             if future.status != "finished":
                 future.result()  # raises
+            tell([future.key])
         return list(client.gather(futures))
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ..cluster.client import say
 from ..cluster.shards import Shards
 from ..shard.coordinates import whitened
 from ..shard.nuts import NutsSettings
@@ -126,6 +127,8 @@ def step(settings: AnchoredSettings, shards: Shards, state: AnchoredState) -> An
         noise=monte_carlo_error(reports, anchor.strength),
         seconds=time.perf_counter() - began,
     )
+    moved = f"moved {this.movement:.2g} sds" if state.rounds else "first means"
+    say(f"{moved}, Monte Carlo error {this.noise:.2g}")
     strength, shard_precision = _strength(n, mean_ess(reports)), full / n
     return AnchoredState(
         anchor=Anchor(mean, strength * shard_precision, strength),

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from ..cluster.client import say
 from ..cluster.shards import Shards
 from ..shard.coordinates import unwhitened
 from ..shard.nuts import NutsSettings
@@ -49,5 +50,6 @@ def one_shot(
         draws = gaussian.consensus_draws(total)
     seconds = time.perf_counter() - began
     noise = monte_carlo_error(reports, 0.0)
+    say(f"Monte Carlo error {noise:.2g} sds")
     only = Round(reports, mean, covariance, none, np.nan, noise, seconds)
     return Combined(draws, mean, covariance, [only], method)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..cluster.client import say
 from ..cluster.mapreduce import Answer, each, map_reduce, on_worker
 from ..cluster.shards import Shards
 from ..cluster.tasks import broadcast, compute
@@ -276,6 +277,8 @@ class _Posterior:
         if all_finite(total):
             covariance, _ = inverse_curvature(total.precision, covariance)
             step = covariance @ total.gradient
+        movement = float(np.max(np.abs(step) / np.sqrt(np.diag(covariance))))
+        say(f"Newton step {len(self.rounds) + 1} moved {movement:.2g} sds, less than 0.3 arrives")
         reports = [
             _report(expanded, size, weight, u, covariance)
             for expanded, size, weight in zip(mapped.reports, shards.sizes, weights, strict=True)
@@ -286,7 +289,7 @@ class _Posterior:
                 mean=u + step,
                 covariance=covariance,
                 anchor=Anchor(u, np.zeros_like(covariance), 0.0),
-                movement=float(np.max(np.abs(step) / np.sqrt(np.diag(covariance)))),
+                movement=movement,
                 noise=np.nan,
                 seconds=time.perf_counter() - began,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..cluster.shards import Shards
+from ..plan.forecast import POINTS
 from ..plan.plan import Plan
 from ..shard.engine import engine_of
 from ..shard.nuts import NutsSettings
@@ -15,8 +16,6 @@ from .gaussian import inverse
 from .laplace import draws_of, laplace
 from .pilot import run_pilot
 from .reports import Combined, FitSettings, Guess
-
-_POINTS = 256  # of the prior near its middle, as many draws, and as many beyond them
 
 
 def locate(plan: Plan, shards: Shards) -> Guess | None:
@@ -35,7 +34,7 @@ def locate(plan: Plan, shards: Shards) -> Guess | None:
         return _crossed(plan, shards)
     ridges: list[Peak] = []
     if not because:
-        starts = prior_points(model, plan.example, options.seed, _POINTS)
+        starts = prior_points(model, plan.example, options.seed, POINTS)
         approximation, ridges = laplace(_fit_settings(plan), shards, starts, options.laplace)
         if approximation is not None:
             others = (*approximation.others, *approximation.along)

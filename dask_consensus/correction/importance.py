@@ -17,6 +17,7 @@ import time
 
 import numpy as np
 
+from ..cluster.client import say
 from .assessment import (
     TEMPERED_DRAWS_A_DIMENSION,
     USABLE_DRAWS_A_DIMENSION,
@@ -135,7 +136,7 @@ def step(
     index = state.iterations
     proposal = _next_proposal(settings, log_posterior, state)
     points = proposal.draw(_n_points(settings, log_posterior, index), (settings.seed, index))
-    evaluated = log_posterior(points, f"correction, iteration {index + 1}")
+    evaluated = log_posterior(points, f"iteration {index + 1}")
     state = state._replace(
         mixture=state.mixture.and_from(proposal, len(points)),
         points=np.concatenate([state.points, evaluated.points]),
@@ -153,7 +154,12 @@ def step(
         assert assessment.probes is not None
         state = state._replace(long_tailed=bool(np.max(reach(assessment.probes)) > 1))
     state = state._replace(assessment=assessment)
-    return state._replace(sampling_error=sampling_error(log_posterior, state))
+    error = sampling_error(log_posterior, state)
+    say(
+        f"means within {max(assessment.estimate.error.max(), error.mean.max()):.2g} sds, "
+        f"k-hat {assessment.weighed.k_hat:.2f}, {assessment.estimate.ess:,.0f} effective draws"
+    )
+    return state._replace(sampling_error=error)
 
 
 def done(settings: CorrectionSettings, state: CorrectionState) -> bool:

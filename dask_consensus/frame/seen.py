@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..cluster.tasks import compute
 from ..shard_data import Shard
-from .arrays import Layout
+from .arrays import Layout, answered
 from .key_kinds import read_keys
 from .keys import Form, hash_keys, of_form
 from .survey import Survey, used
@@ -55,6 +55,13 @@ def rows_of(frame: dd.DataFrame, layout: Layout, hashes: np.ndarray) -> dd.DataF
     return rows.map_partitions(_rows, layout.by[0], hashes, meta=rows._meta)
 
 
+def count_rows(frame: dd.DataFrame, layout: Layout) -> int:
+    """Count the rows that a fit is given: those that have a response."""
+    rows = used(frame, layout)
+    (counts,) = compute([rows.map_partitions(_count, layout, meta=(None, "int64"))])
+    return int(np.sum(counts))
+
+
 def names_of(frame: dd.DataFrame, layout: Layout, hashes: np.ndarray) -> str:
     """Name some of the groups that have these hashes, for a message."""
     rows = used(frame, layout)
@@ -64,6 +71,10 @@ def names_of(frame: dd.DataFrame, layout: Layout, hashes: np.ndarray) -> str:
     distinct = list(dict.fromkeys(map(str, labels)))
     more = ", ..." if len(hashes) > _NAMED else ""
     return ", ".join(distinct[:_NAMED]) + more
+
+
+def _count(partition: pd.DataFrame, layout: Layout) -> int:
+    return int(answered(partition, layout).sum())
 
 
 def _rows(partition: pd.DataFrame, key: str, hashes: np.ndarray) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from ..cluster.client import say
 from ..cluster.mapreduce import Answer, each, map_reduce, on_worker
 from ..cluster.shards import Shards
 from ..cluster.tasks import broadcast, compute
@@ -54,6 +55,7 @@ def local_effects(
         :attr:`Plan.no_local_because` says why.
     """
     if plan.no_local_because:
+        say(f"none, because {plan.no_local_because}")
         return {}
     levels = levels_of(plan, shards)
     center = draws.reshape(-1, draws.shape[-1]).mean(axis=0)

@@ -22,6 +22,7 @@ from ..cluster.freed import freed_memory_kept
 from ..cluster.mapreduce import Answer, each, map_reduce, on_worker
 from ..cluster.placement import Execution
 from ..cluster.shards import Shards, persist
+from ..cluster.shuffle_logs import usual_shuffles_unlogged
 from ..cluster.tasks import broadcast, compute
 from ..config import Options
 from ..frame.arrays import Column
@@ -77,7 +78,11 @@ def groups_left_out(
         raise ValueError(f"no group can be left out: {because}")
     fed = columns_fed(frame, recalled, columns, set(recalled.dtypes))
     options = Options.frozen()
-    with working(options.worker_timeout), freed_memory_kept(options.freed_memory):
+    with (
+        working(options.worker_timeout),
+        freed_memory_kept(options.freed_memory),
+        usual_shuffles_unlogged(),
+    ):
         plan = make_plan(frame, function, by=keys, columns=fed, options=options)
         check_same_data(recalled, plan, same_keys=by is None)
         level = _level(plan)

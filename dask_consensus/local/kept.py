@@ -15,7 +15,7 @@ import xarray as xr
 
 from ..shard.effects import MOST_WIDER
 from .effects import GIVEN_SHARED
-from .frame import group_dims
+from .frame import group_dims, keys_of
 from .groups import free_name, sortable
 
 _HOLDS = (
@@ -47,17 +47,22 @@ def with_kept(
     Returns
     -------
     dict of Datasets
-        Likewise. Draws belong to draws of one posterior: of them those found now are all. A tree
-        without effects stays without: those of some groups would pass for those of all.
+        Likewise. Draws belong to draws of one posterior: of them those found now are all, and so
+        are those of effects on several levels. A tree without effects stays without: those of some
+        groups would pass for those of all.
     """
     if not found or "local" not in tree.children:
         return {}
     new, old = found["local"], tree["local"].to_dataset()
-    summaries = "statistic" in new.dims and "statistic" in old.dims
-    if not summaries or len(group_dims(new)) > 1:
-        told = "effects of the groups with rows of the last update; of others none"
+    if "statistic" not in new.dims or "statistic" not in old.dims:
+        told = "draws of the effects of the groups with rows of the last update; of others none"
         return dict(found) | {"local": new.assign_attrs(holds=told)}
-    dim = str(group_dims(new)[0])
+    dim, *others = map(str, group_dims(new))
+    if others:
+        told = (
+            "effects on several levels of the groups with rows of the last update; of others none"
+        )
+        return dict(found) | {"local": new.assign_attrs(holds=told)}
     taken = {*map(str, new.variables), *map(str, new.dims)}
     update = next((str(n) for n, a in old.data_vars.items() if a.attrs.get("counts")), "")
     if not update:
@@ -66,7 +71,7 @@ def with_kept(
     new = new.assign({update: (dim, np.full(new.sizes[dim], number, np.int64))})
     both = xr.concat([old, new], dim, data_vars="minimal", join="exact")
     both[update].attrs = {"long_name": "update in which the effects were found", "counts": 1}
-    keys = {str(n): c.to_numpy() for n, c in both.coords.items() if c.dims == (dim,)}
+    keys = dict(keys_of(both, dim))
     last = np.flatnonzero(~pd.DataFrame(keys).duplicated(keep="last").to_numpy())
     order = last[np.lexsort([sortable(key[last]) for key in list(keys.values())[::-1]])]
     local = both.isel({dim: order}).assign_attrs(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import html
 import textwrap
+import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 
+from ..cluster.client import working
 from ..cluster.tasks import compute
 from ..config import Method, Options
 from ..frame.arrays import Layout, encode, labels_of
@@ -29,10 +30,15 @@ from ..shard.nuts import NutsSettings
 from ..shard.tiers import tiers
 from ..shard_data import ShardData
 from .bindings import Bindings, bind, similar
+from .page import page, paragraph
 from .show import columns_told, notes_of, tables_of
+
+if TYPE_CHECKING:
+    from .forecast import Forecast
 
 _SAMPLE = 64  # rows of a partition on which the model is traced
 _LOCAL_ROWS, _MOST_LOCAL_DRAWS = 5_000_000, 256  # rows times draws that cost next to nothing
+_COST = "cost: plan.forecast() times the model, and says how long it takes and what it needs"
 _DRAWS_A_DIMENSION = 4  # of a round that a correction follows, at least
 
 
@@ -56,6 +62,8 @@ class Plan:
         Small data that the model accepts, all of it real.
     key_dtypes : tuple of dtype
         Of the columns of the groups' keys, in the frame.
+    counting : float
+        Seconds that counting the rows has taken.
     """
 
     options: Options
@@ -65,6 +73,7 @@ class Plan:
     assignment: Assignment
     example: ShardData
     key_dtypes: tuple[Any, ...] = ()
+    counting: float = 0.0
 
     @property
     def n_shards(self) -> int:
@@ -75,6 +84,13 @@ class Plan:
     def labels(self) -> dict[str, tuple[Any, ...]]:
         """Categories of the arguments that receive codes; of matrices the names of columns."""
         return labels_of(self.bindings.layout)
+
+    @property
+    def summary(self) -> str:
+        """What is planned, in a few words."""
+        method = "NUTS" if self.n_shards == 1 else self.method
+        shards = f"{self.n_shards:,} shard{'s' * (self.n_shards > 1)}"
+        return f"{self.survey.rows:,} rows, {shards}, {self.model.dim} shared parameters, {method}"
 
     @property
     def fits_one_shard(self) -> bool:
@@ -159,6 +175,24 @@ class Plan:
         anchored = self.options.anchored
         return self.options.rounds or (anchored.rounds_corrected if short else anchored.rounds)
 
+    def forecast(self) -> Forecast:
+        """Say what the fit will cost: seconds by phase, memory, tasks, bytes moved, points.
+
+        The model is timed where the fit would run, on a shard made up of the sample of rows that
+        the plan was made with. That takes as long as compiling the model's density twice, some
+        seconds; the code is kept for the fit. Nothing is sampled, but for a second of NUTS where
+        shards will be.
+
+        Returns
+        -------
+        Forecast
+            Prints as tables. Seconds are ranges.
+        """
+        from .forecast import forecast
+
+        with working(self.options.worker_timeout, self.options.resources):
+            return forecast(self)
+
     def notes(self) -> list[str]:
         """Say what the user should know before running."""
         return notes_of(self)
@@ -167,12 +201,13 @@ class Plan:
         parts = [table.text() for table in tables_of(self)]
         for note in self.notes():
             parts.append(textwrap.fill(f"note: {note}", 96, subsequent_indent="  "))
+        parts.append(_COST)
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
         parts = [table.html() for table in tables_of(self)]
-        parts += [f"<p><em>note:</em> {html.escape(note)}</p>" for note in self.notes()]
-        return f"<div>{''.join(parts)}</div>"
+        parts += [paragraph(f"note: {note}", "note") for note in self.notes()]
+        return page(f"plan: {self.summary}", [*parts, paragraph(_COST, "soft")])
 
 
 def make_plan(
@@ -208,7 +243,9 @@ def make_plan(
     example = examples(values, codes, len(layout.by))[0]
     layout = layout._replace(responses=_responses(read, example, layout))
     bindings = bindings._replace(layout=layout)
+    began = time.perf_counter()
     (counted,) = compute([survey(frame, layout, split_every=options.split_every)])
+    counting = time.perf_counter() - began
     check(counted, layout)
     assignment = assign(
         counted, frame, layout, n_shards=options.n_shards, rows_per_shard=options.rows_per_shard
@@ -218,7 +255,7 @@ def make_plan(
         if not read.crossed:
             _check_draws(read, options)
     dtypes = tuple(used(frame, layout)._meta[name].dtype for name in layout.by)
-    return Plan(options, bindings, read, counted, assignment, _whole(example), dtypes)
+    return Plan(options, bindings, read, counted, assignment, _whole(example), dtypes, counting)
 
 
 def _responses(model: ShardModel, example: Example, layout: Layout) -> tuple[str, ...]:

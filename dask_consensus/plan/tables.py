@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-_NUMBER = re.compile(r"(about )?\d|none$|-$|$")
+from .page import section
+
+_RIGHT = ' class="dc-number"'
+_NUMBER = re.compile(r"(about )?-?\d|none$|-$|$")
 
 
 class Table(NamedTuple):
@@ -25,14 +28,26 @@ class Table(NamedTuple):
         frame = pd.DataFrame(lines)
         for name, column in frame.items():
             width = column.str.len().max()
-            number = pd.DataFrame(self.rows)[name].map(lambda cell: bool(_NUMBER.match(cell)))
-            frame[name] = column.str.pad(width, side="left" if number.all() else "right")
+            frame[name] = column.str.pad(width, side="left" if self._numbers(name) else "right")
         aligned = ["  ".join(row).rstrip() for row in frame.itertuples(index=False)]
         return "\n".join([self.title, *(indent + line for line in aligned)])
 
-    def html(self) -> str:
-        """Mark the table up for a notebook."""
-        frame = pd.DataFrame(self.rows, columns=self.header or None)
-        with pd.option_context("display.max_colwidth", None):
-            table = frame.to_html(index=False, header=bool(self.header), border=0, justify="left")
-        return f"<h4>{html.escape(self.title)}</h4>{table}"
+    def html(self, *, unfolded: bool = True) -> str:
+        """Mark the table up for a notebook, as a section of a :func:`.page.page`."""
+        numbers = [self._numbers(i) for i in range(len(self.rows[0]) if self.rows else 0)]
+
+        def line(cells: Sequence[str], tag: str) -> str:
+            marked = (
+                f"<{tag}{_RIGHT if number else ''}>{html.escape(cell)}</{tag}>"
+                for cell, number in zip(cells, numbers, strict=True)
+            )
+            return f"<tr>{''.join(marked)}</tr>"
+
+        head = f"<thead>{line(self.header, 'th')}</thead>" if self.header and self.rows else ""
+        body = "".join(line(row, "td") for row in self.rows)
+        table = f'<table class="dc-table">{head}<tbody>{body}</tbody></table>'
+        return section(self.title, table, unfolded=unfolded)
+
+    def _numbers(self, column: int) -> bool:
+        """Tell whether a column holds numbers alone."""
+        return all(_NUMBER.match(row[column]) for row in self.rows)

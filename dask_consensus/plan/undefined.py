@@ -27,9 +27,8 @@ def check_defined(plan: Plan, shards: Shards) -> None:
     ValueError
         Naming the sites, the shards, the groups and a row.
     """
-    quietly = shards._replace(execution=shards.execution._replace(progress=False))
     told: list[Undefined | None] = map_reduce(
-        each(_asked), quietly, [()] * shards.n, [broadcast(plan.model)], _nothing, title="checking"
+        each(_asked), shards, [()] * shards.n, [broadcast(plan.model)], _nothing, title="densities"
     ).reports
     found = {k: undefined for k, undefined in enumerate(told) if undefined is not None}
     if not found:

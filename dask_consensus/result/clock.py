@@ -6,14 +6,16 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+from ..cluster.progress import Progress
 from ..combination.reports import Combined
 from ..correction.state import Correction
 
 
 class Clock:
-    """Wall time of each phase of a fit, in seconds."""
+    """Wall time of each phase of a fit, in seconds; whoever follows it is told of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
         self.seconds: dict[str, float] = {}
         self._began = time.perf_counter()
 
@@ -21,7 +23,8 @@ class Clock:
     def __call__(self, phase: str) -> Iterator[None]:
         """Time a phase; one that comes again is added."""
         began = time.perf_counter()
-        yield
+        with self._progress.phase(phase):
+            yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
 
     def total(self) -> float:

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..cluster.used import used
 from ..combination.reports import Combined, Guess, NutsDiagnostics, Round
 from ..correction.assessment import usable
 from ..correction.state import Correction, Known
 from ..model.model import ShardModel
+from ..plan.forecast import Forecast
 from ..plan.plan import Plan
 from ..shard.constrain import constrain
 from .clock import Clock, seconds_compiling
@@ -36,6 +38,7 @@ def result(
     verdict: Verdict,
     clock: Clock,
     seen: np.ndarray | None = None,
+    expected: Forecast | None = None,
 ) -> xr.DataTree:
     """Constrain the draws and label everything; root and posterior have the same attributes.
 
@@ -78,6 +81,8 @@ def result(
         "model": memory_of(plan),
         "sampling_time": clock.total(),
         "profile": clock.seconds | {"compile": seconds_compiling(combined, correction)},
+        "forecast": {} if expected is None else expected.as_dict(),
+        "used": used(),
         "verdict": verdict.text,
         "verdict_thresholds": thresholds,
         "verdict_good": int(verdict.good),

@@ -142,7 +142,13 @@ def check_same_model(earlier: EarlierFit, plan: Plan) -> None:
             f"update=: a fit with crossed effects ({names}) keeps too little of what it integrated "
             f"out to be added to; {_AGAIN}"
         )
-    for then, now in zip(there.arguments, arguments_of(plan), strict=True):
+    now_fed = arguments_of(plan)
+    if len(there.arguments) != len(now_fed):
+        raise ValueError(
+            f"update=: {len(now_fed)} columns feed the model, where {len(there.arguments)} did in "
+            "the earlier fit: lists of another length, or other columns in columns="
+        )
+    for then, now in zip(there.arguments, now_fed, strict=True):
         _check_argument(then, now)
     differing = _differences(there.model, here)
     if differing:

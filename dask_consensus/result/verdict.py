@@ -11,6 +11,7 @@ import numpy as np
 from ..combination.reports import Combined, Guess
 from ..correction.assessment import usable
 from ..correction.state import Correction
+from ..plan.page import page, paragraph
 from ..plan.plan import Plan
 from .estimates import approximate_error
 from .reasons import SIZE_UNKNOWN, Earlier, Evidence, Reason, reasons_against, sections
@@ -34,6 +35,20 @@ class Verdict(NamedTuple):
     error: np.ndarray
     reasons: tuple[Reason, ...]
     text: str
+
+    @property
+    def summary(self) -> str:
+        """Whether it is good, and how far means may be off."""
+        worst = float(np.max(self.error))
+        size = f"within {worst:.2g} posterior sds" if np.isfinite(worst) else "off by any amount"
+        codes = ", ".join(dict.fromkeys(reason.code for reason in self.reasons))
+        return f"good, means {size}" if self.good else f"not to be relied on ({codes})"
+
+    def _repr_html_(self) -> str:
+        title = "\u2713 good" if self.good else "\u2717 not to be relied on"
+        parts = [paragraph(self.text)]
+        parts += [paragraph(f"{reason.code}: {reason.remedy}", "note") for reason in self.reasons]
+        return page(title, parts, "good" if self.good else "bad")
 
     def reasons_as_json(self) -> str:
         """Write the reasons as a JSON list of objects; a number that is not finite is null."""

@@ -92,6 +92,17 @@ def compiled(
     return run
 
 
+def is_compiled(model: ShardModel, *kinds: str) -> bool:
+    """Tell whether this process has compiled code of one of these kinds for a model."""
+    with _GUARD:
+        known = [signature[:2] for signature in _COMPILED]  # type: ignore[index]
+    return any(token == model.token and _first(kind) in kinds for token, kind in known)
+
+
+def _first(kind: Hashable) -> Hashable:
+    return kind[0] if isinstance(kind, tuple) else kind
+
+
 def _alone(run: Callable[..., Any]) -> Callable[..., Any]:
     """Let code run while none of its kind does."""
 

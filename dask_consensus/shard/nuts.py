@@ -167,6 +167,42 @@ class _State(NamedTuple):
     valid: jax.Array
 
 
+def trial(
+    model: ShardModel,
+    data: ShardData,
+    factor: PriorFactor,
+    settings: NutsSettings,
+    key: tuple[int, ...],
+    most: float,
+) -> float:
+    """Begin a chain on a shard, for some seconds at most: seconds a transition, on average.
+
+    The first are those of warm-up, whose trees are the deepest. Nothing of the chain is kept.
+    """
+    with precision(model.x64):
+        arguments = (
+            *on_device((data, factor)),
+            on_device(unwhitened(model.dim)),
+            None,
+            random.fold_in(key_of(*key), 0),
+        )
+        kind, length = ("nuts", settings, False), settings.num_warmup + settings.num_samples
+        chain = partial(_chain_of, model, settings, False)
+        state = compiled(model, (*kind, "begin"), lambda: chain()[0], *arguments)(*arguments)
+        done, seconds = 0, 0.0
+        while done < length and seconds < most:
+            until = min(max(2 * done, 1), length)
+            given = (*arguments, state, *on_device((np.int32(done), np.int32(until))))
+            advance = compiled(
+                model, (*kind, "advance"), lambda: chain()[1], *given, effort=Effort.MOST
+            )
+            began = time.perf_counter()
+            state = jax.block_until_ready(advance(*given))
+            seconds += time.perf_counter() - began
+            done = until
+    return seconds / done
+
+
 def _run(model: ShardModel, settings: NutsSettings, several: bool, arguments: Any) -> _Chain:
     """Run a chain piece by piece, each of about a second: between them it may be stopped."""
     kind, length = ("nuts", settings, several), settings.num_warmup + settings.num_samples
