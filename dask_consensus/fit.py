@@ -101,7 +101,7 @@ class LazyFit:
             plan = with_coupling(plan, shards, near_zero(plan))
         warn_before_sampling(plan)
         expected = None
-        if self.options.forecast:
+        if self.options.forecast and not plan.model.crossed:
             with clock("forecast"):
                 expected = forecast_or_none(plan, shards)
                 progress.expect({} if expected is None else expected.ahead)

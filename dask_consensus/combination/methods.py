@@ -58,7 +58,7 @@ def locate(plan: Plan, shards: Shards) -> Guess | None:
 
 def _crossed(plan: Plan, shards: Shards) -> Guess:
     """Find the mode of a model with crossed effects, these integrated out."""
-    starts = prior_points(plan.model, plan.example, plan.options.seed, _POINTS)
+    starts = prior_points(plan.model, plan.example, plan.options.seed, POINTS)
     found = crossed_mode(plan.model, shards, plan.example, starts)
     if found is None:
         names = ", ".join(one.site for one in plan.model.crossed)

@@ -124,7 +124,14 @@ def forecast(plan: Plan, shards: Shards | None = None) -> Forecast:
 
     The shard is the one of median size, where there are shards already; else one is made up, of as
     many rows and groups, from the sample of rows that the plan was made with.
+
+    Raises
+    ------
+    ValueError
+        If there are crossed effects, whose cost is not known beforehand.
     """
+    if plan.model.crossed:
+        raise ValueError("what crossed effects cost is not forecast: fit a tenth of the rows first")
     execution = shards.execution if shards is not None else Execution()
     execution = execution._replace(resources=plan.options.resources)
     data = shards.data[shards.median()] if shards is not None else broadcast(made_up(plan))

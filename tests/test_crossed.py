@@ -1,0 +1,180 @@
+"""Effects of crossed factors: found in the model, curved as they should be, and integrated out."""
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pandas as pd
+import pytest
+
+from dask_consensus.cluster.tasks import compute
+from dask_consensus.fit import shard_rows
+from dask_consensus.model.crossed import MOST_CROSSED, Crossed, coordinates
+from dask_consensus.shard.crossed import curvature
+from dask_consensus.shard.engine import engine_of
+from dask_consensus.shard.quadrature import Rule
+
+from . import fit, from_pandas, plan
+
+ITEMS, GROUPS = 20, 12
+LIKE_A_USER = {"by": "g", "n_shards": 2, "method": "auto", "correct": "auto", "local": "summary"}
+
+
+def table(rows: int = 240, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    group, item = rng.integers(0, GROUPS, rows), rng.integers(0, ITEMS, rows)
+    group[:GROUPS], item[:ITEMS] = np.arange(GROUPS), np.arange(ITEMS)
+    x, a, b = rng.normal(size=rows), rng.normal(0, 0.7, GROUPS), rng.normal(0, 0.5, ITEMS)
+    eta = 0.3 + a[group] + b[item]
+    y = (rng.random(rows) < 1 / (1 + np.exp(-eta))).astype(np.int64)
+    return pd.DataFrame({"g": group, "item": item, "x": x, "y": y, "z": rng.normal(eta, 1.0)})
+
+
+def effects(size=ITEMS, name="b"):
+    with numpyro.plate("items", size):
+        return numpyro.sample(name, dist.Normal(0, 0.5))
+
+
+def local(n_g):
+    with numpyro.plate("groups", n_g):
+        return numpyro.sample("a", dist.Normal(0, 0.7))
+
+
+def normal(item, g, n_g, z=None):
+    mu = numpyro.sample("mu", dist.Normal(0, 2))
+    b, a = effects(), local(n_g)
+    with numpyro.plate("rows", item.shape[0]):
+        numpyro.sample("obs", dist.Normal(mu + a[g] + b[item], 1.0), obs=z)
+
+
+def binary(x, item, g, n_g, y=None):
+    """Two numbers an item, non-centred, beside an intercept of each group."""
+    mu = numpyro.sample("mu", dist.Normal(0, 2))
+    tau = numpyro.sample("tau", dist.HalfNormal(1))
+    with numpyro.plate("items", ITEMS):
+        raw = numpyro.sample("raw", dist.Normal(0, 1).expand([2]).to_event(1))
+    b = numpyro.deterministic("b", tau * raw)
+    a = local(n_g)
+    with numpyro.plate("rows", x.shape[0]):
+        logits = mu + a[g] + b[item, 0] + b[item, 1] * x
+        numpyro.sample("obs", dist.Bernoulli(logits=logits), obs=y)
+
+
+def alone(x, item, z=None):
+    """No effects of groups."""
+    mu = numpyro.sample("mu", dist.Normal(0, 2))
+    b = effects()
+    with numpyro.plate("rows", x.shape[0]):
+        numpyro.sample("obs", dist.StudentT(5.0, mu + b[item], 1.0), obs=z)
+
+
+def of_all(item, g, n_g, z=None):
+    """An item's effect less their mean: no row has one to itself."""
+    mu = numpyro.sample("mu", dist.Normal(0, 2))
+    b, a = effects(), local(n_g)
+    with numpyro.plate("rows", item.shape[0]):
+        numpyro.sample("obs", dist.Normal(mu + a[g] + b[item] - b.mean(), 1.0), obs=z)
+
+
+def few(item, g, n_g, z=None):
+    mu = numpyro.sample("mu", dist.Normal(0, 2))
+    b, a = effects(10), local(n_g)
+    with numpyro.plate("rows", item.shape[0]):
+        numpyro.sample("obs", dist.Normal(mu + a[g] + b[item // 2], 1.0), obs=z)
+
+
+def table_of_items(item, g, n_g, z=None):
+    """The column looks something else up, too."""
+    mu = numpyro.sample("mu", dist.Normal(0, 2))
+    b, a = effects(), local(n_g)
+    with numpyro.plate("rows", item.shape[0]):
+        loc = mu + a[g] + b[item] * jnp.linspace(0.0, 1.0, ITEMS)[item]
+        numpyro.sample("obs", dist.Normal(loc, 1.0), obs=z)
+
+
+@pytest.mark.parametrize(
+    ("model", "factors"),
+    [
+        (normal, (Crossed("b", "item", 0, ITEMS, 1, ()),)),
+        (binary, (Crossed("raw", "item", 0, ITEMS, 2, (2,)),)),
+        (of_all, ()),
+        (few, ()),
+        (table_of_items, ()),
+    ],
+    ids=lambda it: it.__name__ if callable(it) else "",
+)
+def test_what_rows_look_up_by_a_column_is_crossed(model, factors):
+    assert plan(from_pandas(table()), model, **LIKE_A_USER).model.crossed == factors
+
+
+def test_methods_that_sample_shards_know_of_no_crossed_effects():
+    made = plan(from_pandas(table()), normal, **LIKE_A_USER | {"method": "anchored"})
+    assert not made.model.crossed
+
+
+@pytest.mark.parametrize("model", [normal, binary, alone], ids=lambda it: it.__name__)
+def test_curvature_is_that_of_gradients(model):
+    frame = from_pandas(table())
+    made = plan(frame, model, **LIKE_A_USER)
+    (data,) = compute([shard_rows(frame, made, False).data[0]])
+    u = np.random.default_rng(1).normal(0, 0.3, made.model.dim)
+    which, _ = coordinates(made.model)
+    found = curvature(made.model, data, u[None])
+    engine = engine_of(made.model)
+    rule = Rule(engine.gradient_nodes[min(1, len(engine.gradient_nodes) - 1)])
+    score = engine.gradient(data, u[None], 0.0, rule)
+    np.testing.assert_allclose(found.gradient[0], score.gradient[0, which], atol=1e-9)
+    step = 1e-4
+    points = u + step * np.eye(made.model.dim)[which]
+    either = [engine.gradient(data, p, 0.0, rule).gradient for p in (points, 2 * u - points)]
+    hessian = (either[0] - either[1])[:, which] / (2 * step)
+    # Scores of rows are taken to be linear in the effects, which those of binary rows nearly are.
+    tolerance = 0.01 if model is binary else 1e-5
+    np.testing.assert_allclose(found.precision[0], -hessian, atol=tolerance * abs(hessian).max())
+
+
+def test_normal_rows_have_the_closed_form():
+    rows = table()
+    tree = fit(from_pandas(rows), normal, **LIKE_A_USER)
+    assert tree.attrs["verdict_good"], tree.attrs["verdict"]
+    ones = np.ones((len(rows), 1))
+    items, groups = np.eye(ITEMS)[rows["item"]], np.eye(GROUPS)[rows["g"]]
+    noise = np.linalg.inv(np.eye(len(rows)) + 0.49 * groups @ groups.T)
+    design = np.concatenate([ones, items], axis=1)
+    prior = np.diag([1 / 4, *[1 / 0.25] * ITEMS])
+    covariance = np.linalg.inv(design.T @ noise @ design + prior)
+    mean, sd = covariance @ design.T @ noise @ rows["z"], np.sqrt(np.diag(covariance))
+    told = tree["posterior"]
+    draws = np.column_stack([told["mu"].values.ravel(), told["b"].values.reshape(-1, ITEMS)])
+    assert np.abs((draws.mean(axis=0) - mean) / sd).max() < 0.02
+    assert np.abs(draws.std(axis=0) / sd - 1).max() < 0.03
+    exact = covariance / np.outer(sd, sd)
+    assert np.abs(np.corrcoef(draws.T) - exact)[0].max() < 0.15  # noise of 500 draws
+    assert "local" in tree.children
+    assert "given_shared" not in tree["local"].children
+
+
+def test_a_plan_says_what_is_crossed():
+    text = repr(plan(from_pandas(table()), normal, **LIKE_A_USER))
+    assert "local and crossed effects integrated out" in text
+    assert "crossed, by item" in text
+    assert "b: 20 effects that meet in all shards" in " ".join(text.split())
+
+
+def test_too_many_levels_are_refused():
+    def wide(item, g, n_g, z=None):
+        mu = numpyro.sample("mu", dist.Normal(0, 2))
+        b, a = effects(MOST_CROSSED + 1), local(n_g)
+        with numpyro.plate("rows", item.shape[0]):
+            numpyro.sample("obs", dist.Normal(mu + a[g] + b[item], 1.0), obs=z)
+
+    with pytest.raises(ValueError, match=r"2,049 crossed effects \(b \(2,049\)\) are more than"):
+        plan(from_pandas(table()), wide, **LIKE_A_USER)
+
+
+def test_rows_cannot_be_added_to_crossed_effects():
+    frame = from_pandas(table())
+    tree = fit(frame, normal, **LIKE_A_USER)
+    new = from_pandas(table(seed=1).assign(g=lambda rows: rows["g"] + 100))
+    with pytest.raises(ValueError, match=r"update=: a fit with crossed effects \(b\)"):
+        new.consensus.fit(normal, update=tree)
