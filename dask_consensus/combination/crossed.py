@@ -168,7 +168,7 @@ class CrossedEffects:
                     share[k] /= 2
                     continue
                 here[k], value[k], share[k] = tried[i], told.value[i], 1.0
-                factor[k] = _factor(told.precision[i])
+                factor[k] = factor_of(told.precision[i])
                 step[k] = scipy.linalg.cho_solve((factor[k], True), told.gradient[i])
                 decrement = float(told.gradient[i] @ step[k])
                 if decrement < _NEAR:
@@ -193,7 +193,7 @@ def _add(parts: list[Curvature]) -> Curvature:
     return Curvature(*(np.sum(part, axis=0) for part in zip(*parts, strict=True)))
 
 
-def _factor(precision: Array) -> Array:
+def factor_of(precision: Array) -> Array:
     """Cholesky factor of a precision, made positive definite where it is not."""
     if not np.isfinite(precision).all():
         return np.full_like(precision, np.nan)

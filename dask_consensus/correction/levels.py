@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import numpy as np
 import scipy.linalg
 
-from ..combination.crossed import CrossedEffects, polynomial
+from ..combination.crossed import CrossedEffects, factor_of, polynomial
 from ..model.model import ShardModel
 from ..shard.crossed import prior_curvature
 from ..shard_data import ShardData
@@ -212,8 +212,9 @@ def with_levels(
         u = np.empty((1, p + size))
         u[:, levels.others], u[:, levels.effects] = there, means[some].mean(axis=0)
         of_prior = prior_curvature(*prior, u).precision[0]
-        precision = np.tensordot(np.concatenate([[1.0], center]), levels.precision, 1) + of_prior
-        factor = np.linalg.cholesky(precision)
+        # Far from where it was asked a straight line says nothing of the likelihood's curvature.
+        along = np.concatenate([[1.0], _STEP * np.tanh(center / _STEP)])
+        factor = factor_of(np.tensordot(along, levels.precision, 1) + of_prior)
         z = rng.standard_normal((len(some), size))
         away = scipy.linalg.solve_triangular(factor, z.T, lower=True, trans=1).T
         inverse = scipy.linalg.solve_triangular(factor, np.eye(size), lower=True)
