@@ -15,7 +15,7 @@ from .cluster.client import working
 from .cluster.freed import freed_memory_kept
 from .cluster.mapreduce import on_worker
 from .cluster.placement import Execution, check_resources, workers_with
-from .cluster.shards import Shards, persist
+from .cluster.shards import Shards, not_sent, persist
 from .cluster.tasks import compute
 from .combination.methods import combine, combine_longer, locate
 from .combination.reports import Combined, Guess
@@ -30,7 +30,6 @@ from .correction.state import Correction, CorrectionSettings
 from .frame.assign import shards as rows_to_shards
 from .frame.unchanged import unchanged
 from .local.effects import check_memory, local_effects
-from .local.store import check_store
 from .plan.coupling import around, near_zero, with_coupling
 from .plan.plan import Plan, make_plan
 from .plan.show import warn_before_sampling
@@ -39,6 +38,7 @@ from .plan.workers import check_on_workers
 from .result.clock import Clock
 from .result.datatree import result
 from .result.verdict import evidence_of, judge, warn_if_bad
+from .resume import check_store, checked_by, known_shards, resumed
 from .shard import device
 
 
@@ -76,13 +76,17 @@ class LazyFit:
             return self._run()
 
     def _run(self) -> xr.DataTree:
-        """Go from the plan to the verdict."""
+        """Go from the plan to the verdict, or on from where the store's fit has come to."""
         clock = Clock()
         check_resources(self.options.resources)
-        check_store(self.options.store)
+        check_store(self.options)
         with clock("plan"):
             plan = self.plan()
             check_memory(plan)
+        return resumed(plan, lambda: self._fitted(plan, clock))
+
+    def _fitted(self, plan: Plan, clock: Clock) -> xr.DataTree:
+        """Go from the rows to the verdict."""
         with clock("shard"):
             shards = shard_rows(self.frame, plan, self.progress)
         with clock("check"):
@@ -131,9 +135,13 @@ def shard_rows(frame: dd.DataFrame, plan: Plan, progress: bool | None) -> Shards
     options = plan.options
     execution = Execution(options.split_every, options.retries, progress, options.resources)
     layout = plan.bindings.layout
-    unpadded = rows_to_shards(frame, layout, plan.assignment)
-    check = unchanged(plan.survey, layout)
-    shards = persist(unpadded, execution, check, keep_labels=not plan.no_local_because)
+    keep_labels, known = not plan.no_local_because, known_shards()
+    if known is not None:
+        shards = not_sent(known, execution, keep_labels=keep_labels)
+    else:
+        unpadded = rows_to_shards(frame, layout, plan.assignment)
+        check = checked_by(unchanged(plan.survey, layout))
+        shards = persist(unpadded, execution, check, keep_labels=keep_labels)
     together = options.shards_per_task
     if together == "auto":
         together = _shards_that_fit(plan, shards)

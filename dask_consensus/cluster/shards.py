@@ -9,6 +9,7 @@ import numpy as np
 
 from ..shard_data import Shard, ShardData, Size, Summary, pad, padded_sizes, summary_of
 from .client import current_work
+from .journal import absent
 from .placement import Execution
 from .tasks import call, compute, persist_tasks
 
@@ -66,7 +67,7 @@ def persist(
     rows where they are asked for.
     """
     shards = persist_tasks(unpadded)
-    known = current_work().shards
+    known, names = current_work().shards, current_work().names
     known.update((task.key, (k, None)) for k, task in enumerate(shards))
     summaries = compute([call(summary_of, shard) for shard in shards])
     check(summaries)
@@ -76,8 +77,19 @@ def persist(
         [call(_pad, *task) for task in zip(shards, padded, summaries, strict=True)]
     )
     known.update((task.key, (k, sizes[k])) for k, task in enumerate(data))
+    names.update((task.key, ("rows", k)) for k, task in enumerate(data))
     labels = persist_tasks([call(_labels, shard) for shard in shards]) if keep_labels else ()
+    names.update((task.key, ("rows", "labels", k)) for k, task in enumerate(labels))
     return Shards(data, sizes, padded, execution, labels)
+
+
+def not_sent(
+    summaries: Sequence[Summary], execution: Execution, *, keep_labels: bool = False
+) -> Shards:
+    """Make shards of which everything is known that will be asked: they hold no rows."""
+    sizes, n = [summary.size for summary in summaries], len(summaries)
+    labels = absent(n, "rows", "labels") if keep_labels else ()
+    return Shards(absent(n, "rows"), sizes, padded_sizes(sizes), execution, labels)
 
 
 def _labels(shard: Shard) -> tuple[tuple[np.ndarray, ...], ...]:

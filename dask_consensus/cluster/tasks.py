@@ -14,18 +14,20 @@ from dask.delayed import Delayed, delayed
 from distributed import as_completed
 
 from .client import current_client
+from .journal import Asked, recalled
 from .stopping import stopped_by_errors
 from .waiting import watched
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Delayed:
     """Make one task of a function call; arguments may be tasks."""
-    return delayed(function, pure=False, traverse=False)(*arguments)
+    task = delayed(function, pure=False, traverse=False)(*arguments)
+    return Asked.of(task, "call", function, list(arguments))
 
 
 def broadcast(value: Any) -> Delayed:
     """Make a value one task of its own, so that it travels to a worker once."""
-    return delayed(value, traverse=False)
+    return Asked.of(delayed(value, traverse=False), "value", value)
 
 
 def persist_tasks(tasks: Sequence[Delayed]) -> list[Delayed]:
@@ -35,6 +37,11 @@ def persist_tasks(tasks: Sequence[Delayed]) -> list[Delayed]:
 
 def compute(tasks: Sequence[Delayed]) -> list[Any]:
     """Bring the results of tasks, or of collections, to the client."""
+    results: list[Any] = recalled("", tasks, lambda: _compute(tasks))
+    return results
+
+
+def _compute(tasks: Sequence[Delayed]) -> list[Any]:
     client = current_client()
     if client is None:
         with stopped_by_errors():
