@@ -179,7 +179,7 @@ def test_states_are_read_where_they_are_needed(shards, tmp_path):
     journal = reopen(tmp_path)
     journal.finish()
     assert not list(tmp_path.rglob("*/*/*.parquet"))
-    assert journal.get("finished") is True
+    assert journal.get("finished-one") is True
 
 
 def test_tasks_that_are_asked_of_shards_are_kept(shards, tmp_path):

@@ -24,8 +24,6 @@ from .store import Missing, Store
 
 WORTH = 5.0
 """Seconds of work from which on the share of one task in a pass is kept by itself."""
-_FINISHED = "finished"
-_SHARDS = "shards"
 
 
 class NotKept(RuntimeError):
@@ -53,13 +51,14 @@ class Journal:
     ----------
     store : Store
     salt : str
-        Names the fit; what another has written is not found.
+        Small letters and digits that name the fit; what another has written is not found.
     """
 
     def __init__(self, store: Store, salt: str) -> None:
         self.store, self._salt = store, salt
+        self._finished, self._shards = f"finished-{salt}", f"shards-{salt}"
         self.files = store.files()
-        self.complete = self.get(_FINISHED) is not Missing
+        self.complete = self.get(self._finished) is not Missing
         """Whether all answers are there, so that no rows need be sent to shards."""
 
     def get(self, name: str) -> Any:
@@ -76,16 +75,16 @@ class Journal:
     def finish(self) -> None:
         """Say that all answers are there, and remove the shares that they were added up from."""
         if not self.complete:
-            self.put(_FINISHED, True)
+            self.put(self._finished, True)
             self.store.remove_shares()
 
     def shards(self) -> Any:
         """Read what each shard holds, `Missing` if that is not known."""
-        return self.get(_SHARDS)
+        return self.get(self._shards)
 
     def put_shards(self, summaries: Sequence[Any]) -> None:
         """Keep what each shard holds."""
-        self.put(_SHARDS, list(summaries))
+        self.put(self._shards, list(summaries))
 
     def name_of(self, title: str, question: Any) -> str:
         """Name a question; empty where it is not asked of rows, or says not all that it asks.

@@ -145,8 +145,8 @@ class _Parts:
             return {type(value).__name__: sorted(told, key=json.dumps)}
         if type(value) is bytes:
             return {"bytes": value.hex()}
-        if hasattr(value, "__array__") and hasattr(value, "dtype"):
-            return self.told(np.asarray(value), path)  # JAX's
+        if type(value).__module__.partition(".")[0] in ("jax", "jaxlib"):
+            return self.told(np.asarray(value), path)
         return self.told(self._foreign(value), path)
 
     def _put(self, array: np.ndarray, path: str) -> int:

@@ -187,6 +187,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc,unused-ignore]
 class _CodeAlone(_Pickler):
     """Leaves out where code stands; what it writes is not to be loaded."""
 
+    def persistent_id(self, obj: Any) -> Any:
+        """Say what a set holds: it has another order in every process."""
+        return ("set", sorted(map(repr, obj))) if type(obj) in (set, frozenset) else None
+
     def reducer_override(self, obj: Any) -> Any:
         """Say what an object is."""
         if isinstance(obj, CodeType):
@@ -204,10 +208,8 @@ class _CodeAlone(_Pickler):
 
 
 def _constant(value: Any) -> Any:
-    """Tell a constant of code apart: sets have another order in every process."""
-    if isinstance(value, frozenset):
-        return f"frozenset {sorted(map(repr, value))}"
-    if isinstance(value, CodeType):
+    """Write out a constant of code: equal texts may be one object, or several."""
+    if isinstance(value, frozenset | CodeType):
         return value
     return f"{type(value).__name__} {value!r}"
 
