@@ -113,9 +113,15 @@ class Store(NamedTuple):
 
     def remove_shares(self) -> None:
         """Remove the records that are shares of others."""
+        folders = set()
         for name, files in self.files().items():
             for file in files if "/" in name else ():
                 self._remove(f"{_STEPS}/{file}")
+                folders.add(name.partition("/")[0])
+        system, root = self._place()
+        for folder in folders:
+            with contextlib.suppress(OSError):  # an object store has none
+                system.rmdir(f"{root}/{_STEPS}/{folder}")
 
     def is_empty(self) -> bool:
         """Tell whether nothing is there, or nothing but what an interrupted write has left."""
