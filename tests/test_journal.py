@@ -249,6 +249,27 @@ def test_a_disk_that_is_full_stops_nothing(shards, monkeypatch):
     assert len(told.reports) == N
 
 
+def of_shard(shard, form):
+    """Stand for the hashes of a shard's groups."""
+    return shard.arguments["x"].astype(np.uint64)
+
+
+def test_hashes_of_groups_are_read_without_rows(tmp_path):
+    hashing = partial(of_shard, form="text")
+    with dask.config.set(scheduler="synchronous"), working(0.0):
+        reopen(tmp_path)
+        tasks = [call(make, k) for k in range(N)]
+        sent = persist(tasks, Execution(progress=False), hashes_of=hashing)
+        current_work().journal.finish()
+        assert reopen(tmp_path).complete
+        summary = [Summary(Size(3, ()), None)] * N
+        known = not_sent(summary, sent.execution, hashes_of=hashing)
+        np.testing.assert_array_equal(known.hashes, sent.hashes)
+        assert known.hashes[1].dtype == np.uint64
+        with pytest.raises(NotKept):
+            not_sent(summary, sent.execution, hashes_of=partial(of_shard, form="int64"))
+
+
 def test_answers_are_read_without_rows_or_not_at_all(shards, tmp_path):
     first = ask(shards)
     current_work().journal.finish()

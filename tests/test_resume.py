@@ -21,6 +21,7 @@ import pytest
 import dask_consensus.fit as spine
 from dask_consensus.cluster import mapreduce
 from dask_consensus.cluster.store import Store
+from dask_consensus.cluster.tasks import broadcast
 from dask_consensus.combination import subposterior
 from dask_consensus.local import effects
 from dask_consensus.resume import StoreMismatch, _read
@@ -164,10 +165,12 @@ def crashed(passes, number, frame, path, **options):
     return False
 
 
-def test_a_fit_that_is_finished_is_read(frame, plain, finished, passes, no_rows):
-    """Its rows are counted, and sent nowhere."""
+def test_a_fit_that_is_finished_is_read(frame, plain, finished, passes, no_rows, monkeypatch):
+    """Its rows are counted, and sent nowhere; nothing is forecast."""
     no_rows()
-    assert_same(fit(frame, model, **OPTIONS, store=str(finished)), plain[0])
+    monkeypatch.setattr(spine, "forecast_or_none", None)
+    with dask.config.set({"consensus.forecast": True}):
+        assert_same(fit(frame, model, **OPTIONS, store=str(finished)), plain[0])
     assert passes.ran == []
 
 
@@ -265,6 +268,47 @@ def test_draws_of_effects_go_on_block_by_block(frame, monkeypatch, tmp_path):
             there = fit(frame, model, **options, store=path)["local"]
         assert there.load().identical(whole)
         assert len(written) == blocks
+
+
+def test_draws_on_several_levels_are_known_again(tmp_path, monkeypatch):
+    """Chunks of every level have their checksums."""
+    monkeypatch.setattr(effects.DrawStore, "_CHUNK_GROUPS", 4)
+    n = {"a": 3, "b": 9}
+    dims = {name: ("chain", "draw", f"of_{name}") for name in n}
+    shapes = {name: (1, 2, its) for name, its in n.items()}
+    coords = {"chain": [0], "draw": [0, 1]}
+    starts = {"of_a": np.array([0, 1, 3]), "of_b": np.array([0, 5, 9])}
+    values = {
+        name: np.arange(2.0 * its, dtype=np.float32).reshape(2, its) for name, its in n.items()
+    }
+    states = [
+        broadcast(
+            {
+                name: values[name][:, starts[f"of_{name}"][k] : starts[f"of_{name}"][k + 1]]
+                for name in n
+            }
+        )
+        for k in range(2)
+    ]
+
+    def opened():
+        store = effects.DrawStore(str(tmp_path))
+        store.create(dims, shapes, coords)
+        return store
+
+    checksums = opened().write(states, starts, 0, slice(0, 2))
+    assert len(checksums) == 1 + 3
+    again = opened()
+    assert again.holds(0, slice(0, 2), checksums)
+    for name in n:
+        np.testing.assert_array_equal(again.opened()[name][0], values[name])
+    for name in n:
+        file = next(f for f in files(tmp_path / "local" / name) if f.suffix != ".json")
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-3])
+        with pytest.warns(UserWarning, match=f"of 'of_{name}'"):
+            assert not opened().holds(0, slice(0, 2), checksums)
+        file.write_bytes(whole)
 
 
 @pytest.mark.slow
