@@ -173,8 +173,11 @@ class ConsensusAccessor:
             of the result. Configured default 12 (``local.draws``), up to 256 of few rows; the plan
             says what each costs.
         store : str, optional
-            Folder or URL that does not exist yet. Workers write draws of the effects of groups
-            there, as Zarr, and ``tree["local"]`` reads them when it is used.
+            Folder or URL, which this process and the workers can write to, where the fit keeps what
+            it finds as it goes: the same call goes on from there, after a crash, in another process
+            or on another cluster, to the same bits. Draws of the effects of groups are written
+            there by the workers, as Zarr, and ``tree["local"]`` reads them when it is used. With
+            `update` they are all that is kept.
 
         Returns
         -------
@@ -190,6 +193,9 @@ class ConsensusAccessor:
         ValueError, TypeError
             On bad input, before sampling wherever it can be known then; the message names the
             column, site, group, shard or option, and the remedy.
+        StoreMismatch
+            If `store` holds a fit of another model, with other settings or of other data, saying
+            what differs.
         RuntimeError
             If the cluster is gone, has no worker that can take a task for
             ``consensus.worker-timeout`` seconds, or loses each worker that tries a task.
@@ -197,7 +203,8 @@ class ConsensusAccessor:
         Warns
         -----
         UserWarning
-            If a group is larger than a shard, or the verdict is bad.
+            If a group is larger than a shard, or the verdict is bad; if a file of `store` is
+            damaged, naming it, before what it held is computed again.
 
         Notes
         -----

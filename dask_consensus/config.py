@@ -236,11 +236,6 @@ class Options:
             _check_choice("local", self.local, get_args(Local))
         if self.store is not None and not isinstance(self.store, str):
             raise TypeError(f"store must be a path or URL, as text, got {self.store!r}")
-        if self.store is not None and self.local != "draws":
-            raise ValueError(
-                "store= is where draws of group effects are written: pass local='draws' with it, "
-                "or leave it out and save the tree (tree.to_zarr, tree.to_netcdf)"
-            )
         if self.correct not in ("auto", True, False):
             raise ValueError(f"correct must be 'auto', True or False, got {self.correct!r}")
         for name, least in _LEAST.items():

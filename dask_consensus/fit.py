@@ -17,7 +17,7 @@ from .cluster.freed import freed_memory_kept
 from .cluster.mapreduce import on_worker
 from .cluster.placement import Execution, check_resources, workers_with
 from .cluster.progress import Progress
-from .cluster.shards import Shards, persist
+from .cluster.shards import Shards, not_sent, persist
 from .cluster.shuffle_logs import usual_shuffles_unlogged
 from .cluster.tasks import compute
 from .combination.methods import combine, combine_longer, locate
@@ -35,7 +35,6 @@ from .frame.assign import shards as rows_to_shards
 from .frame.seen import hashes_of, seen
 from .frame.unchanged import unchanged
 from .local.effects import check_memory, local_effects
-from .local.store import check_store
 from .plan.coupling import around, near_zero, with_coupling
 from .plan.forecast import Forecast, forecast, sharding
 from .plan.plan import Plan, make_plan
@@ -45,6 +44,7 @@ from .plan.workers import check_on_workers
 from .result.clock import Clock
 from .result.datatree import result
 from .result.verdict import evidence_of, judge, warn_if_bad
+from .resume import check_store, checked_by, goes_on, known_shards, resumed
 from .shard import device
 from .shard_data import Shard, Size, padded_sizes
 
@@ -83,14 +83,18 @@ class LazyFit:
             return self._run(progress)
 
     def _run(self, progress: Progress) -> xr.DataTree:
-        """Go from the plan to the verdict."""
+        """Go from the plan to the verdict, or on from where the store's fit has come to."""
         clock = Clock(progress)
         check_resources(self.options.resources)
-        check_store(self.options.store)
+        check_store(self.options)
         with clock("plan"):
             plan = self.plan()
             check_memory(plan)
             progress.say(plan.summary)
+        return resumed(plan, lambda: self._fitted(plan, clock, progress))
+
+    def _fitted(self, plan: Plan, clock: Clock, progress: Progress) -> xr.DataTree:
+        """Go from the rows to the verdict."""
         progress.expect({"shard": sharding(plan).likely})
         with clock("shard"):
             shards = shard_rows(self.frame, plan, self.progress)
@@ -101,7 +105,8 @@ class LazyFit:
             plan = with_coupling(plan, shards, near_zero(plan))
         warn_before_sampling(plan)
         expected = None
-        if self.options.forecast and not plan.model.crossed:
+        # Of a fit that is gone on with nobody knows how much is left.
+        if self.options.forecast and not (plan.model.crossed or goes_on()):
             with clock("forecast"):
                 expected = forecast_or_none(plan, shards)
                 progress.expect({} if expected is None else expected.ahead)
@@ -159,16 +164,22 @@ def shard_rows(
     options = plan.options
     execution = Execution(options.split_every, options.retries, progress, options.resources)
     layout = plan.bindings.layout
-    unpadded = rows_to_shards(frame, layout, plan.assignment)
-    check = unchanged(plan.survey, layout)
-    shards = persist(
-        unpadded,
-        execution,
-        check,
-        keep_labels=not plan.no_local_because,
-        hashes_of=_hashing(plan),
-        shapes=shapes,
-    )
+    keep_labels, known, hashing = not plan.no_local_because, known_shards(), _hashing(plan)
+    if known is not None:
+        shards = not_sent(
+            known, execution, keep_labels=keep_labels, hashes_of=hashing, shapes=shapes
+        )
+    else:
+        unpadded = rows_to_shards(frame, layout, plan.assignment)
+        check = checked_by(unchanged(plan.survey, layout))
+        shards = persist(
+            unpadded,
+            execution,
+            check,
+            keep_labels=keep_labels,
+            hashes_of=hashing,
+            shapes=shapes,
+        )
     together = options.shards_per_task
     if together == "auto":
         together = _shards_that_fit(plan, shards)

@@ -38,7 +38,6 @@ from .frame.survey import survey, used
 from .local.effects import check_memory, local_effects
 from .local.kept import with_kept
 from .local.rows import columns_fed, key_columns
-from .local.store import check_store
 from .plan.added import PlannedUpdate
 from .plan.coupling import around, near_zero, with_coupling
 from .plan.plan import Plan, make_plan
@@ -50,6 +49,7 @@ from .result.datatree import result
 from .result.earlier import EarlierFit, check_same_model, earlier_fit
 from .result.reasons import Earlier, Evidence
 from .result.verdict import Verdict, judge, warn_if_bad
+from .resume import check_draw_store
 from .shard_data import rounded_sizes
 
 _TOO_FEW = {"k-hat", "ess", "sd-error", "tail", "modes", "approximate-error"}
@@ -99,7 +99,7 @@ class LazyUpdate:
         """Go from what is known to the verdict."""
         clock, options = Clock(progress), self.options
         check_resources(options.resources)
-        check_store(options.store)
+        check_draw_store(options)
         with clock("plan"):
             earlier = earlier_fit(self.tree, self.model)
             plan = new = self._plan(earlier, self.frame)

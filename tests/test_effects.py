@@ -148,8 +148,6 @@ def test_draws_belong_to_those_of_the_posterior(fitted, tmp_path):
     np.testing.assert_allclose(
         found.loc["p003", "alpha_mean"], float(local["alpha"].sel(who="p003").mean()), rtol=1e-5
     )
-    with pytest.raises(FileExistsError, match="nothing is overwritten"):
-        fit(from_pandas(frame), model, by="who", columns=COLUMNS, **options, store=path)
 
 
 def test_a_store_that_cannot_be_written_to_is_refused_before_anything_runs(tmp_path):
@@ -308,7 +306,6 @@ def test_more_than_a_client_can_hold_is_refused(monkeypatch, fitted):
     [
         ({"local": "all"}, "local must be one of 'summary', 'draws'"),
         ({"local_draws": 1}, "local_draws must be at least 2"),
-        ({"store": "there.zarr"}, "pass local='draws' with it"),
         ({"store": 3}, "store must be a path or URL"),
     ],
 )

@@ -118,6 +118,7 @@ def test_nobody_else_makes_an_engine():
         if getattr(module, "engine_of", None) is engine_of
     }
     assert askers == {
+        "dask_consensus.combination.crossed",
         "dask_consensus.combination.laplace",
         "dask_consensus.combination.methods",
         "dask_consensus.combination.mode_search",

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
+import pickle
 import re
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import numpyro
 import pandas as pd
 import pytest
 
-from dask_consensus.model.portable import is_local, pickle_by_value, unpicklable
+from dask_consensus.model.portable import code_of, is_local, pickle_by_value, unpicklable
 
 from . import plan
 
@@ -348,3 +350,71 @@ def test_a_model_over_a_lock_names_it():
     rows = dd.from_pandas(pd.DataFrame({"y": [0.0, 1.0, 2.0]}), npartitions=1)
     with pytest.raises(ValueError, match=r"because the variable 'lock' of .*model.*beforehand"):
         plan(rows, model)
+
+
+# What names code wherever it stands
+
+NAMED = """
+import numpy as np
+OFFSET = np.arange(3.0)
+NAMES = {"a", "b", "c", "d", "e"}
+
+class Scale:
+    known = frozenset({"u", "v", "w", "x"})
+    def __init__(self, size): self.size = size
+    def __call__(self): return self.size
+
+SCALE = Scale(2.0)
+
+def model(y, k=3):
+    inner = lambda x: x + OFFSET.sum()
+    return inner(k) * SCALE() if "a" in {"a", "b", "c"} and NAMES else y
+"""
+
+
+def code_in(source, name="m"):
+    """The name of the code of a model that was loaded from its pickle, as plans have it."""
+    space = {"__name__": "__main__", "__file__": f"/somewhere/{name}.py"}
+    exec(compile(source, f"/tmp/ipykernel_{name}/1.py", "exec"), space)
+    return code_of(pickle.loads(pickle_by_value(space["model"])))
+
+
+def test_code_has_one_name_wherever_it_stands():
+    assert code_in(NAMED) == code_in(f"# a line\n\n{NAMED}", "other")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("x + OFFSET", "x - OFFSET"),
+        ("arange(3.0)", "arange(4.0)"),
+        ("k=3", "k=4"),
+        ("Scale(2.0)", "Scale(2.5)"),
+        ("return self.size", "return self.size + 0"),
+        ('{"a", "b", "c"}', '{"a", "b", "z"}'),
+        ('"d", "e"}', '"d", "f"}'),
+        ('"w", "x"}', '"w", "y"}'),
+        ("else y", "else k"),
+    ],
+)
+def test_other_code_has_another_name(before, after):
+    assert before in NAMED
+    assert code_in(NAMED.replace(before, after)) != code_in(NAMED)
+
+
+@pytest.mark.slow
+def test_code_has_one_name_in_every_process():
+    """Where sets of texts have another order."""
+    code = "from tests.test_portable import NAMED, code_in; print(code_in(NAMED))"
+    names = set()
+    for seed in "123":
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+        )
+        names.add(run.stdout.split()[-1])
+    assert names == {code_in(NAMED)}

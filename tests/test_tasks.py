@@ -82,9 +82,9 @@ def test_thousands_of_shards_are_not_thousands_of_tasks(monkeypatch):
     """Unless they are worked on at once, of which a device holds so many."""
     taken = []
 
-    def counted(function, add, data, *rest):
+    def counted(share, function, add, data, *rest):
         taken.append(len(data))
-        return answers(function, add, data, *rest)
+        return answers(share, function, add, data, *rest)
 
     answers = mapreduce_module._answers
     monkeypatch.setattr(mapreduce_module, "_answers", counted)

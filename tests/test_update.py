@@ -282,6 +282,15 @@ def test_what_update_takes(base):
         fit(rows(40, 1), regression, update=bare)
 
 
+def test_an_update_keeps_nothing_in_a_store_but_draws(base, tmp_path):
+    new = rows(40, 1, groups=range(100, 104))
+    with pytest.raises(ValueError, match="keeps nothing in a store but draws"):
+        fit(new, regression, update=base[1], store=str(tmp_path))
+    (tmp_path / "dask_consensus.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="an update does not go on from there"):
+        fit(new, regression, update=base[1], store=str(tmp_path), local="draws")
+
+
 # Which groups were there
 
 

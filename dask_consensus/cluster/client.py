@@ -23,6 +23,7 @@ from .versions import check_versions
 
 if TYPE_CHECKING:
     from ..shard_data import Size
+    from .journal import Journal
 
 _LOCALLY = "dask.config.set(scheduler='threads')"
 
@@ -50,6 +51,10 @@ class Work:
         What tasks on shards need of a worker.
     shards : dict
         Key of a task that makes a shard -> its number, and its size once that is known.
+    names : dict
+        Key of a task that holds what is known of a shard -> what that is, and its number.
+    journal : Journal, optional
+        What the fit's shards have answered already, where that is kept.
     warned : bool
         Whether it has been said that nothing runs.
     scope : str
@@ -66,6 +71,8 @@ class Work:
     timeout: float = 0.0
     resources: Mapping[str, float] | None = None
     shards: dict[Any, tuple[int, Size | None]] = field(default_factory=dict)
+    names: dict[Any, tuple[Any, ...]] = field(default_factory=dict)
+    journal: Journal | None = None
     warned: bool = False
     scope: str = field(default_factory=new_scope)
     progress: Progress | None = None

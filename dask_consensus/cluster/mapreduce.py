@@ -18,10 +18,12 @@ import dask
 from dask.callbacks import Callback
 from dask.delayed import Delayed
 
-from .client import current_client, passing
+from .client import current_client, current_work, passing
+from .journal import Asked, Journal, Share, recalled
 from .placement import Execution, requiring
 from .progress import Pass
 from .stopping import stoppable, stopped_by_errors
+from .store import Missing
 from .tasks import broadcast, call, tree
 from .used import count
 from .waiting import watched
@@ -59,13 +61,15 @@ def map_reduce(
     title: str,
     note: Callable[[list[Any]], str] = lambda _: "",
     keep_states: bool = False,
+    recorded: bool = True,
 ) -> Mapped:
     """Run ``function(data, per_shard, *shared)`` on a few shards a task; add up in a tree.
 
     The function takes a list of shards' data and the list of what else each is given, tasks among
     it or not; it returns an `Answer` for each. See :func:`each` for functions of a single shard.
     `add` adds a list of contributions; `title` and `note` are those of the progress line, which is
-    told of every report as it comes.
+    told of every report as it comes. A fit that keeps a journal reads there what was answered
+    before, unless the pass is not to be `recorded`.
     """
     execution, n = shards.execution, shards.n
     size = execution.shards_per_task
@@ -75,10 +79,13 @@ def map_reduce(
         size = max(size, -(-n // _MOST_TASKS))
     stopping = stoppable(function)
     starts = range(0, n, size)
+    question = (function, add, list(shards.data), list(per_shard), list(shared))
+    kept = _Pass(title, question, size, keep_states, recorded)
     with requiring(execution.resources):
         batches = [
             call(
                 _answers,
+                kept.share(i // size),
                 stopping,
                 add,
                 list(shards.data[i : i + size]),
@@ -89,7 +96,14 @@ def map_reduce(
         ]
     n_states = [min(size, n - i) if keep_states else 0 for i in starts]
     with passing(title, n, execution.progress, note) as progress:
-        return _run(batches, n_states, add, execution, progress)
+        total, reports, states = kept.answered()
+        if total is Missing:
+            total, reports, states = _run(batches, n_states, add, execution, progress)
+            total, reports = kept.put(total, reports)
+        else:
+            states = _states(batches, n_states)
+            progress.tell(reports)
+    return Mapped(total, reports, kept.named(states))
 
 
 def each(function: Callable[..., Answer]) -> Callable[..., list[Answer]]:
@@ -109,8 +123,57 @@ def compute_with_progress(
     """Bring the results of tasks to the client, and show each as it comes."""
     batches = [call(_report_only, task) for task in tasks]
     flat = execution._replace(split_every=len(tasks) + 1)
-    with passing(title, len(tasks), execution.progress, unit=unit) as progress:
-        return _run(batches, [0] * len(tasks), _nothing, flat, progress).reports
+
+    def run() -> list[Any]:
+        with passing(title, len(tasks), execution.progress, unit=unit) as progress:
+            return _run(batches, [0] * len(tasks), _nothing, flat, progress).reports
+
+    results: list[Any] = recalled(title, tasks, run)
+    return results
+
+
+class _Pass:
+    """What a fit's journal holds of one pass; nothing without a journal."""
+
+    def __init__(
+        self, title: str, question: Any, size: int, keep_states: bool, recorded: bool
+    ) -> None:
+        self._journal: Journal | None = current_work().journal
+        self._size, self._keep_states, self._name = size, keep_states, ""
+        if self._journal is not None and recorded:
+            self._name = self._journal.name_of(title, question)
+
+    def answered(self) -> tuple[Any, list[Any], list[Delayed]]:
+        """Read the sum and the reports; `Missing` if they are not there."""
+        kept: Any = Missing
+        if self._journal is not None:
+            kept = self._journal.get(self._name) if self._name else Missing
+            if kept is Missing:
+                self._journal.check_rows()
+        total, reports = (Missing, []) if kept is Missing else kept
+        return total, reports, []
+
+    def put(self, total: Any, reports: list[Any]) -> tuple[Any, list[Any]]:
+        """Keep the sum and the reports, and return them as they will be read again."""
+        answered = total, reports
+        if self._journal is not None and self._name:
+            answered = self._journal.put(self._name, answered)
+        return answered
+
+    def share(self, number: int) -> Share | None:
+        """Say where the share of a task is kept."""
+        if self._journal is None or not self._name:
+            return None
+        # With another number of shards a task it is another share.
+        name = f"{self._name}-{self._size}/{number}"
+        files = tuple(self._journal.files.get(name, ()))
+        return Share(self._journal.store, name, files, always=self._keep_states)
+
+    def named(self, states: Sequence[Delayed]) -> list[Delayed]:
+        """Have states tell what they are: whose of which pass."""
+        if not self._name:
+            return list(states)
+        return [Asked.of(state, "state", self._name, k) for k, state in enumerate(states)]
 
 
 # Functions of tasks
@@ -126,6 +189,7 @@ def _each(
 
 
 def _answers(
+    share: Share | None,
     function: Callable[..., list[Answer]],
     add: Callable[[list[Any]], Any],
     data: list[Any],
@@ -133,10 +197,15 @@ def _answers(
     *shared: Any,
 ) -> tuple[Any, list[Any], list[Any]]:
     """One task: contributions of its shards added up, reports, states; runs on a worker."""
-    answers = function(data, per_shard, *shared)
-    contributions = [answer.contribution for answer in answers]
-    total = contributions[0] if len(answers) == 1 else add(contributions)
-    return total, [answer.report for answer in answers], [answer.state for answer in answers]
+
+    def answer() -> tuple[Any, list[Any], list[Any]]:
+        answers = function(data, per_shard, *shared)
+        contributions = [answer.contribution for answer in answers]
+        total = contributions[0] if len(answers) == 1 else add(contributions)
+        return total, [answer.report for answer in answers], [answer.state for answer in answers]
+
+    given: tuple[Any, list[Any], list[Any]] = answer() if share is None else share.given_by(answer)
+    return given
 
 
 def _report_only(result: Any) -> tuple[None, list[Any], list[Any]]:
@@ -149,6 +218,15 @@ def _nothing(_: list[None]) -> None:
 
 def _state(batch: tuple[Any, list[Any], list[Any]], i: int) -> Any:
     return batch[2][i]
+
+
+def _states(batches: Sequence[Delayed], n_states: Sequence[int]) -> list[Delayed]:
+    """Take apart the states that each batch leaves behind."""
+    return [
+        call(_state, batch, i)
+        for batch, count in zip(batches, n_states, strict=True)
+        for i in range(count)
+    ]
 
 
 # The graph, and how it runs
@@ -171,11 +249,7 @@ def _run(
 ) -> Mapped:
     """Run sums, reports and states; `n_states` says how many each batch leaves behind."""
     contributions, reports = ([call(itemgetter(i), batch) for batch in batches] for i in range(2))
-    states = [
-        call(_state, batch, i)
-        for batch, count in zip(batches, n_states, strict=True)
-        for i in range(count)
-    ]
+    states = _states(batches, n_states)
     graph = _Graph(tree(contributions, partial(call, add), execution.split_every), reports, states)
     count([graph.total, *graph.reports, *graph.states])
     client = current_client()

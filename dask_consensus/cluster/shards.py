@@ -9,6 +9,7 @@ import numpy as np
 
 from ..shard_data import Shard, ShardData, Size, Summary, pad, padded_sizes, summary_of
 from .client import current_work, passing
+from .journal import absent, recalled
 from .placement import Execution
 from .tasks import call, compute, persist_tasks
 
@@ -70,7 +71,7 @@ def persist(
     rows where they are asked for; what `hashes_of` says of each shard's is brought to the client.
     """
     shards = persist_tasks(unpadded)
-    known = current_work().shards
+    known, names = current_work().shards, current_work().names
     known.update((task.key, (k, None)) for k, task in enumerate(shards))
     with passing("rows to shards", len(shards), execution.progress) as progress:
         summaries = compute([call(summary_of, shard) for shard in shards], progress.tell)
@@ -81,9 +82,41 @@ def persist(
         [call(_pad, *task) for task in zip(shards, padded, summaries, strict=True)]
     )
     known.update((task.key, (k, sizes[k])) for k, task in enumerate(data))
+    names.update((task.key, ("rows", k)) for k, task in enumerate(data))
     labels = persist_tasks([call(_labels, shard) for shard in shards]) if keep_labels else ()
-    hashes = compute([call(hashes_of, shard) for shard in shards]) if hashes_of else ()
+    names.update((task.key, ("rows", "labels", k)) for k, task in enumerate(labels))
+    hashes = _hashes(hashes_of, data, shards) if hashes_of else ()
     return Shards(data, sizes, padded, execution, labels, hashes)
+
+
+def not_sent(
+    summaries: Sequence[Summary],
+    execution: Execution,
+    *,
+    keep_labels: bool = False,
+    hashes_of: Callable[[Shard], np.ndarray] | None = None,
+    shapes: Callable[[Sequence[Size]], list[Size]] = padded_sizes,
+) -> Shards:
+    """Make shards of which everything is known that will be asked: they hold no rows."""
+    sizes, n = [summary.size for summary in summaries], len(summaries)
+    data = absent(n, "rows")
+    labels = absent(n, "rows", "labels") if keep_labels else ()
+    hashes = _hashes(hashes_of, data, absent(n, "rows", "unpadded")) if hashes_of else ()
+    return Shards(data, sizes, shapes(sizes), execution, labels, hashes)
+
+
+def _hashes(
+    hashes_of: Callable[[Shard], np.ndarray],
+    data: Sequence[Delayed],
+    unpadded: Sequence[Delayed],
+) -> list[np.ndarray]:
+    """Bring what is said of each shard's groups; a journal knows shards by their padded data."""
+    hashes: list[np.ndarray] = recalled(
+        "hashes of groups",
+        [hashes_of, list(data)],
+        lambda: compute([call(hashes_of, shard) for shard in unpadded], recorded=False),
+    )
+    return hashes
 
 
 def _labels(shard: Shard) -> tuple[tuple[np.ndarray, ...], ...]:

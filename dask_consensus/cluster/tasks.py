@@ -15,6 +15,7 @@ from dask.delayed import Delayed, delayed
 from distributed import as_completed
 
 from .client import current_client
+from .journal import Asked, recalled
 from .stopping import stopped_by_errors
 from .used import count
 from .waiting import watched
@@ -22,12 +23,13 @@ from .waiting import watched
 
 def call(function: Callable[..., Any], *arguments: Any) -> Delayed:
     """Make one task of a function call; arguments may be tasks."""
-    return delayed(function, pure=False, traverse=False)(*arguments)
+    task = delayed(function, pure=False, traverse=False)(*arguments)
+    return Asked.of(task, "call", function, list(arguments))
 
 
 def broadcast(value: Any) -> Delayed:
     """Make a value one task of its own, so that it travels to a worker once."""
-    return delayed(value, traverse=False)
+    return Asked.of(delayed(value, traverse=False), "value", value)
 
 
 def persist_tasks(tasks: Sequence[Delayed]) -> list[Delayed]:
@@ -37,9 +39,22 @@ def persist_tasks(tasks: Sequence[Delayed]) -> list[Delayed]:
 
 
 def compute(
-    tasks: Sequence[Delayed], tell: Callable[[Sequence[Any]], None] = lambda _: None
+    tasks: Sequence[Delayed],
+    tell: Callable[[Sequence[Any]], None] = lambda _: None,
+    *,
+    recorded: bool = True,
 ) -> list[Any]:
-    """Bring the results of tasks, or of collections, to the client; `tell` of each one's end."""
+    """Bring the results of tasks, or of collections, to the client; `tell` of each one's end.
+
+    A fit that keeps a journal reads there what was answered before, unless it is not `recorded`.
+    """
+    if not recorded:
+        return _compute(tasks, tell)
+    results: list[Any] = recalled("", tasks, lambda: _compute(tasks, tell))
+    return results
+
+
+def _compute(tasks: Sequence[Delayed], tell: Callable[[Sequence[Any]], None]) -> list[Any]:
     count(tasks)
     client = current_client()
     if client is None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from ..cluster.client import say
+from ..cluster.journal import recalled
 from ..cluster.mapreduce import Answer, each, map_reduce, on_worker
 from ..cluster.shards import Shards
 from ..cluster.tasks import broadcast, compute
@@ -31,6 +33,8 @@ from .groups import Groups, free_name, groups_at
 from .store import DrawStore
 
 if TYPE_CHECKING:
+    from dask.delayed import Delayed
+
     from ..plan.plan import Plan
 
 GIVEN_SHARED = "given_shared"
@@ -376,21 +380,51 @@ def _write_draws(
         groups.dim: np.cumsum([0, *(size.groups[level] for size in shards.sizes)])
         for level, groups, _ in levels
     }
-    looks: list[int | None] = [None] * shards.n
+    looks: Sequence[int | None] = [None] * shards.n
     for chain in range(chains):
         for first in range(0, n, block):
             some = slice(first, min(first + block, n))
-            mapped = map_reduce(
-                each(_draw_and_keep),
-                shards,
-                list(enumerate(looks)),
-                [broadcast((*shared, plan.options.seed, kept)), broadcast((chain, some))],
-                _nothing,
-                title=f"group effects, {chain * n + some.stop:,} of {chains * n:,} draws",
-                keep_states=True,
+            title = f"group effects, {chain * n + some.stop:,} of {chains * n:,} draws"
+            given = [broadcast((*shared, plan.options.seed, kept)), broadcast((chain, some))]
+            write = partial(store.write, starts=starts, chain=chain, draws=some)
+            written: _Written = recalled(
+                title,
+                ["draws written", list(shards.data), looks, given],
+                partial(_write_block, shards, looks, given, title, write),
+                partial(_holds, store, chain, some),
             )
-            looks = mapped.reports
-            store.write(mapped.states, starts, chain, some)
+            looks = written.looks
+
+
+class _Written(NamedTuple):
+    """What is known of draws that were written."""
+
+    looks: list[int]  # how closely each shard was looked at
+    checksums: list[str]  # of the chunks
+
+
+def _write_block(
+    shards: Shards,
+    looks: Sequence[int | None],
+    given: Sequence[Delayed],
+    title: str,
+    write: Callable[[Sequence[Delayed]], list[str]],
+) -> _Written:
+    mapped = map_reduce(
+        each(_draw_and_keep),
+        shards,
+        list(enumerate(looks)),
+        given,
+        _nothing,
+        title=title,
+        keep_states=True,
+        recorded=False,
+    )
+    return _Written(mapped.reports, write(mapped.states))
+
+
+def _holds(store: DrawStore, chain: int, some: slice, written: _Written) -> bool:
+    return store.holds(chain, some, written.checksums)
 
 
 _Shared = tuple[ShardModel, np.ndarray, int, int, _Kept]

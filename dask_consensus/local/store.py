@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import fsspec
 import numpy as np
 import xarray as xr
 
@@ -18,52 +22,20 @@ _GROUP = "local"
 _CHUNK = 2**24  # bytes of a chunk of one site, about
 
 
-def check_store(store: str | None) -> None:
-    """Refuse a store that exists, or that nothing can be written to, before anything runs.
-
-    An empty folder is left behind.
-
-    Raises
-    ------
-    FileExistsError
-        Nothing is overwritten.
-    OSError
-        If it cannot be written to from here.
-    ImportError
-        Without Zarr.
-    """
-    if store is None:
-        return
-    try:
-        import zarr  # noqa: F401
-    except ImportError as error:
-        raise ImportError("store= writes Zarr: install dask_consensus[store], or zarr") from error
-    import fsspec
-
-    system, path = fsspec.core.url_to_fs(store)
-    if system.exists(path) and (not system.isdir(path) or system.ls(path)):
-        raise FileExistsError(
-            f"store {store!r} exists already, and nothing is overwritten: remove it, or give "
-            "another"
-        )
-    probe = f"{path.rstrip('/')}/.probe"
-    try:
-        system.makedirs(path, exist_ok=True)
-        system.pipe_file(probe, b"")
-        system.rm_file(probe)
-    except OSError as error:
-        raise OSError(
-            f"store {store!r} cannot be written to ({error}): give a folder or URL that this "
-            "process and the workers can write to"
-        ) from error
-
-
 class _Part(NamedTuple):
     """The arrays of the groups of one level."""
 
     n: int  # groups
     chunk: int  # of them in a chunk
     names: dict[str, str]  # site -> array
+
+
+class _Chunk(NamedTuple):
+    """One chunk of every site of a level."""
+
+    dim: str
+    names: dict[str, str]  # site -> array
+    where: tuple[int, slice, slice]  # chain, draws, groups
 
 
 class DrawStore:
@@ -76,8 +48,8 @@ class DrawStore:
     _BLOCK_BYTES = 2**28  # of draws that lie on the workers before they are written
     _CHUNK_GROUPS = 2**16  # at most
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, url: str) -> None:
+        self._path = url
         self._parts: dict[str, _Part] = {}
 
     def create(
@@ -86,7 +58,7 @@ class DrawStore:
         shapes: Mapping[str, tuple[int, ...]],
         coords: Mapping[str, Any],
     ) -> int:
-        """Lay out the arrays, and say how many draws are to be written at a time."""
+        """Lay out the arrays, unless they are, and say how many draws are written at a time."""
         import dask.array as da
 
         draws = next(iter(shapes.values()))[1]
@@ -104,7 +76,11 @@ class DrawStore:
                 zeros = da.zeros(shapes[name], dtype=np.float32, chunks=chunks)
                 variables[stored] = (dims[name], zeros)
         template = xr.Dataset(variables, dict(coords))
-        template.to_zarr(self._path, group=_GROUP, mode="w-", compute=False, consolidated=False)
+        if not self._is_laid_out(template):
+            system, root = fsspec.core.url_to_fs(self._path)
+            with contextlib.suppress(FileNotFoundError):
+                system.rm(f"{root.rstrip('/')}/{_GROUP}", recursive=True)
+            template.to_zarr(self._path, group=_GROUP, mode="w-", compute=False, consolidated=False)
         return block
 
     def write(
@@ -113,22 +89,67 @@ class DrawStore:
         starts: Mapping[str, np.ndarray],
         chain: int,
         draws: slice,
-    ) -> None:
-        """Write what the shards hold of some draws; shard k begins at group ``starts[dim][k]``."""
+    ) -> list[str]:
+        """Write what the shards hold of some draws; shard k begins at group ``starts[dim][k]``.
+
+        Returns
+        -------
+        list of str
+            Checksums, by which :meth:`holds` knows again what was written.
+        """
         tasks = []
-        for dim, (n, chunk, names) in self._parts.items():
-            begin = starts[dim]
-            for first in range(0, n, chunk):
-                last = min(first + chunk, n)
-                low, high = np.searchsorted(begin, [first, last - 1], side="right") - 1
-                pieces = [
-                    (max(first - begin[k], 0), min(last, begin[k + 1]) - begin[k])
-                    for k in range(low, high + 1)
-                ]
-                where = (chain, draws, slice(first, last))
-                held = list(states[low : high + 1])
-                tasks.append(call(_write, self._path, names, where, pieces, held))
-        compute(tasks)
+        for dim, names, where in self._chunks(chain, draws):
+            begin, first, last = starts[dim], where[2].start, where[2].stop
+            low, high = np.searchsorted(begin, [first, last - 1], side="right") - 1
+            pieces = [
+                (max(first - begin[k], 0), min(last, begin[k + 1]) - begin[k])
+                for k in range(low, high + 1)
+            ]
+            held = list(states[low : high + 1])
+            tasks.append(call(_write, self._path, names, where, pieces, held))
+        return compute(tasks)
+
+    def holds(self, chain: int, draws: slice, checksums: Sequence[str]) -> bool:
+        """Tell whether what was written is there still; a warning names what is not."""
+        chunks = self._chunks(chain, draws)
+        there = compute([call(_checksum, self._path, its.names, its.where) for its in chunks])
+        damaged = [
+            its for its, now, then in zip(chunks, there, checksums, strict=True) if now != then
+        ]
+        if damaged:
+            groups = damaged[0].where[2]
+            warnings.warn(
+                f"{_GROUP} of store {self._path!r} is damaged (draws {draws.start} to "
+                f"{draws.stop - 1} of chain {chain}, groups {groups.start} to "
+                f"{groups.stop - 1} of {damaged[0].dim!r}): they are computed again",
+                UserWarning,
+                stacklevel=2,
+            )
+        return not damaged
+
+    def _chunks(self, chain: int, draws: slice) -> list[_Chunk]:
+        """Say where the chunks of some draws of all groups lie."""
+        return [
+            _Chunk(dim, names, (chain, draws, slice(first, min(first + chunk, n))))
+            for dim, (n, chunk, names) in self._parts.items()
+            for first in range(0, n, chunk)
+        ]
+
+    def _is_laid_out(self, template: xr.Dataset) -> bool:
+        """Tell whether the arrays are there, and as they should be."""
+        stored = [name for part in self._parts.values() for name in part.names.values()]
+        try:
+            there = self.opened()
+            same = there.drop_vars(stored).identical(template.drop_vars(stored))
+            return same and all(
+                there[name].dims == template[name].dims
+                and there[name].dtype == template[name].dtype
+                and there[name].shape == template[name].shape
+                and there[name].chunks == template[name].chunks
+                for name in stored
+            )
+        except Exception:  # whatever comes of damaged metadata
+            return False
 
     def opened(self) -> xr.Dataset:
         """Read the arrays, when they are used."""
@@ -141,15 +162,36 @@ def _write(
     where: tuple[int, slice, slice],
     pieces: Sequence[tuple[int, int]],
     states: Sequence[Mapping[str, np.ndarray]],
-) -> None:
-    """Write one chunk of every site; runs on a worker."""
+) -> str:
+    """Write one chunk of every site, and return its checksum; runs on a worker."""
     import zarr
 
     chain, draws, groups = where
     arrays = zarr.open_group(path, path=_GROUP, mode="r+")
+    sha = hashlib.sha256()
     for name, stored in names.items():
         parts = [
             state[name][:, low:high] for state, (low, high) in zip(states, pieces, strict=True)
         ]
         array = cast(zarr.Array, arrays[stored])
-        array[chain : chain + 1, draws, groups] = np.concatenate(parts, axis=1)[None]
+        values = np.concatenate(parts, axis=1)[None]
+        array[chain : chain + 1, draws, groups] = values
+        sha.update(values.tobytes())
+    return sha.hexdigest()
+
+
+def _checksum(path: str, names: Mapping[str, str], where: tuple[int, slice, slice]) -> str:
+    """Return the checksum of one chunk of every site, empty if it cannot be read; on a worker."""
+    import zarr
+
+    chain, draws, groups = where
+    sha = hashlib.sha256()
+    try:
+        arrays = zarr.open_group(path, path=_GROUP, mode="r")
+        for stored in names.values():
+            array = cast(zarr.Array, arrays[stored])
+            values = np.asarray(array[chain : chain + 1, draws, groups])
+            sha.update(values.tobytes())
+    except Exception:  # whatever a damaged chunk is to its codecs
+        return ""
+    return sha.hexdigest()

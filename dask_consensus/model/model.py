@@ -116,6 +116,14 @@ class ShardModel:
         return hash(self.token)
 
     @property
+    def identity(self) -> str:
+        """What the model is but for its code, which no two processes need have the same bytes of.
+
+        Of one fit, whose code is one.
+        """
+        return repr(replace(self, pickled=b"", token="", cache="", cache_size=0))
+
+    @property
     def function(self) -> Callable[..., Any]:
         """The model's function; one object a process and precision."""
         return _load(self.pickled, double_precision())

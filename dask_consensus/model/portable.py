@@ -44,6 +44,19 @@ def pickle_by_value(function: Callable[..., Any]) -> bytes:
     Workers then need not be able to import the user's code, and the bytes change whenever it does.
     Functions of installed packages stay references.
     """
+    return _pickled(function, _Pickler)
+
+
+def code_of(function: Callable[..., Any]) -> str:
+    """Return the SHA-256 of a function's code, and of all that goes with it.
+
+    It is the same wherever the code stands, on which line and in which file, and in any process of
+    one version of Python.
+    """
+    return hashlib.sha256(_pickled(function, _CodeAlone)).hexdigest()
+
+
+def _pickled(function: Callable[..., Any], pickler: type[_Pickler]) -> bytes:
     names: set[str] = set()
     imports: set[str] = set()
     with _LOCK:
@@ -52,7 +65,7 @@ def pickle_by_value(function: Callable[..., Any]) -> bytes:
             carried = {name: sys.modules[name] for name in sorted(imports)}
             with _registered(), io.BytesIO() as buffer:
                 reached = Carried(function, carried) if carried else function
-                _Pickler(buffer, names, imports).dump(reached)
+                pickler(buffer, names, imports).dump(reached)
                 pickled = buffer.getvalue()
             # What is named in one module may be an attribute of another, passed already.
             if before == (len(names), len(imports)):
@@ -169,6 +182,36 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc,unused-ignore]
                 self.names |= _names_of(code)
                 self.imports |= _imports_of(code, obj.__globals__.get("__package__") or "")
         return super().reducer_override(obj)
+
+
+class _CodeAlone(_Pickler):
+    """Leaves out where code stands; what it writes is not to be loaded."""
+
+    def persistent_id(self, obj: Any) -> Any:
+        """Say what a set holds: it has another order in every process."""
+        return ("set", sorted(map(repr, obj))) if type(obj) in (set, frozenset) else None
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Say what an object is."""
+        if isinstance(obj, CodeType):
+            names = (obj.co_names, obj.co_varnames, obj.co_freevars, obj.co_cellvars)
+            counts = (obj.co_argcount, obj.co_posonlyargcount, obj.co_kwonlyargcount, obj.co_flags)
+            told = [repr((obj.co_name, *names, counts)), obj.co_code, obj.co_exceptiontable]
+            return list, ([*told, *map(_constant, obj.co_consts)],)
+        return super().reducer_override(obj)
+
+    def _function_getnewargs(self, func: FunctionType) -> Any:
+        code, names, *rest = super()._function_getnewargs(func)
+        for name in ("__file__", "__path__"):
+            names.pop(name, None)
+        return code, names, *rest
+
+
+def _constant(value: Any) -> Any:
+    """Write out a constant of code: equal texts may be one object, or several."""
+    if isinstance(value, frozenset | CodeType):
+        return value
+    return f"{type(value).__name__} {value!r}"
 
 
 def _fill(module: ModuleType, attributes: dict[str, Any]) -> None:

@@ -111,7 +111,7 @@ def options_without_effect(plan: Plan) -> list[str]:
         idle |= dict.fromkeys(sampling, reason)
     if plan.no_local_because:
         reason = f"there are no effects of groups, because {plan.no_local_because}"
-        idle |= dict.fromkeys(("local_draws", "store"), reason)
+        idle["local_draws"] = reason
     if plan.obstacle and options.correct is False and plan.n_shards > 1:
         idle["correct"] = f"there is no correction in any case, because {plan.obstacle}"
     return [
