@@ -129,6 +129,8 @@ def test_nobody_else_makes_an_engine():
         "dask_consensus.local.effects",
         "dask_consensus.local.groups_left_out",
         "dask_consensus.plan.plan",
+        "dask_consensus.plan.forecast",
+        "dask_consensus.shard.probe",
     }
 
 
