@@ -170,7 +170,7 @@ def test_the_same_rows_otherwise_ordered_divided_and_typed_are_what_was_fitted(f
 
 
 def test_without_arviz_it_is_said_before_anything_is_computed(monkeypatch):
-    for name in ("arviz_stats.utils", "arviz.stats.stats_utils"):
+    for name in ("arviz_stats", "arviz.stats"):
         monkeypatch.setitem(sys.modules, name, None)
     frame = from_pandas(table(groups=3))
     with raise_if_dask_computes(), pytest.raises(ImportError, match=r"dask_consensus\[plots\]"):

@@ -11,6 +11,7 @@ from .test_waiting import ROWS, SMALL, model
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_a_fit_over_tls():
     from distributed import Client, LocalCluster, Security
 
