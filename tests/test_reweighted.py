@@ -137,7 +137,11 @@ def stated(correction):
     )
 
 
-@pytest.mark.parametrize("share", [0.01, 0.1, 0.5], ids=["hundredth", "tenth", "half"])
+@pytest.mark.parametrize(
+    "share",
+    [pytest.param(0.01, marks=pytest.mark.slow), 0.1, pytest.param(0.5, marks=pytest.mark.slow)],
+    ids=["hundredth", "tenth", "half"],
+)
 def test_ten_updates_in_a_row_keep_their_word(share):
     """Growth by a hundredth to by half each time, in the end sixtyfold; new rows vary by chance."""
     away = []
