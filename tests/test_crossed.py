@@ -172,6 +172,7 @@ def test_too_many_levels_are_refused():
         plan(from_pandas(table()), wide, **LIKE_A_USER)
 
 
+@pytest.mark.slow
 def test_rows_cannot_be_added_to_crossed_effects():
     frame = from_pandas(table())
     tree = fit(frame, normal, **LIKE_A_USER)

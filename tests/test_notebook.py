@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-LONG = ("clusters",)  # starts processes that import and compile for themselves
+# What starts processes that import and compile for themselves; what fits and predicts twice over.
+LONG = ("clusters", "flights_etl")
 
 
 @pytest.mark.parametrize(
