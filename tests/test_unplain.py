@@ -207,7 +207,7 @@ def test_a_row_is_left_out_with_all_that_it_stands_for():
             "y": np.array([0.5, 0.0], np.float32),
         }
         design = Design(u.mean(axis=0), u, np.zeros((2, 1)))
-        given = Rows(rows, np.ones(2, bool), drawn)
+        given = Rows(rows, (np.ones(2, bool),), (drawn,))
         return log_likelihoods(made.model, row_sites(made.model, dtypes), design, given, None)
 
     once, thrice = told(1), told(3)
