@@ -109,7 +109,9 @@ def sharded(stub):
 def test_nobody_else_makes_an_engine():
     """Every module that asks, asks `engine_of`: the stub above is in all their places."""
     import dask_consensus.combination.methods
-    import dask_consensus.fit  # noqa: F401
+    import dask_consensus.fit
+    import dask_consensus.local.groups_left_out
+    import dask_consensus.update  # noqa: F401
 
     askers = {
         name
@@ -119,6 +121,7 @@ def test_nobody_else_makes_an_engine():
     }
     assert askers == {
         "dask_consensus.combination.crossed",
+        "dask_consensus.combination.grown",
         "dask_consensus.combination.laplace",
         "dask_consensus.combination.methods",
         "dask_consensus.combination.mode_search",

@@ -76,6 +76,7 @@ def test_arviz_summarizes_a_result(az, fitted):
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning:arviz")
+@pytest.mark.slow
 def test_arviz_draws_a_result(az, fitted):
     posterior = fitted["posterior"].to_dataset()
     others = fitted["uncorrected"].to_dataset()
@@ -163,6 +164,7 @@ def test_numpyro_predicts_from_the_draws_of_a_result(fitted):
     np.testing.assert_allclose(made.std(0), sd, rtol=4 / np.sqrt(2 * n))
 
 
+@pytest.mark.slow
 def test_a_model_for_mcmc_is_fitted_as_it_is(fitted):
     """The function that is sampled here is the one that was fitted, on all rows at once."""
     frame = table()

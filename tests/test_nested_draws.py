@@ -48,7 +48,8 @@ def conditional(u, values, codes):
     return covariance @ scaled.T @ (goal / sd), covariance
 
 
-@pytest.mark.parametrize("padding", [pytest.param(0, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("padding", [0, 3])
 def test_of_normal_effects_all_statistics_are_exact(padding):
     model, data, values, codes = gaussian(padding=padding)
     draws = U + 0.01 * np.random.default_rng(1).normal(size=(24, 5))

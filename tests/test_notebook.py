@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-# What starts processes that import and compile for themselves; what fits and predicts twice over.
-LONG = ("clusters", "flights_etl")
+# Two minutes each, or more; all of them are executed before a release.
+LONG = ("clusters", "flights_etl", "why_shards_disagree")
 
 
 @pytest.mark.parametrize(

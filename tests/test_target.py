@@ -23,6 +23,12 @@ from dask_consensus.shard_data import ROWS, Shard, ShardData, Size, pad
 from .models import ZOO, frame, planned
 from .strategies import Cut, cuts
 
+# Each has terms of the kinds that another model of the zoo has, too.
+ALIKE = {
+    "decentered", "deterministics", "flat_priors", "heavy_tails", "scoped", "second_axis",
+    "support_that_depends_on_a_site", "transformed", "unit_interval", "vectors_and_matrices",
+}  # fmt: skip
+
 ROW = "number of the row"  # a column that tells which row of the table each row of a shard is
 
 
@@ -134,7 +140,9 @@ def compiled(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return whole, jax.jit(jax.value_and_grad(shard, argnums=(0, 1)), compiler_options=LEAST)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in ZOO]
+)
 @settings(max_examples=5)
 @given(data=st.data())
 def test_shards_multiply_to_the_full_density(name: str, data: Any):
