@@ -76,7 +76,9 @@ class Piece(NamedTuple):
 
 
 def pieces(cut: Cut, layout: Layout, full: Full) -> list[Piece]:
-    numbered = layout._replace(columns=(*layout.columns, Column(ROW, ROW, "value")), x64=True)
+    # Lists are of the precision in which the plan was made, by whichever test came first.
+    columns = [c._replace(dtype="float64") if c.item >= 0 else c for c in layout.columns]
+    numbered = layout._replace(columns=(*columns, Column(ROW, ROW, "value")), x64=True)
     table = cut.table.assign(**{ROW: np.arange(len(cut.table))})
     found = []
     for _, part in table.groupby(cut.shard):
