@@ -188,6 +188,7 @@ def test_nested_keys_have_a_column_of_each_level():
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_on_a_cluster_draws_are_the_same(fitted, tmp_path, cluster):
     frame, *_ = fitted
     options = FIT | {"local": "draws", "local_draws": 40}

@@ -116,6 +116,7 @@ def known_variances(region, county, y, n_region, n_county):
     normal_rows(mu + upper[region] + lower[county], 1.0, y)
 
 
+@pytest.mark.slow
 def test_closed_form_with_nested_groups():
     """Whole, shuffled and kept where they lie; a group split or miscoded widens the posterior."""
     table = frame(((20, 15, 25), (20, 20, 15), (20, 25, 15), (15, 20, 20)), seed=3)

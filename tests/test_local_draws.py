@@ -274,6 +274,7 @@ QUICK = {"student"}
 @pytest.mark.parametrize(
     "kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in HEAVY]
 )
+@pytest.mark.slow
 def test_heavy_tails_against_a_grid(kind):
     """Groups at all distances from the others, the farthest at 25."""
     model, log_prior, log_rows = HEAVY[kind]

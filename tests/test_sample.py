@@ -225,6 +225,7 @@ def test_a_sample_says_what_all_say_to_its_own_error(binary):
     assert (few["sampling_error"] > 0).all()
 
 
+@pytest.mark.slow
 def test_where_a_sample_is_too_rough_all_are_asked_as_ever(binary):
     with dask.config.set(SMALL | {"consensus.correction.sampling-error": 1e-4}):
         tree = fit(binary, sparse, by="g", n_shards=40)
