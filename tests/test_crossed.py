@@ -179,3 +179,35 @@ def test_rows_cannot_be_added_to_crossed_effects():
     new = from_pandas(table(seed=1).assign(g=lambda rows: rows["g"] + 100))
     with pytest.raises(ValueError, match=r"update=: a fit with crossed effects \(b\)"):
         new.consensus.fit(normal, update=tree)
+
+
+def unlike(item, g, n_g, z=None):
+    """One level of 400 is treated otherwise, of which a small sample has no row."""
+    mu = numpyro.sample("mu", dist.Normal(0, 2))
+    b, a = effects(400), local(n_g)
+    with numpyro.plate("rows", item.shape[0]):
+        own = jnp.where(item == 333, 0.0, b[item])
+        numpyro.sample("obs", dist.Normal(mu + a[g] + own, 1.0), obs=z)
+
+
+@pytest.mark.parametrize(
+    ("model", "level", "message"),
+    [
+        (unlike, 333, r"do not look crossed effects up .*b by item"),
+        (normal, ITEMS, r"'item' holds levels from 0 to 20, but site 'b' has 20"),
+    ],
+    ids=["unlike", "beyond"],
+)
+def test_what_a_sample_of_rows_does_not_show_is_refused(model, level, message):
+    rows = table()
+    rows.loc[np.flatnonzero(rows["item"] == 7)[-1], "item"] = level
+    frame = from_pandas(rows)
+    made = plan(frame, model, **LIKE_A_USER)
+    assert made.model.crossed
+    (data,) = (d for d in compute(list(shard_rows(frame, made, False).data)) if level in _items(d))
+    with pytest.raises(ValueError, match=message):
+        curvature(made.model, data, np.full((1, made.model.dim), 0.3))
+
+
+def _items(data):
+    return data.arguments["item"]

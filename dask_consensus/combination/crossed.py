@@ -76,7 +76,6 @@ class CrossedEffects:
     def __init__(self, model: ShardModel, shards: Shards, example: ShardData) -> None:
         self.model, self.shards, self.example = model, shards, example
         self.effects, self.others = coordinates(model)
-        self.looks = 0
         self._known: list[tuple[Array, Array]] = []
         self._model = broadcast(model)
 
@@ -114,7 +113,6 @@ class CrossedEffects:
 
     def expanded_likelihood(self, points: Array, title: str) -> Curvature:
         """Expand the log likelihood alone."""
-        self.looks += len(points)
         mapped = map_reduce(
             each(_expand),
             self.shards,
@@ -146,10 +144,6 @@ class CrossedEffects:
                 moved = (polynomial(asked, degree) - design[near]) @ fit
                 return guessed + np.where(inside[:, None], moved, 0.0)
         return guessed
-
-    def forget(self) -> None:
-        """Forget modes that were met far from where the posterior is."""
-        self._known = []
 
     def _climbed(self, others: Array, title: str) -> GivenOthers:
         """Find the mode of effects at each of the points, all in step."""
@@ -243,7 +237,7 @@ def crossed_mode(
     began = time.perf_counter()
     chosen = _few(shards)
     few = CrossedEffects(model, shards.some(chosen), example)
-    peaks = _searched(few, starts)
+    peaks, searched = _searched(few, starts)
     if not peaks:
         return None
     best = peaks[0]
@@ -265,7 +259,7 @@ def crossed_mode(
         modes=1 + len(others),
         rounds=[_round(everyone, mean, covariance, began)],
         reached=sum(_distance(best, peak) <= _APART for peak in peaks),
-        searched=len(peaks),
+        searched=searched,
         height=peak.height,
     )
     return approximation, everyone
@@ -311,8 +305,8 @@ def _distance(best: Peak, other: Peak) -> float:
     return float(np.sqrt(away @ np.linalg.solve(best.covariance, away)))
 
 
-def _searched(few: CrossedEffects, starts: tuple[Array, Array]) -> list[Peak]:
-    """Climb from the best of some points of the prior; the highest peak first."""
+def _searched(few: CrossedEffects, starts: tuple[Array, Array]) -> tuple[list[Peak], int]:
+    """Climb from the best of some points of the prior; the highest peak first, and how often."""
     medians, draws = (part[:, few.others] for part in starts)
     # Of heavy tails the quartiles say more than the sd.
     low, high = np.quantile(draws, [0.25, 0.75], axis=0)
@@ -326,7 +320,7 @@ def _searched(few: CrossedEffects, starts: tuple[Array, Array]) -> list[Peak]:
             peak = climb(few, points[k], np.diag((scale / 2) ** 2), "search")
             if peak is not None:
                 peaks.append(peak)
-    return sorted(peaks, key=lambda peak: -peak.height)
+    return sorted(peaks, key=lambda peak: -peak.height), _CLIMBS
 
 
 def climb(crossed: CrossedEffects, start: Array, covariance: Array, title: str) -> Peak | None:

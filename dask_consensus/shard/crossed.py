@@ -43,6 +43,7 @@ from .quadrature import Nodes, gradient_ladder, padded_rule
 from .target import Terms, rowwise_terms_of, terms_of
 
 _NEAR = 1e-4  # squared decrement at which the modes of groups are close enough
+_APART = 1e-5  # relative difference of densities that rounding explains, in single precision too
 
 
 class Curvature(NamedTuple):
@@ -57,13 +58,21 @@ class _OfRows(NamedTuple):
     """What each row says of the C numbers that it looks up; and what groups with q effects add."""
 
     value: jax.Array  # log likelihood of all of them
+    apart: jax.Array  # what their density differs by where they look nothing up beforehand
     score: jax.Array  # (R, C)
     precision: jax.Array  # (R, C, C) minus the mean second derivative
     loadings: jax.Array  # (R, C, q) whose products, within a group, are the covariance of scores
 
 
 def curvature(model: ShardModel, data: ShardData, points: np.ndarray) -> Curvature:
-    """Expand a shard's log likelihood in the effects of crossed factors, at points ``(G, d)``."""
+    """Expand a shard's log likelihood in the effects of crossed factors, at points ``(G, d)``.
+
+    Raises
+    ------
+    ValueError
+        If rows have levels that a factor has not, or do not look its effects up by them alone.
+    """
+    _check_levels(model, data)
     q = effects_per_unit(model)
     ladder = gradient_ladder(q)
     nodes = padded_rule(q, ladder[min(1, len(ladder) - 1)])
@@ -106,7 +115,10 @@ def _of_rows(
             run = compiled(model, "crossed", lambda: _at_point(model), *asked)
             rows, modes = run(*asked)
             begin = jnp.where(jnp.isfinite(modes), modes, ALMOST_ZERO)
-            yield jax.device_get(rows)
+            told: _OfRows = jax.device_get(rows)
+            if told.apart > _APART * (1 + abs(told.value)):
+                raise _not_looked_up(model)
+            yield told
 
 
 def _at_point(model: ShardModel) -> Callable[..., tuple[_OfRows, jax.Array]]:
@@ -136,7 +148,9 @@ def _at_point(model: ShardModel) -> Callable[..., tuple[_OfRows, jax.Array]]:
 
             score, bent = curved(all_rows)
             none = jnp.zeros((*score.shape, 0), u.dtype)
-            return _OfRows(all_rows(looked_up), score, bent, none), begin
+            value = all_rows(looked_up)
+            apart = jnp.abs(jnp.sum(others(model, terms_of(model, u, {}, data), reference)) - value)
+            return _OfRows(value, apart, score, bent, none), begin
 
         mask, level = data.mask(unit_level(model)), unit_level(model)
         codes = {level: data.arguments[name] for name, level in model.codes.items()}
@@ -190,9 +204,31 @@ def _at_point(model: ShardModel) -> Callable[..., tuple[_OfRows, jax.Array]]:
         loadings = jnp.stack(
             [newton.forward_solve(factor[unit_of], products[:, c]) for c in range(looks)], axis=1
         )
-        return _OfRows(value, score, bent, loadings), modes
+        apart = jnp.abs(jnp.sum(density(modes)[0]) - at_rows(looked_up, modes))
+        return _OfRows(value, apart, score, bent, loadings), modes
 
     return at_point
+
+
+def _check_levels(model: ShardModel, data: ShardData) -> None:
+    for one in model.crossed:
+        codes = np.asarray(data.arguments[one.argument])
+        low, high = codes.min(), codes.max()
+        if low < 0 or high >= one.levels:
+            raise ValueError(
+                f"argument {one.argument!r} holds levels from {low} to {high}, but site "
+                f"{one.site!r} has {one.levels:,}, from 0 to {one.levels - 1}: number the levels "
+                "from 0, or make its plate larger"
+            )
+
+
+def _not_looked_up(model: ShardModel) -> ValueError:
+    sites = ", ".join(f"{one.site} by {one.argument}" for one in model.crossed)
+    return ValueError(
+        f"rows do not look crossed effects up by their column alone ({sites}): some level is "
+        "treated otherwise than others, which the plan's sample did not show. Write it so that "
+        "rows depend on the column through the effects only, or use n_shards=1"
+    )
 
 
 def _pack(factors: tuple[Crossed, ...], sites: dict[str, jax.Array], data: ShardData) -> jax.Array:
