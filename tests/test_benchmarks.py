@@ -225,11 +225,8 @@ def test_reference_by_nuts_and_a_case_built_to_fail(
     assert "| coupled | effects that couple groups | 1 of 1 |" in capsys.readouterr().out
 
 
-# HMCECS compiles for most of a minute, the full fit for half of one.
-@pytest.mark.parametrize(
-    "part",
-    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("hmcecs", "full")), "loop"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["hmcecs", "full", "loop"])
 def test_speed(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     speed.main([part, "--toy", "--results", str(tmp_path)])
     printed = capsys.readouterr().out

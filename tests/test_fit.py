@@ -231,7 +231,9 @@ def test_chains_and_shards_have_draws_of_their_own(small):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("n_workers", "threads"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("n_workers", "threads"), [pytest.param(2, 1, marks=pytest.mark.slow), (1, 2)]
+)
 def test_clusters(small, expected, cluster, n_workers, threads):
     with cluster(n_workers, threads):
         xr.testing.assert_identical(posterior(fit(small, intercepts, **SMALL)), expected)
@@ -293,6 +295,7 @@ def brief(model: Any, sizes: Any, **options: Any) -> xr.DataTree:
         return fit(from_pandas(frame(sizes)), model, **given, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:group 'county 5'")
 def test_compiled_once(monkeypatch):
     # How often, not how well.

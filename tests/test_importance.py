@@ -117,7 +117,9 @@ def test_groups_of_the_result(corrected):
     np.testing.assert_allclose(corrected["correction"]["weights"].sum(), 1)
 
 
-@pytest.mark.parametrize("method", ["consensus", "parametric"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("consensus", marks=pytest.mark.slow), "parametric"]
+)
 def test_correction_follows_any_method(conjugate, method):
     table, mean, covariance, _ = conjugate
     tree = fit(table, regression, n_shards=3, method=method, num_warmup=300, num_samples=400)
