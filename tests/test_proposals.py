@@ -137,3 +137,24 @@ def test_far_out_a_mixture_underflows_nowhere():
     mixture = MixtureProposal().and_from(single(MEAN, 1e-12 * COVARIANCE), 1)
     mixture = mixture.and_from(single(MEAN, COVARIANCE), 10**6)
     assert np.isfinite(mixture.log_density(1e8 * np.ones((3, 3)))).all()
+
+
+@pytest.mark.parametrize("proposal", list(proposals()), ids=["single", "split", "mixture"])
+def test_marginal_densities_are_those_of_the_draws(proposal):
+    mixture = MixtureProposal().and_from(proposal, 3)
+    draws = proposal.draw(2**14, (3,))
+    for axis in range(3):
+        values = np.sort(draws[:, axis])
+        inside = np.linspace(values[30], values[-31], 4001)
+        tails = np.geomspace(1e-3, 1e4, 20_001)
+        grid = np.concatenate([inside[0] - tails[::-1], inside, inside[-1] + tails])
+        density = np.exp(mixture.log_marginal(grid, np.full(len(grid), axis)))
+        below = np.concatenate([[0], np.cumsum(np.diff(grid) * (density[1:] + density[:-1]) / 2)])
+        assert below[-1] == pytest.approx(1, abs=1e-3)
+        # Of a split proposal that of the longest tail is exact, and the ends of the others
+        # are right to a factor.
+        if np.array_equal(proposal.lower, proposal.upper) or axis == 1:
+            shares = np.interp(values, grid, below)
+            assert scipy.stats.kstest(shares, "uniform").statistic < 0.01
+        ends = np.interp(values[[30, -31]], grid, below) * [1, -1] + [0, below[-1]]
+        np.testing.assert_allclose(np.log(ends * len(values) / 30), 0, atol=1)

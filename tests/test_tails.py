@@ -82,3 +82,31 @@ def test_rounding_errors_far_out_are_no_tail():
 def test_what_is_there_is_heard(log_density):
     found, _ = ratio(log_density)
     assert found > 2
+
+
+def skewed(z):
+    """Log-gamma in one coordinate, as of the log of a variance known to 15%; all others normal."""
+    shape = 80.0
+    first = z[:, 0] / np.sqrt(shape)
+    return shape * (first + 1 - np.exp(first)) - 0.5 * np.sum(z[:, 1:] ** 2, axis=1)
+
+
+@pytest.mark.parametrize("d", [1, 3, 60, 200])
+def test_light_tails_are_light_in_many_dimensions(d):
+    """On a line of many dimensions a t has far less density than it has mass of that coordinate."""
+
+    class Whitened(Posterior):
+        def __call__(self, points, title):
+            return Answered(points, self.log_density_of(points))
+
+    for log_density, found in ((skewed, False), (heavy_in_one, True)):
+        posterior, proposal = Whitened(log_density), single(np.zeros(d), 1.2 * np.eye(d))
+        mixture = MixtureProposal().and_from(proposal, 4096)
+        points = proposal.draw(4096, (0, 0))
+        weights = log_density(points) - mixture.log_density(points)
+        probes = probe(posterior, np.zeros(d), np.eye(d))
+        assert (tail_log_ratio(probes, mixture, weights).max() > 2) == found
+
+
+def heavy_in_one(z):
+    return -np.log1p(z[:, 0] ** 2 / 0.3) - 0.5 * np.sum(z[:, 1:] ** 2, axis=1)

@@ -214,19 +214,18 @@ def finished(
 def _known(state: CorrectionState, tails: Probes, landmarks: Evaluated | None) -> Known:
     """Write down what was found of the posterior, with its constant."""
     assert state.last is not None
-    d, constant = state.points.shape[1], state.last.at_center
-    marks, height = [tails.flat], [tails.height.ravel()]
-    leader = np.resize(np.arange(d), tails.height.size)
+    constant, leader = state.last.at_center, tails.leader
+    marks, height, drawn = [tails.flat], [tails.height.ravel()], tails.log_proposal(state.mixture)
     if landmarks is not None:
         marks, height = [*marks, landmarks.points], [*height, landmarks.log_density]
         leader = np.append(leader, np.full(len(landmarks.points), -1))
-    where = np.concatenate(marks)
+        drawn = np.append(drawn, state.mixture.log_density(landmarks.points))
     return Known(
         log_density=state.log_density + constant,
         log_proposal=state.mixture.log_density(state.points),
-        marks=where,
+        marks=np.concatenate(marks),
         mark_log_density=np.concatenate(height) + constant,
-        mark_log_proposal=state.mixture.log_density(where),
+        mark_log_proposal=drawn,
         mark_leader=leader,
     )
 

@@ -76,6 +76,31 @@ class Proposal(NamedTuple):
             total = np.logaddexp(total, -(self.df + d) / 2 * np.log1p(distance / self.df))
         return norm + total
 
+    def log_marginal(self, values: Array, axis: npt.NDArray[np.int64]) -> Array:
+        """Log density of one coordinate alone.
+
+        Of a split proposal nearly so: the sum of several split coordinates is taken for one.
+
+        Parameters
+        ----------
+        values : (G,) array
+        axis : (G,) int array
+            Which coordinate each is a value of.
+        """
+        rows = self.basis[axis]
+        up, down = np.maximum(rows, 0.0), np.maximum(-rows, 0.0)
+        upper, lower = (
+            np.sqrt(((plus * self.upper) ** 2 + (minus * self.lower) ** 2).sum(axis=1))
+            for plus, minus in ((up, down), (down, up))
+        )
+        norm = -np.log((lower + upper) / 2) - np.log(len(self.centers))
+        total = np.full(len(values), -np.inf)
+        for center in self.centers:
+            away = values - center[axis]
+            t = scipy.stats.t.logpdf(away / np.where(away < 0, lower, upper), self.df)
+            total = np.logaddexp(total, t)
+        return norm + total
+
 
 class MixtureProposal(NamedTuple):
     """All proposals that points were drawn from, each by its share of the points.
@@ -108,6 +133,15 @@ class MixtureProposal(NamedTuple):
         shares = np.log(np.array(self.counts) / sum(self.counts))
         densities = [
             share + proposal.log_density(points)
+            for share, proposal in zip(shares, self.proposals, strict=True)
+        ]
+        return scipy.special.logsumexp(densities, axis=0)
+
+    def log_marginal(self, values: Array, axis: npt.NDArray[np.int64]) -> Array:
+        """Log density of one coordinate alone, as of a :class:`Proposal`."""
+        shares = np.log(np.array(self.counts) / sum(self.counts))
+        densities = [
+            share + proposal.log_marginal(values, axis)
             for share, proposal in zip(shares, self.proposals, strict=True)
         ]
         return scipy.special.logsumexp(densities, axis=0)

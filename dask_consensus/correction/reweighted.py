@@ -32,8 +32,9 @@ from .assessment import (
 from .emulator import Emulator
 from .emulator import fit as emulate
 from .likelihood import Evaluated, LogPosterior
-from .proposals import Array, single
+from .proposals import Array, Proposal, single
 from .state import Correction, Known
+from .tails import log_volume
 from .weights import (
     Estimate,
     Weighed,
@@ -149,7 +150,7 @@ def reweighted(
     integration = added._replace(center=center).integration_error(axes_of(shape))
     # Errors of the log density move a narrower posterior by less, and a wider one by more.
     wider = np.maximum(np.sqrt(np.diag(shape)) / before.sd, 1.0)
-    above = known.mark_log_density - known.mark_log_proposal - weighed.raw.max()
+    above = _log_weights_of_marks(known, known.mark_log_density, shape) - weighed.raw.max()
     # Of the points where most is known: they stand for those that may have been drawn since.
     lost = float(np.mean(evaluated.modes_not_found[: len(before.points)]))
     return Correction(
@@ -229,7 +230,7 @@ def _weighed(
     emulated = emulator.estimate_drawn(
         points, known.log_density, known.log_proposal, single(center, _WIDER * shape), (seed, 2)
     )
-    if np.isfinite(emulated.ess) and _missed(emulator, known, weighed) < MISSED:
+    if np.isfinite(emulated.ess) and _missed(emulator, known, weighed, covariance) < MISSED:
         return plain._replace(estimate=emulated, emulator_error=emulator.error)
     return plain
 
@@ -289,22 +290,35 @@ def _renewed(
     known = there.known._replace(
         log_density=emulator.log_density(drawn) + change,
         log_proposal=proposal.log_density(drawn),
-        mark_log_proposal=proposal.log_density(old.marks),
+        mark_log_proposal=_drawn_there(proposal, old),
     )
     iteration = np.full(len(drawn), before.iteration.max() + 1)
     renewed = _weighed(drawn, iteration, known, mean, covariance, options, seed)
     return renewed._replace(stand_in=error)
 
 
-def _missed(emulator: Emulator, known: Known, weighed: Weighed) -> float:
+def _missed(emulator: Emulator, known: Known, weighed: Weighed, covariance: Array) -> float:
     """Largest weight far out that an emulator misses or makes up, in largest weights seen."""
-    out = known.mark_leader >= 0
-    scale = known.mark_log_proposal[out] + weighed.raw.max()
     true, emulated = (
-        np.exp(np.minimum(height - scale, 700.0))
-        for height in (known.mark_log_density[out], emulator.log_density(known.marks[out]))
+        np.exp(
+            np.minimum(_log_weights_of_marks(known, height, covariance) - weighed.raw.max(), 700)
+        )
+        for height in (known.mark_log_density, emulator.log_density(known.marks))
     )
-    return float(np.abs(true - emulated).max(initial=0.0))
+    return float(np.abs(true - emulated)[known.mark_leader >= 0].max(initial=0.0))
+
+
+def _log_weights_of_marks(known: Known, height: Array, covariance: Array) -> Array:
+    """Log of the weight that a point at each mark would stand for, as of :class:`.tails.Probes`."""
+    volume = np.append(log_volume(covariance), 0.0)  # of the leader -1: none
+    return np.asarray(height + volume[known.mark_leader] - known.mark_log_proposal, np.float64)
+
+
+def _drawn_there(proposal: Proposal, known: Known) -> Array:
+    """Log density of a proposal at marks: of the leading coordinate alone, where one leads."""
+    leader = np.maximum(known.mark_leader, 0)
+    of_one = proposal.log_marginal(known.marks[np.arange(len(leader)), leader], leader)
+    return np.where(known.mark_leader < 0, proposal.log_density(known.marks), of_one)
 
 
 def _spread(change: Array) -> float:

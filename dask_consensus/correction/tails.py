@@ -1,7 +1,10 @@
 """What lies beyond the points: tails that no weight can show.
 
 A tail that no point has seen has no weight, and no diagnostic of the weights misses it. So the
-posterior is asked far out, along each coordinate's regression line.
+posterior is asked far out, along each coordinate's regression line. What it says there is of one
+coordinate: of the others it is taken to hold as much mass as a normal distribution would, and what
+it is compared with is how often points have that coordinate, whatever the others are. In many
+dimensions hardly a point is near such a line, be the tail as light as it may.
 """
 
 from __future__ import annotations
@@ -33,16 +36,45 @@ class Probes(NamedTuple):
     height : (steps, d) array
     error : (steps, d) array
         Of the height, by asking a sample of the shards; 0 where all were asked.
+    log_volume : (d,) array
+        See :func:`log_volume`.
     """
 
     points: Array
     height: Array
     error: Array
+    log_volume: Array
 
     @property
     def flat(self) -> Array:
         """The points, ``(steps * d, d)``."""
         return self.points.reshape(-1, self.points.shape[-1])
+
+    @property
+    def leader(self) -> npt.NDArray[np.int64]:
+        """The coordinate that leads to each of the flat points."""
+        return np.resize(np.arange(self.points.shape[-1]), self.height.size)
+
+    def log_proposal(self, mixture: MixtureProposal) -> Array:
+        """Log density of the leading coordinate alone in what points were drawn from, flat."""
+        return mixture.log_marginal(
+            self.flat[np.arange(self.height.size), self.leader], self.leader
+        )
+
+    def log_weights(self, mixture: MixtureProposal) -> Array:
+        """Log of the weight that a point at each probe would stand for, ``(steps, d)``."""
+        drawn = self.log_proposal(mixture).reshape(self.height.shape)
+        return np.asarray(self.height + self.log_volume - drawn, np.float64)
+
+
+def log_volume(covariance: Array) -> Array:
+    """Log of what a normal distribution of height 1 holds in all coordinates but one, ``(d,)``.
+
+    On a regression line: the mass of a slice of that one coordinate.
+    """
+    d = len(covariance)
+    spread = np.linalg.slogdet(covariance)[1] - np.log(np.diag(covariance))
+    return np.asarray((d - 1) / 2 * np.log(2 * np.pi) + spread / 2, np.float64)
 
 
 def probe(log_posterior: LogPosterior, mean: Array, covariance: Array) -> Probes:
@@ -59,6 +91,7 @@ def probe(log_posterior: LogPosterior, mean: Array, covariance: Array) -> Probes
         evaluated.points.reshape(-1, d, d),
         evaluated.log_density.reshape(-1, d),
         log_posterior.error_of(evaluated).reshape(-1, d),
+        log_volume(covariance),
     )
     step, leader = np.nonzero(_heavy(probes.height))
     if not len(step):
@@ -103,15 +136,16 @@ def missed_by(
     emulator: Emulator, probes: Probes, mixture: MixtureProposal, log_weights: Array
 ) -> float:
     """Largest weight at a probe that an emulator misses or makes up, in largest weights seen."""
-    scale = mixture.log_density(probes.flat) + log_weights.max()
-    true, emulated = (
-        np.exp(np.minimum(height - scale, 700.0))
-        for height in (probes.height.ravel(), emulator.log_density(probes.flat))
+    emulated = probes._replace(
+        height=emulator.log_density(probes.flat).reshape(probes.height.shape)
     )
-    return float(np.abs(true - emulated).max())
+    here, there = (
+        np.exp(np.minimum(each.log_weights(mixture) - log_weights.max(), 700.0))
+        for each in (probes, emulated)
+    )
+    return float(np.abs(here - there).max())
 
 
 def tail_log_ratio(probes: Probes, mixture: MixtureProposal, log_weights: Array) -> Array:
     """Log of how much larger weights would be at a probe than any weight seen, by coordinate."""
-    weights = probes.height.ravel() - mixture.log_density(probes.flat)
-    return weights.reshape(probes.height.shape).max(axis=0) - log_weights.max()
+    return probes.log_weights(mixture).max(axis=0) - log_weights.max()
