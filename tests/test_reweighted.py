@@ -84,6 +84,7 @@ def first_fit(n, seed):
     points = proposal.draw(256, (seed, 0))
     steps = np.array([-8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0])
     marks = np.concatenate([center + step * sd * np.eye(2) for step in steps])
+    leader = np.resize(np.arange(2), len(marks))
 
     def log_density(u):
         return log_prior(u) + of_gammas(n)(u)
@@ -93,8 +94,8 @@ def first_fit(n, seed):
         log_proposal=proposal.log_density(points),
         marks=marks,
         mark_log_density=log_density(marks),
-        mark_log_proposal=proposal.log_density(marks),
-        mark_leader=np.resize(np.arange(2), len(marks)),
+        mark_log_proposal=proposal.log_marginal(marks[np.arange(len(marks)), leader], leader),
+        mark_leader=leader,
     )
     zero = np.zeros(2)
     return Before(
@@ -224,3 +225,9 @@ def test_a_tail_that_new_rows_raise_is_seen():
     mean, sd, _ = moments(40, 40)
     raised = reweighted(before, rows, np.full(2, mean), sd**2 * np.eye(2), OPTIONS, 0)
     assert calm.tail_log_ratio.max() < 2 < raised.tail_log_ratio.max()
+
+
+def test_new_rows_are_integrated_as_finely_as_the_old_ones():
+    """A hundred updates of a few rows each move little each, by whatever rule; together they do."""
+    correction, _ = grown(first_fit(40, 0)._replace(nodes=5), 40, 40, 5, 1.0, 0)
+    assert correction.nodes == 5

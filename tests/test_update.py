@@ -402,3 +402,24 @@ def test_ten_updates_in_a_row_agree_with_a_fit_of_all():
             reference = fit(table, intercepts, by="group", n_shards=4)
             agree(tree, reference)
             assert accuracy(tree).max() < 0.02
+
+
+def binary(group, y=None, *, n_group):
+    mu = numpyro.sample("mu", dist.Normal(0, 3))
+    tau = numpyro.sample("tau", dist.HalfNormal(2))
+    with numpyro.plate("groups", n_group):
+        alpha = numpyro.sample("alpha", dist.Normal(mu, tau))
+    numpyro.sample("obs", dist.Bernoulli(logits=alpha[group]), obs=y)
+
+
+@pytest.mark.slow
+def test_errors_of_integrals_do_not_add_up_over_small_updates():
+    table = of_groups(0, 600, 0)
+    table["y"] = (table["y"] > 2).astype(int)
+    tree = fit(table.query("group < 500"), binary, by="group", n_shards=4)
+    first = accuracy(tree).max()
+    for number in range(10):
+        new = table[table["group"].between(500 + 10 * number, 509 + 10 * number)]
+        tree = fit(new, binary, update=tree)
+    assert accuracy(tree).max() < 2 * first + 0.01
+    agree(tree, fit(table, binary, by="group", n_shards=4))

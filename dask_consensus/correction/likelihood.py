@@ -226,8 +226,13 @@ class LogPosterior(NamedTuple):
         return self.with_nodes_for(points, along_axes(self.center, axes))
 
     def with_nodes_for(self, points: Array, along: Array) -> tuple[LogPosterior, float]:
-        """Take as few nodes as agree at points, some of them :func:`along_axes`, as above."""
+        """Take as few nodes as agree at points, some of them :func:`along_axes`, as above.
+
+        No fewer than it has, if its number is one of those there are.
+        """
         ladder = engine_of(self.model).value_nodes
+        if self.rule.n_nodes in ladder:
+            ladder = ladder[ladder.index(self.rule.n_nodes) :]
         if len(ladder) == 1:
             return self._replace(rule=Rule(ladder[0])), 0.0
         n_modes = self._most_modes(np.concatenate([along, points[:_MODES_AT]]))

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import CorrectionOptions
+from ..shard.quadrature import Rule
 from .assessment import (
     MISSED,
     TEMPERED_DRAWS_A_DIMENSION,
@@ -128,7 +129,8 @@ def reweighted(
     """
     began = time.perf_counter()
     axes = axes_of(covariance)
-    added = rows.added._replace(center=mean)
+    # Few rows move little, whatever integrates their effects; many times few, they would not.
+    added = rows.added._replace(center=mean, rule=Rule(before.nodes))
     added, compile_seconds = added.with_enough_nodes(before.points, axes)
     rows = rows._replace(added=added)
     change, evaluated = _change(rows, np.concatenate([before.points, before.known.marks]))
