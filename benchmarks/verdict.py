@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import traceback
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -26,13 +25,11 @@ from typing import Any
 import dask.dataframe as dd
 import jax
 
-import dask_consensus
-
 from .cases import REFERENCES
 from .cases.drawn import drawn_trial, number_of
 from .cases.hostile import TRIALS, Trial
 from .measure.clock import Clock
-from .measure.fits import quietly, verdict_record
+from .measure.fits import on_purpose, quietly, verdict_record
 from .measure.machine import facts
 from .measure.posterior import Nuts, posterior
 from .measure.script import Store, parse
@@ -77,13 +74,6 @@ def fits(name: str) -> Answers:
             return {"failed": str(error), "code": code, **clock.read()}
 
     return fit
-
-
-def on_purpose(error: Exception) -> bool:
-    """Tell an error that the package raises from one that happens to it."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    inside = Path(dask_consensus.__file__).parent in Path(frame.filename).parents
-    return inside and (frame.line or "").startswith("raise")
 
 
 def references(name: str, args: argparse.Namespace) -> Answers:

@@ -17,6 +17,7 @@ from benchmarks import (
     agreement,
     calibration,
     effects,
+    faults,
     forecast,
     gradient,
     loo,
@@ -31,6 +32,7 @@ from benchmarks import (
 )
 from benchmarks.cases.drawn import LIKELIHOODS, drawn_trial
 from benchmarks.cases.hostile import TRIALS
+from benchmarks.measure import odd
 from benchmarks.measure.ranks import uniformity
 from benchmarks.measure.script import RESULTS
 from benchmarks.measure.watch import Watched
@@ -242,6 +244,50 @@ def test_all_ways_of_the_loop(tmp_path: Path) -> None:
     ways = speed.loop.WAYS
     speed.main(["loop", "--toy", "--results", str(tmp_path), "--ways", *ways])
     assert [row["who"] for row in rows_of(tmp_path, "speed")] == list(ways)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy = ["--toy", "--results", str(tmp_path)]
+    faults.main(toy)
+    plain, killed, frames, models = rows_of(tmp_path, "faults")
+    assert plain["repeated"] == 0
+    assert killed["struck"]
+    assert killed["finished"]
+    assert killed["identical"]
+    assert killed["repeated"] > 0
+    for drawn in (frames, models):
+        assert sum(drawn["outcomes"].values()) == 10
+        assert drawn["wrong"] == []
+    printed = capsys.readouterr().out
+    assert "| SIGKILL, one of two workers | search | 1 | 1 | 1 |" in printed
+    assert "| frames | 10 |" in printed
+    # What is in the file is not tried again.
+    faults.main(toy)
+    assert rows_of(tmp_path, "faults") == [plain, killed, frames, models]
+
+
+def test_frames_drawn_at_random_are_right_or_refused() -> None:
+    row = odd.frames()({"first": 0, "count": 20})
+    assert row["wrong"] == []
+    assert row["outcomes"]["right"] > 5
+    assert row["outcomes"]["refused"] > 5
+
+
+def test_a_frame_that_is_cut_wrongly_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = odd.cut
+
+    def mixed(*given, **named):
+        made = real(*given, **named)
+        for shard in made.shards:
+            shard.arguments["x"] = shard.arguments["x"] + 1
+        return made
+
+    monkeypatch.setattr(odd, "cut", mixed)
+    row = odd.frames()({"first": 0, "count": 20})
+    assert row["outcomes"].get("right", 0) == 0
+    assert "values are not what they were" in row["wrong"][0][2]
 
 
 @pytest.mark.distributed

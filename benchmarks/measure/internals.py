@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import dask
+import dask.dataframe as dd
 import jax
 import numpy as np
+import pandas as pd
 from dask.callbacks import Callback
+from numpyro.infer.util import potential_energy
 
+from dask_consensus import fit
 from dask_consensus.cluster.mapreduce import Answer, each, map_reduce
 from dask_consensus.cluster.placement import Execution
 from dask_consensus.cluster.shards import Shards, persist
 from dask_consensus.combination import gaussian
 from dask_consensus.combination.gaussian import GaussianFactor
 from dask_consensus.combination.methods import combine, locate
+from dask_consensus.config import Options
 from dask_consensus.correction.assessment import moved_by
 from dask_consensus.correction.likelihood import LogPosterior
 from dask_consensus.correction.sample import Sample, first_sample, larger_sample
 from dask_consensus.fit import correct_combination, shard_rows
 from dask_consensus.frame import assign
+from dask_consensus.frame.survey import check, survey
+from dask_consensus.frame.unchanged import unchanged
+from dask_consensus.model.model import precision
 from dask_consensus.model.roles import ModelInputs, read_model
+from dask_consensus.plan.bindings import bind
+from dask_consensus.plan.plan import Plan
+from dask_consensus.result.clock import Clock
 from dask_consensus.result.verdict import evidence_of, judge
 from dask_consensus.shard.constrain import constrain
 from dask_consensus.shard.device import accelerated as accelerated
 from dask_consensus.shard.quadrature import Rule
 from dask_consensus.shard.target import log_density, tempered
-from dask_consensus.shard_data import ShardData, Size
+from dask_consensus.shard_data import Shard, ShardData, Size, pad, size_of, summary_of
 
 # Shards, for the loop written by hand
 
@@ -166,3 +178,90 @@ def shard_gradient(
     masks = (np.ones(n_groups, bool),) if by else ()
     data = ShardData(dict(arguments), np.ones(n_rows, bool), masks)
     return jax.value_and_grad(partial(log_density, read), (0, 1)), (data, tempered(1.0, read.dim))
+
+
+# Faults
+
+
+class _Told(Clock):
+    """Tells as each phase of a fit begins."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        self._tell(phase)
+        with super().__call__(phase):
+            yield
+
+
+@contextlib.contextmanager
+def phases_told(tell: Callable[[str], None]) -> Iterator[None]:
+    """Within, fits of this process tell the name of each phase that they begin."""
+    usual = fit.Clock
+    fit.Clock = partial(_Told, tell)  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        fit.Clock = usual  # type: ignore[misc]
+
+
+class Cut(NamedTuple):
+    """A frame cut into shards as a fit cuts it, before any model is read."""
+
+    shards: list[Shard]
+    rows: int
+    groups: int
+
+
+def cut(frame: Any, model: Callable[..., Any], n_shards: int | None, **named: Any) -> Cut:
+    """Count the rows of a frame, look at their values, and send each to its shard."""
+    layout = bind(frame, model, named.get("by"), named.get("columns"), False).layout
+    (counted,) = dask.compute(survey(frame, layout))
+    check(counted, layout)
+    limit = Options.frozen().rows_per_shard
+    assignment = assign.assign(counted, frame, layout, n_shards=n_shards, rows_per_shard=limit)
+    shards = dask.compute(*assign.shards(frame, layout, assignment))
+    unchanged(counted, layout)([summary_of(shard) for shard in shards])
+    return Cut(list(shards), counted.rows, counted.n_groups)
+
+
+def densities(odd: Any) -> tuple[Plan, float, float, float]:
+    """Log density of all shards together, NumPyro's of all rows at the same point, and its scale.
+
+    At shared and local values drawn at random, in double precision; operations are run one by one,
+    since to compile a model takes longer.
+    """
+    frame = dd.from_pandas(odd.frame, npartitions=3, sort=False)
+    with precision(True), jax.disable_jit():
+        plan = frame.consensus.plan(odd.model, by=odd.by, n_shards=3)
+        model, layout = plan.model, plan.bindings.layout
+        cut_up = dask.compute(*assign.shards(frame, layout, plan.assignment))
+        table, rng = odd.frame, np.random.default_rng(0)
+        codes = [pd.factorize(table[odd.by], sort=True)[0]] if odd.by else []
+        sizes = len(table), tuple(int(c.max()) + 1 for c in codes)
+        u = rng.uniform(-1, 1, model.dim)
+        whole = {
+            site: rng.uniform(-1, 1, shape) for site, shape in model.local_shapes(*sizes).items()
+        }
+        values = {
+            column.argument: codes[0] if column.kind == "group" else table[column.column].to_numpy()
+            for column in layout.columns
+        }
+        full = {**model.unravel(u), **whole}
+        theirs = -float(potential_energy(odd.model, (), model.keywords(values, sizes[1]), full))
+        keys = np.unique(table[odd.by]) if odd.by else np.empty(0)
+        total = size = 0.0
+        for shard in cut_up:
+            data = pad(shard, size_of(shard))
+            local = {}
+            for site in model.local:
+                at = np.searchsorted(keys, shard.labels[0][0])
+                entries = np.moveaxis(whole[site.name], site.axis, 0)[at]
+                local[site.name] = np.moveaxis(entries, 0, site.axis)
+            factor = tempered(shard.rows / len(table), model.dim)
+            value = float(log_density(model, u, local, data, factor))
+            total, size = total + value, size + abs(value)
+    return plan, total, theirs, size + 1.0

@@ -1,0 +1,115 @@
+"""What faults did: how often each was tried, what came of it, what was done again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import Columns, markdown
+
+Rows = Sequence[Mapping[str, Any]]
+_ONE = {"one": "one of two workers", "all": "both workers"}
+
+
+def tables(rows: Rows) -> Iterator[str]:
+    """Faults that a fit is to survive, those it is to name, and what was drawn at random."""
+    survived = [*_groups(rows, "kills", _killed), *_groups(rows, "straggler", _stood_still)]
+    soaks = [(_soaked(row), [row]) for row in rows if row["part"] == "soak"]
+    disks = [(f"full disk: {row['kind']}", [row]) for row in rows if row["part"] == "disk"]
+    if survived or soaks:
+        yield markdown(_SURVIVED, [*survived, *soaks])
+    files = [(f"Parquet file: {row['kind']}", [row]) for row in rows if row["part"] == "files"]
+    if disks or files:
+        yield markdown(_NAMED, [*disks, *files])
+    drawn = [(part, [r for r in rows if r["part"] == part]) for part in ("frames", "models")]
+    if any(some for _, some in drawn):
+        yield markdown(_DRAWN, [(part, some) for part, some in drawn if some])
+
+
+def _groups(
+    rows: Rows, part: str, name: Callable[[Mapping[str, Any]], str]
+) -> list[tuple[str, Rows]]:
+    """Rows of a part, by what befell them; what came too late to befall them is left out."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["part"] == part and row["struck"]:
+            groups.setdefault(name(row), []).append(row)
+    return list(groups.items())
+
+
+def _killed(row: Mapping[str, Any]) -> str:
+    return f"{row['kind']}, {_ONE[row['whom']]}"
+
+
+def _stood_still(row: Mapping[str, Any]) -> str:
+    return f"one of two workers {row['kind']}"
+
+
+def _soaked(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['shards']} shards, a worker killed every {row['every']:g} s ({row['kills']} kills)"
+    )
+
+
+def _repeated(some: Rows) -> str:
+    """Share of tasks done again, median and largest."""
+    shares = [row["repeated"] / max(row["tasks"], 1) for row in some if row["finished"]]
+    return f"{np.median(shares):.0%} ({max(shares):.0%})" if shares else "-"
+
+
+def _lost(some: Rows) -> str:
+    lost = [row["seconds"] - row["undisturbed"] for row in some if "undisturbed" in row]
+    return f"{np.median(lost):.0f} ({max(lost):.0f})" if lost else "-"
+
+
+def _phases(some: Rows) -> str:
+    return ", ".join(dict.fromkeys(row["phase"] for row in some if "phase" in row)) or "-"
+
+
+_SURVIVED: Columns = {
+    "fault": lambda of: of[0],
+    "phases": lambda of: _phases(of[1]),
+    "tried": lambda of: str(len(of[1])),
+    "finished": lambda of: str(sum(row["finished"] for row in of[1])),
+    "draws identical": lambda of: str(sum(bool(row.get("identical")) for row in of[1])),
+    "tasks done again, median (most)": lambda of: _repeated(of[1]),
+    "seconds lost, median (most)": lambda of: _lost(of[1]),
+}
+
+
+def _became(row: Mapping[str, Any]) -> str:
+    if row["finished"]:
+        return "finished, draws identical" if row["identical"] else "finished, OTHER draws"
+    return "refused, and named" if row["named"] else "failed, the file NOT named"
+
+
+_NAMED: Columns = {
+    "fault": lambda of: of[0],
+    "tried": lambda of: str(len(of[1])),
+    "what came of it": lambda of: _became(of[1][0]),
+    "what was said": lambda of: _first_words(of[1][0]),
+}
+
+
+def _first_words(row: Mapping[str, Any]) -> str:
+    said = row.get("failed") or "; ".join(row.get("said", [])) or "-"
+    words = " ".join(said.split()).replace("|", "/")
+    return words if len(words) <= 160 else words[:157] + "..."
+
+
+def _outcome(name: str) -> Callable[[tuple[str, Rows]], str]:
+    return lambda of: f"{sum(row['outcomes'].get(name, 0) for row in of[1]):,}"
+
+
+_DRAWN: Columns = {
+    "drawn at random": lambda of: of[0],
+    "tried": lambda of: f"{sum(sum(row['outcomes'].values()) for row in of[1]):,}",
+    "right": _outcome("right"),
+    "refused in words": _outcome("refused"),
+    "right but for what is said": _outcome("warned"),
+    "silent": _outcome("silent"),
+    "crashed": _outcome("crash"),
+    "hanging, or ended": _outcome("hanging or ended"),
+}
