@@ -9,6 +9,8 @@ sees them finish.
 - ``disk``: no room for compiled code, for draws, for the workers' own folders (needs a mount).
 - ``files``: Parquet files that are cut short, gone, of another shape, or changed while a fit runs.
 - ``soak``: 500 small shards, and a worker killed every 30 seconds until the fit is done.
+- ``resumed``: the client killed, alone or with its cluster, or the scheduler; a store to go on from.
+- ``damaged``: each file of a store, and of the folder of compiled code, cut short or flipped.
 - ``frames``, ``models``: drawn at random; each must be right, or refused in words.
 
     python -m benchmarks.faults kills straggler
@@ -22,6 +24,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -35,36 +38,28 @@ import dask
 import dask.dataframe as dd
 import numpy as np
 
-from .cases.case import sizes_of_groups
-from .cases.sized import GROWING
 from .measure import disturbed, odd
-from .measure.disturbed import KINDS, When, cluster_of, digest
-from .measure.fits import in_memory, on_purpose, quietly
+from .measure.disturbed import KINDS, When, cluster_of, digest, small_fit, small_rows
+from .measure.fits import on_purpose, quietly
 from .measure.internals import phases_told
 from .measure.machine import facts
+from .measure.resumed import digest_in, in_child, killed_and_resumed
 from .measure.script import Store, parse
 from .measure.watch import Watched
 from .tables.faults import tables
 
 PHASES = ("plan", "shard", "check", "search", "correction", "local")
+CRASHES = ("client", "client and cluster", "scheduler")
 TOY = {
     "kind": ["SIGKILL"], "whom": ["one"], "phase": ["search"], "rows": 600, "shards": 3,
-    "count": 10, "block": 10, "soak_shards": 6, "every": 2.0, "part": ["kills", "frames", "models"],
+    "count": 10, "block": 10, "resumed": ["client"], "crashes": 1, "damages": 2, "soak_shards": 6,
+    "every": 2.0, "part": ["kills", "frames", "models"],
 }  # fmt: skip
 
 
 def fit_of(args: argparse.Namespace, shards: int, ddf: Any = None, **options: Any) -> Any:
-    """A fit of binary rows with an effect a group, ten rows each, that has not run yet."""
-    model, _, _ = GROWING["binary"]
-    frame = in_memory(rows_of(args.rows), 6) if ddf is None else ddf
-    options = {"local": "summary", "seed": args.seed, "progress": False} | options
-    return frame.consensus.fit(model, by="group", n_shards=shards, compute=False, **options)
-
-
-def rows_of(rows: int) -> Any:
-    """The same rows each time."""
-    rng = np.random.default_rng(7)
-    return GROWING["binary"][1](rng, sizes_of_groups(rng, rows // 10, rows))[0]
+    """The fit that is disturbed."""
+    return small_fit(args.rows, shards, args.seed, ddf, **options)
 
 
 def run_kills(store: Store, args: argparse.Namespace) -> None:
@@ -125,7 +120,7 @@ def run_soak(store: Store, args: argparse.Namespace) -> None:
     if store.get(key) is not None:
         return
     rows = args.soak_shards * 20
-    ddf = dd.from_pandas(rows_of(rows), npartitions=20, sort=False)
+    ddf = dd.from_pandas(small_rows(rows), npartitions=20, sort=False)
     with dask.config.set(scheduler="threads"):
         plain = quietly(fit_of(args, args.soak_shards, ddf))
     machine = facts()
@@ -165,7 +160,7 @@ def run_files(store: Store, args: argparse.Namespace) -> None:
 def _spoilt(
     args: argparse.Namespace, folder: Path, spoil: Callable[[Path], None], phase: str
 ) -> dict[str, Any]:
-    dd.from_pandas(rows_of(args.rows), npartitions=6, sort=False).to_parquet(folder)
+    dd.from_pandas(small_rows(args.rows), npartitions=6, sort=False).to_parquet(folder)
     ddf = dd.read_parquet(folder)
     lazy = fit_of(args, args.shards, ddf, local=None)
     plain = digest(quietly(lazy)) if phase and spoil is touched else ""
@@ -310,6 +305,88 @@ DISKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 }
 
 
+def run_resumed(store: Store, args: argparse.Namespace) -> None:
+    """Kill what drives a fit, again and again, and go on from its store."""
+    settings = [args.rows, args.shards, args.seed]
+    plain = ""
+    for whom in args.resumed:
+        key = {"part": "resumed", "whom": whom, "asked": args.crashes}
+        if store.get(key) is not None:
+            continue
+        machine = facts()
+        with tempfile.TemporaryDirectory() as cache:
+            if not plain:
+                plain = digest_in(in_child("threads", "", settings, cache))
+            began = time.perf_counter()
+            in_child("threads", "", settings, cache)
+            undisturbed = round(time.perf_counter() - began, 1)
+            row = killed_and_resumed(whom, args.crashes, args.step, settings, cache)
+        row |= {"identical": row.pop("digest") == plain, "undisturbed": undisturbed}
+        print("resumed", whom, _said(store.put(key, {**row, "machine": machine})), flush=True)
+
+
+def run_damaged(store: Store, args: argparse.Namespace) -> None:
+    """Cut short or flip what a fit has kept, and fit once more."""
+    for name, run in {"store": _damaged_store, "compiled code": _damaged_code}.items():
+        key = {"part": "damaged", "kind": name}
+        if store.get(key) is None:
+            machine = facts()
+            row = run(args)
+            print("damaged", name, row, flush=True)
+            store.put(key, {**row, "machine": machine})
+
+
+def _damaged_store(args: argparse.Namespace) -> dict[str, Any]:
+    """Every file in turn, as many as are asked for."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        dask.config.set(scheduler="threads", num_workers=2),
+    ):
+        whole, path = Path(folder) / "whole", Path(folder) / "store"
+        plain = digest(quietly(fit_of(args, args.shards, store=str(whole))))
+        files = sorted(file.relative_to(whole) for file in whole.rglob("*") if file.is_file())
+        tried = identical = named = 0
+        for number in range(args.damages):
+            shutil.copytree(whole, path)
+            file = path / files[number % len(files)]
+            _harm(file, number)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                identical += digest(fit_of(args, args.shards, store=str(path)).compute()) == plain
+            named += any(file.name in str(one.message) for one in caught)
+            tried += 1
+            shutil.rmtree(path)
+    return {"tried": tried, "files": len(files), "identical": identical, "named": named}
+
+
+def _damaged_code(args: argparse.Namespace) -> dict[str, Any]:
+    """All files at once: each is met by the next process that wants what it held."""
+    settings = [args.rows, args.shards, args.seed]
+    with tempfile.TemporaryDirectory() as cache:
+        plain = digest_in(in_child("threads", "", settings, cache))
+        files = [file for file in Path(cache).rglob("*") if file.is_file()]
+        for number, file in enumerate(files):
+            _harm(file, number)
+        harmed = {file: file.read_bytes() for file in files}
+        output = in_child("threads", "", settings, cache)
+        anew = sum(not file.exists() or file.read_bytes() != harmed[file] for file in files)
+    same = len(files) * (digest_in(output) == plain)
+    return {"tried": len(files), "files": len(files), "identical": same, "named": anew}
+
+
+def _harm(file: Path, number: int) -> None:
+    """Cut a file short, flip a bit of it, or fill it with something else."""
+    content, rng = bytearray(file.read_bytes()), np.random.default_rng(number)
+    at = int(rng.integers(len(content)))
+    if number % 3 == 0:
+        content = content[:at]
+    elif number % 3 == 1:
+        content[at] ^= 1 << int(rng.integers(8))
+    else:
+        content = bytearray(rng.bytes(len(content)))
+    file.write_bytes(content)
+
+
 def run_odd(part: str, make: Callable[[], odd.Answer], store: Store, args: Any) -> None:
     """Try frames or models in blocks, each in a process that is ended where it hangs."""
     with Watched(make, (), args.timeout, args.toy) as answer:
@@ -336,6 +413,8 @@ PARTS: dict[str, Callable[[Store, argparse.Namespace], None]] = {
     "disk": run_disk,
     "files": run_files,
     "soak": run_soak,
+    "resumed": run_resumed,
+    "damaged": run_damaged,
     "frames": lambda store, args: run_odd("frames", odd.frames, store, args),
     "models": lambda store, args: run_odd("models", odd.models, store, args),
 }
@@ -353,6 +432,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--phase", nargs="*", choices=PHASES, default=list(PHASES), help="of kills")
     add("--repeats", type=int, default=1, help="of each kill")
     add("--after", type=int, default=2, help="tasks of a phase after which a fault comes")
+    add("--resumed", nargs="*", choices=CRASHES, default=list(CRASHES), help="who is killed")
+    add("--crashes", type=int, default=4, help="before the fit may end")
+    add("--step", type=int, default=4, help="files of a store after which a crash comes")
+    add("--damages", type=int, default=50, help="of the files of a store")
     add("--soak-shards", type=int, default=500)
     add("--every", type=float, default=30.0, help="seconds between kills of the soak")
     add("--count", type=int, default=200, help="frames, or models")

@@ -46,26 +46,14 @@ def of_rows(**_: Any) -> None:
 Guise = Callable[[np.ndarray], Any]
 _DAY = np.datetime64("2021-03-01", "s")
 
+KEY_DTYPES = (
+    "int64", "int32", "int16", "uint8", "uint64", "float64", "float32", "Int64", "UInt16",
+    "Float64", "int64[pyarrow]", "double[pyarrow]", "str", "string", "string[pyarrow]",
+    "category", "object",
+)  # fmt: skip
 # Of integers 0, 1, 2, ... keys that are equal where those are.
 KEYS: dict[str, Guise] = {
-    **{
-        dtype: lambda g, dtype=dtype: pd.Series(g).astype(dtype)
-        for dtype in (
-            *(
-                "int64",
-                "int32",
-                "int16",
-                "uint8",
-                "uint64",
-                "float64",
-                "float32",
-                "Int64",
-                "UInt16",
-            ),
-            *("Float64", "int64[pyarrow]", "double[pyarrow]", "str", "string", "string[pyarrow]"),
-            *("category", "object"),
-        )
-    },
+    **{dtype: lambda g, dtype=dtype: pd.Series(g).astype(dtype) for dtype in KEY_DTYPES},
     "negative": lambda g: pd.Series(-g - 1),
     "large": lambda g: pd.Series(g + 2**53),
     "wide apart": lambda g: pd.Series(g * 2**40),

@@ -15,16 +15,33 @@ from typing import Any, NamedTuple
 
 import dask
 import numpy as np
+import pandas as pd
 import xarray as xr
 from distributed import Client, LocalCluster
 from distributed.chaos import KillWorker
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from .fits import quietly
+from ..cases.case import sizes_of_groups
+from ..cases.sized import GROWING
+from .fits import in_memory, quietly
 from .internals import phases_told
 
 MEMORY = 2 * 2**30  # bytes of a worker
 Injury = Callable[["Patient", list[str]], None]
+
+
+def small_rows(rows: int) -> pd.DataFrame:
+    """Make binary rows, ten a group: the same ones in any process."""
+    rng = np.random.default_rng(7)
+    return GROWING["binary"][1](rng, sizes_of_groups(rng, rows // 10, rows))[0]
+
+
+def small_fit(rows: int, shards: int, seed: int, ddf: Any = None, **options: Any) -> Any:
+    """Prepare a fit of such rows, with an effect a group, that has not run yet."""
+    model, _, _ = GROWING["binary"]
+    frame = in_memory(small_rows(rows), 6) if ddf is None else ddf
+    options = {"local": "summary", "seed": seed, "progress": False} | options
+    return frame.consensus.fit(model, by="group", n_shards=shards, compute=False, **options)
 
 
 class Finished(SchedulerPlugin):

@@ -18,8 +18,12 @@ def tables(rows: Rows) -> Iterator[str]:
     survived = [*_groups(rows, "kills", _killed), *_groups(rows, "straggler", _stood_still)]
     soaks = [(_soaked(row), [row]) for row in rows if row["part"] == "soak"]
     disks = [(f"full disk: {row['kind']}", [row]) for row in rows if row["part"] == "disk"]
-    if survived or soaks:
-        yield markdown(_SURVIVED, [*survived, *soaks])
+    crashes = [(_crashed(row), [row]) for row in rows if row["part"] == "resumed"]
+    if survived or soaks or crashes:
+        yield markdown(_SURVIVED, [*survived, *soaks, *crashes])
+    damaged = [row for row in rows if row["part"] == "damaged"]
+    if damaged:
+        yield markdown(_DAMAGED, damaged)
     files = [(f"Parquet file: {row['kind']}", [row]) for row in rows if row["part"] == "files"]
     if disks or files:
         yield markdown(_NAMED, [*disks, *files])
@@ -53,9 +57,24 @@ def _soaked(row: Mapping[str, Any]) -> str:
     )
 
 
+def _crashed(row: Mapping[str, Any]) -> str:
+    return f"{row['whom']} killed {row['kills']} times, gone on with from the store"
+
+
+_DAMAGED: Columns = {
+    "cut short, bits flipped, filled with something else": lambda row: (
+        f"files of the {row['kind']}"
+    ),
+    "tried": lambda row: str(row["tried"]),
+    "draws identical": lambda row: str(row["identical"]),
+    "met: named, or made anew": lambda row: str(row["named"]),
+}
+
+
 def _repeated(some: Rows) -> str:
     """Share of tasks done again, median and largest."""
-    shares = [row["repeated"] / max(row["tasks"], 1) for row in some if row["finished"]]
+    counted = [row for row in some if row["finished"] and "tasks" in row]
+    shares = [row["repeated"] / max(row["tasks"], 1) for row in counted]
     return f"{np.median(shares):.0%} ({max(shares):.0%})" if shares else "-"
 
 
