@@ -110,6 +110,8 @@ def _undisturbed(
     if row is None:
         never = When("never", 1)
         row = disturbed.disturbed(lazy, cluster, client, never, "one", lambda *_: None)
+        if not row["finished"]:
+            raise RuntimeError(f"undisturbed, the fit fails: {row['failed']}")
         row = store.put(key, {**row, "machine": facts()})
     return row
 

@@ -19,6 +19,7 @@ from numpyro.infer.util import potential_energy
 from dask_consensus import fit
 from dask_consensus.cluster.mapreduce import Answer, each, map_reduce
 from dask_consensus.cluster.placement import Execution
+from dask_consensus.cluster.progress import Progress
 from dask_consensus.cluster.shards import Shards, persist
 from dask_consensus.combination import gaussian
 from dask_consensus.combination.gaussian import GaussianFactor
@@ -186,8 +187,8 @@ def shard_gradient(
 class _Told(Clock):
     """Tells as each phase of a fit begins."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        super().__init__()
+    def __init__(self, tell: Callable[[str], None], progress: Progress) -> None:
+        super().__init__(progress)
         self._tell = tell
 
     @contextlib.contextmanager
