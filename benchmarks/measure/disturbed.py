@@ -188,8 +188,13 @@ def kill(patient: Patient, victims: list[str]) -> None:
 
 
 def leave(patient: Patient, victims: list[str]) -> None:
-    """Have the processes end by themselves, by Dask's own plugin for that."""
+    """Have the processes end by themselves, by Dask's own plugin for that.
+
+    Nobody starts them again; where it is all of them, others come.
+    """
     patient.client.run(_chaos, workers=victims, wait=False)
+    if len(victims) == len(patient.pids):
+        patient.cluster.scale(2 * len(victims))
 
 
 def retire(patient: Patient, victims: list[str]) -> None:
