@@ -9,7 +9,7 @@ sees them finish.
 - ``disk``: no room for compiled code, for draws, for the workers' own folders (needs a mount).
 - ``files``: Parquet files that are cut short, gone, of another shape, or changed while a fit runs.
 - ``soak``: 500 small shards, and a worker killed every 30 seconds until the fit is done.
-- ``resumed``: the client killed, alone or with its cluster, or the scheduler; a store to go on from.
+- ``resumed``: the client killed, alone or with its cluster, or the scheduler, beside a store.
 - ``damaged``: each file of a store, and of the folder of compiled code, cut short or flipped.
 - ``frames``, ``models``: drawn at random; each must be right, or refused in words.
 
@@ -191,8 +191,8 @@ def _outcome(work: Callable[[], Any], plain: str) -> dict[str, Any]:
         name = digest(work())
         row: dict[str, Any] = {"finished": True, "digest": name, "identical": name == plain}
     except Exception as error:
-        named = "part.3" in str(error) or on_purpose(error)
-        said = f"{type(error).__name__}: {error}"
+        said = "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+        named = "part.3" in said or on_purpose(error)
         row = {"finished": False, "failed": said[:600], "named": named}
     return row | {"seconds": round(time.perf_counter() - began, 2)}
 

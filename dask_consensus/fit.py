@@ -34,6 +34,7 @@ from .correction.state import Correction, CorrectionSettings
 from .frame.assign import shards as rows_to_shards
 from .frame.seen import hashes_of, seen
 from .frame.unchanged import unchanged
+from .frame.unreadable import files_named
 from .local.effects import check_memory, local_effects
 from .plan.coupling import around, near_zero, with_coupling
 from .plan.forecast import Forecast, forecast, sharding
@@ -72,14 +73,22 @@ class LazyFit:
 
     def plan(self) -> Plan:
         """Read the model and count the rows; sample nothing."""
-        with working_with(self.options), followed(self.progress, leave=False):
+        with (
+            working_with(self.options),
+            followed(self.progress, leave=False),
+            files_named(self.frame),
+        ):
             return make_plan(
                 self.frame, self.model, by=self.by, columns=self.columns, options=self.options
             )
 
     def compute(self) -> xr.DataTree:
         """Run the fit."""
-        with working_with(self.options), followed(self.progress) as progress:
+        with (
+            working_with(self.options),
+            followed(self.progress) as progress,
+            files_named(self.frame),
+        ):
             return self._run(progress)
 
     def _run(self, progress: Progress) -> xr.DataTree:
