@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import dask
 import numpy as np
 import pandas as pd
+import psutil
 import xarray as xr
 from distributed import Client, LocalCluster
 from distributed.chaos import KillWorker
@@ -133,7 +135,14 @@ def disturbed(
     seconds = time.perf_counter() - began
     cluster.scheduler.remove_plugin(finished.name)
     hurt.join()
-    return {**row, "struck": hurt.struck, "seconds": round(seconds, 2), **finished.read()}
+    gone = sum(not _lives(patient.pids[address]) for address in victims)
+    told = {"struck": hurt.struck, "gone": gone, "seconds": round(seconds, 2)}
+    return {**row, **told, **finished.read()}
+
+
+def _lives(pid: int) -> bool:
+    """Tell whether a process is there, and more than its exit status."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 class _Once:
@@ -143,6 +152,7 @@ class _Once:
         self._when, self._do = when, do
         self._left: int | None = None
         self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
 
     @property
     def struck(self) -> bool:
@@ -158,12 +168,21 @@ class _Once:
         if self._left is not None and not self.struck:
             self._left -= 1
             if self._left <= 0:
-                self._thread = threading.Thread(target=self._do, daemon=True)
+                self._thread = threading.Thread(target=self._run, daemon=True)
                 self._thread.start()
 
+    def _run(self) -> None:
+        try:
+            self._do()
+        except Exception as error:
+            self._error = error
+
     def join(self) -> None:
+        """Wait for what was done; raise if it could not be."""
         if self._thread is not None:
             self._thread.join(60)
+        if self._error is not None:
+            raise RuntimeError("nothing was made to happen") from self._error
 
 
 def digest(tree: xr.DataTree) -> str:
@@ -237,12 +256,12 @@ async def _chaos(dask_worker: Any) -> None:
     await KillWorker("1 ms", "sys.exit").setup(dask_worker)
 
 
-def _swell(most: int) -> None:
+async def _swell(most: int) -> None:
     held = []
-    for _ in range(2 * most // 2**26):
-        held.append(np.ones(2**23))  # 64 MiB, each page of it written to
-        time.sleep(0.02)
-    time.sleep(5)
+    for _ in range(2 * most // 2**28):
+        held.append(np.ones(2**25))  # 256 MiB, each page of it written to
+        await asyncio.sleep(0)
+    await asyncio.sleep(10)
 
 
 class Killer(threading.Thread):

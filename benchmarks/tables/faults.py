@@ -71,16 +71,11 @@ _DAMAGED: Columns = {
 }
 
 
-def _repeated(some: Rows) -> str:
-    """Share of tasks done again, median and largest."""
-    counted = [row for row in some if row["finished"] and "tasks" in row]
-    shares = [row["repeated"] / max(row["tasks"], 1) for row in counted]
+def _repeated(some: Rows, again: str, of: str) -> str:
+    """Share of tasks, or of their seconds, that came again: median and largest."""
+    counted = [row for row in some if row["finished"] and row.get(of)]
+    shares = [row[again] / row[of] for row in counted]
     return f"{np.median(shares):.0%} ({max(shares):.0%})" if shares else "-"
-
-
-def _lost(some: Rows) -> str:
-    lost = [row["seconds"] - row["undisturbed"] for row in some if "undisturbed" in row]
-    return f"{np.median(lost):.0f} ({max(lost):.0f})" if lost else "-"
 
 
 def _phases(some: Rows) -> str:
@@ -93,8 +88,11 @@ _SURVIVED: Columns = {
     "tried": lambda of: str(len(of[1])),
     "finished": lambda of: str(sum(row["finished"] for row in of[1])),
     "draws identical": lambda of: str(sum(bool(row.get("identical")) for row in of[1])),
-    "tasks done again, median (most)": lambda of: _repeated(of[1]),
-    "seconds lost, median (most)": lambda of: _lost(of[1]),
+    "workers gone": lambda of: (
+        str(sum(row.get("gone", 0) for row in of[1])) if "gone" in of[1][0] else "-"
+    ),
+    "tasks done again, median (most)": lambda of: _repeated(of[1], "repeated", "tasks"),
+    "of all their seconds": lambda of: _repeated(of[1], "repeated_seconds", "task_seconds"),
 }
 
 
