@@ -410,7 +410,6 @@ def regions(centred):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_a_scale_of_shared_effects_is_written_apart():
     rng = np.random.default_rng(1)
     county = rng.integers(0, 300, 6000)

@@ -4,6 +4,7 @@ import dask
 import numpy as np
 import pytest
 
+from dask_consensus.combination.ascent import Peak
 from dask_consensus.combination.reports import (
     Anchor,
     Combined,
@@ -219,8 +220,13 @@ def test_modes_and_coupling_are_named():
     # The points of a correction reach both, or not where one would have weighed most.
     assert verdict(combined(reports()), correction(), modes=2).good
     missed = verdict(combined(reports()), correction(landmark_log_ratio=9.0))
-    assert [reason.code for reason in missed.reasons] == ["modes"]
-    assert "places as high as the posterior" in missed.text
+    assert [(r.code, r.value, r.threshold) for r in missed.reasons] == [("modes", 9.0, 2.0)]
+    assert "places that no point is near, where weights would be e^9 times as large" in missed.text
+    ridge = LaplaceApproximation(np.zeros(2), np.eye(2), np.zeros(2), 1, [])
+    ridge = ridge._replace(along=(Peak(np.ones(2), np.eye(2), 0.0),) * 7)
+    (piece,) = verdict(combined(reports()), approximation=ridge).reasons
+    assert (piece.code, piece.value, piece.threshold) == ("modes", 8, 1)
+    assert "a curved ridge" in piece.problem
     found = verdict(combined(reports()), coupled=("obs",))
     assert "groups depend on each other through obs" in found.text
     assert np.isinf(found.error).all()

@@ -172,24 +172,29 @@ def _coupled(evidence: Evidence) -> Iterator[Reason]:
 
 
 def _several_modes(evidence: Evidence) -> Iterator[Reason]:
-    # Weights that cannot be used say so themselves, and nothing of what they missed.
-    correction = evidence.correction
-    missed = correction is not None and usable(correction) and not _covered(evidence)
-    approximation = evidence.approximation
-    ridge = approximation is not None and bool(approximation.along)
-    if missed or ((evidence.modes > 1 or ridge) and not _covered(evidence)):
+    correction, approximation = evidence.correction, evidence.approximation
+    remedy = "identify the model (order the components, say)"
+    places = 0 if approximation is None else len(approximation.along)
+    if _covered(evidence):
+        pass
+    elif places:
+        problem = "the posterior is a curved ridge, of which a piece is described"
+        yield Reason("modes", 1 + places, 1, "", problem, remedy)
+    elif evidence.modes > 1:
         problem = (
             f"searches from several points found {evidence.modes} separate modes of comparable "
             "density, of which one is described"
         )
-        if evidence.modes == 1:
-            problem = "searches ended at places as high as the posterior that no point is near"
-        remedy = "identify the model (order the components, say)"
-        if ridge:
-            problem = "the posterior is a curved ridge, of which a piece is described"
-        elif evidence.modes == 1:
-            remedy += ", and write shared sites that have a scale of their own non-centred"
         yield Reason("modes", evidence.modes, 1, "", problem, remedy)
+    elif correction is not None and usable(correction):
+        # Weights that cannot be used say so themselves, and nothing of what they missed.
+        missed, limit = correction.landmark_log_ratio, evidence.options.verdict.tail_log_ratio
+        problem = (
+            "searches ended at places that no point is near, where weights would be "
+            f"e^{missed:.3g} times as large as any"
+        )
+        remedy += ", and write shared sites that have a scale of their own non-centred"
+        yield Reason("modes", missed, limit, "", problem, remedy)
     if approximation is not None and approximation.reached == 1 < approximation.searched:
         problem = (
             f"only 1 of {approximation.searched} searches reached the highest mode that was found, "
