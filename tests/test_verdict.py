@@ -215,6 +215,12 @@ def test_each_trouble_of_sampling_is_named(changed, reason):
     assert reason in found.text
 
 
+def test_an_integral_without_a_second_opinion_is_no_number():
+    found = verdict(combined(reports()), correction(integration_error=np.array([np.inf, 0.0])))
+    assert [reason.code for reason in found.reasons] == ["integration"]
+    assert "one of two ways to integrate the local effects () gave no number" in found.text
+
+
 def test_modes_and_coupling_are_named():
     assert "2 separate modes" in verdict(combined(reports()), modes=2).text
     # The points of a correction reach both, or not where one would have weighed most.

@@ -16,6 +16,7 @@ from .gaussian import inverse
 from .laplace import draws_of, laplace
 from .pilot import run_pilot
 from .reports import Combined, FitSettings, Guess
+from .subposterior import SamplingFailed
 
 
 def locate(plan: Plan, shards: Shards) -> Guess | None:
@@ -90,7 +91,18 @@ def combine(plan: Plan, shards: Shards, guess: Guess | None) -> Combined:
     if plan.method == "laplace" and guess.approximation is not None:
         shape = (options.num_chains, options.num_samples)
         return draws_of(_fit_settings(plan), guess.approximation, shape)
-    return _rounds(plan, shards, guess, short=not plan.uncorrected_because)
+    try:
+        return _rounds(plan, shards, guess, short=not plan.uncorrected_because)
+    except SamplingFailed as error:
+        if guess.approximation is not None or engine_of(plan.model).obstacle:
+            raise
+        effects = ", ".join(site.name for site in plan.model.local)
+        where = f" with the local effects ({effects}) integrated out" if effects else ""
+        raise SamplingFailed(
+            f"no mode of the posterior was found{where}, and sampling the shards instead failed: "
+            f"{error} Where a site has a scale that is a site itself, write it non-centred "
+            "(scale * z, z standard normal), or use n_shards=1."
+        ) from error
 
 
 def combine_longer(plan: Plan, shards: Shards, guess: Guess, before: Combined) -> Combined:

@@ -285,6 +285,8 @@ def _correction_integrals(evidence: Evidence) -> Iterator[Reason]:
             f"two ways to integrate the {effects} differ by {error[worst]:.2g} "
             f"posterior sds in the {what} of {name}"
         )
+        if not np.isfinite(error[worst]):
+            problem = f"one of two ways to integrate the {effects} gave no number"
         # One shard is sampled, and integrates nothing; what another form does depends on the data.
         remedy = "use n_shards=1, or try another parameterisation of the local sites"
         yield Reason("integration", error[worst], limit, name, problem, remedy)
