@@ -108,16 +108,17 @@ def verdict_record(tree: xr.DataTree) -> dict[str, Any]:
 
 
 def of_crossed_effects(
-    tree: xr.DataTree, error: dict[str, float], known: dict[str, Any]
+    tree: xr.DataTree, error: dict[str, float | None], known: dict[str, Any]
 ) -> dict[str, list[float | None]]:
     """Moments of what is no coordinate of a correction: sites on the real line, by their draws."""
     found: dict[str, list[float | None]] = {}
-    missing = {name.partition("[")[0] for name in error if name not in known}
-    for site in sorted(missing):
+    sites = {name.partition("[")[0] for name in error if name not in known}
+    for site in sorted(sites):
         draws = tree["posterior"][site].values
         draws = draws.reshape(draws.shape[0] * draws.shape[1], -1)
         names = [name for name in error if name.partition("[")[0] == site]
         for name, values in zip(names, draws.T, strict=True):
-            estimate = float(np.hypot(error[name], 1 / np.sqrt(len(values))))
+            told = error[name]  # None where the size is not known
+            estimate = None if told is None else float(np.hypot(told, len(values) ** -0.5))
             found[name] = [float(values.mean()), float(values.std()), estimate, estimate]
     return found
