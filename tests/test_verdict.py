@@ -14,6 +14,7 @@ from dask_consensus.combination.reports import (
     Round,
 )
 from dask_consensus.config import Options
+from dask_consensus.correction.far import Beyond
 from dask_consensus.correction.state import Correction
 from dask_consensus.correction.weights import Estimate, Weighted
 from dask_consensus.result.estimates import strange_shard
@@ -213,6 +214,14 @@ def test_each_trouble_of_sampling_is_named(changed, reason):
     found = verdict(combined(reports(**changed)), approximation=approximation)
     assert not found.good
     assert reason in found.text
+
+
+def test_mass_off_every_line_is_named():
+    far = Beyond(np.array([0.02, 0.0]), np.array([0.0, 0.2]), 0)
+    (reason,) = verdict(combined(reports()), correction(beyond=far)).reasons
+    assert (reason.code, reason.value, reason.where) == ("tail", 0.2, "tau")
+    assert "far out on mu" in reason.problem
+    assert verdict(combined(reports()), correction(beyond=far._replace(sd=np.zeros(2)))).good
 
 
 def test_an_integral_without_a_second_opinion_is_no_number():

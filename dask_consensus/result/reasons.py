@@ -265,6 +265,17 @@ def _correction_tails(evidence: Evidence) -> Iterator[Reason]:
         if evidence.earlier is not None:
             remedy = TOGETHER
         yield Reason("tail", ratio, limit, name, problem, remedy)
+    elif correction.beyond is not None:
+        worst, limit = int(np.argmax(correction.beyond.sd)), evidence.options.verdict.sd_error
+        name, error = evidence.corrected[worst], correction.beyond.sd[worst]
+        if not error <= limit:
+            along = evidence.corrected[correction.beyond.where]
+            problem = (
+                f"far out on {along}, where other parameters take other values, lies a little mass "
+                f"that the points do not reach, which makes the sd of {name} larger by {error:.0%}"
+            )
+            remedy = f"give {along} or {name} a prior that ends sooner"
+            yield Reason("tail", error, limit, name, problem, remedy)
 
 
 def _correction_integrals(evidence: Evidence) -> Iterator[Reason]:

@@ -116,6 +116,8 @@ def _error(evidence: Evidence) -> np.ndarray:
         return np.full_like(error, np.inf) if evidence.coupled else error
     error = np.hypot(correction.estimate.error, correction.integration_error)
     error = np.hypot(error, correction.sampling_error)
+    if correction.beyond is not None:
+        error = np.hypot(error, correction.beyond.mean)
     if correction.coordinates is not None:
         known_of = error
         error = np.full(len(evidence.names), np.inf)
