@@ -103,6 +103,7 @@ def test_every_key_of_a_section_is_among_those_that_are_refused():
         ("num-warmup", "many"),
         ("num-samples", 3),
         ("num-chains", 1.5),
+        ("shard-chains", 0),
         ("target-accept-prob", 1.5),
         ("split-every", 1),
         ("retries", -1),
