@@ -71,12 +71,12 @@ def centred(x, y=None):
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_arviz_compares_the_chains_of_few_rows_that_nothing_corrects(az):
     tree = from_pandas(table()).consensus.fit(
-        centred, num_warmup=200, num_samples=250, local=None, progress=False
+        centred, num_warmup=200, num_samples=600, local=None, progress=False
     )
     assert tree.attrs["method_used"] == "nuts"
     assert "together, because groups depend on each other (obs): 4 chains" in tree.attrs["verdict"]
     posterior = tree["posterior"].to_dataset()
-    assert dict(posterior.sizes) == {"chain": 4, "draw": 250}
+    assert dict(posterior.sizes) == {"chain": 4, "draw": 600}
     found = az.summary(posterior)
     assert 0.9 < found["r_hat"].item() < 1.05
     assert len(np.unique(posterior["slope"])) > 500
