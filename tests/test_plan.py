@@ -300,7 +300,7 @@ def test_options(table, option, error, message):
 
 def test_defaults_come_from_dask_configuration(table):
     with dask.config.set({"consensus.num-chains": 3, "consensus.rows-per-shard": 10}):
-        found = of_zoo("intercepts", table)
+        found = of_zoo("intercepts", table, num_chains=None)
     assert (found.options.num_chains, found.n_shards) == (3, 3)
 
 

@@ -382,7 +382,6 @@ def _sampling(evidence: Evidence) -> Iterator[Reason]:
     k, worst = divmod(int(ess.argmin()), len(names))
     value, name = ess[k, worst], names[worst]
     # Draws of a shard make a Gaussian of it; those of all rows are the answer.
-    few = "ess" if together and value >= limits.shard_ess else "shard-ess"
     limit = limits.ess if together else limits.shard_ess
     if not value >= limit:
         problem = f"shard {k} has {value:.0f} effective draws of {name}, fewer than {limit:g}"
@@ -392,7 +391,11 @@ def _sampling(evidence: Evidence) -> Iterator[Reason]:
                 f"{limit:g}"
             )
         where = name if together else f"shard {k}, {name}"
-        yield Reason(few, value, limit, where, problem, "raise num_samples, or reparameterise")
+        remedy = "raise num_samples, or reparameterise"
+        if value >= limits.shard_ess:
+            yield Reason("ess", value, limit, where, problem, remedy)
+        else:
+            yield Reason("shard-ess", value, limit, where, problem, remedy)
     divergences = np.array([nuts.divergences for nuts in evidence.nuts])
     n_draws = np.prod(evidence.combined.draws.shape[:2])
     share = divergences.sum() / (n_draws * len(divergences))
