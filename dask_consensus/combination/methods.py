@@ -25,10 +25,11 @@ def locate(plan: Plan, shards: Shards) -> Guess | None:
     Returns
     -------
     Guess or None
-        None for one-shot methods and for a single shard, which need none.
+        None for one-shot methods and NUTS on all rows, which need none; and where one shard holds
+        all rows, of which no mode was found.
     """
     options, model = plan.options, plan.model
-    if plan.n_shards == 1 or plan.method in ("consensus", "parametric"):
+    if plan.method in ("consensus", "parametric", "nuts"):
         return None
     because = engine_of(model).obstacle
     if model.crossed and not because:
@@ -49,23 +50,28 @@ def locate(plan: Plan, shards: Shards) -> Guess | None:
                 landmarks=[place.u for place in (*others, *ridges)],
             )
         because = "no mode was found"
-    if options.method == "laplace":
-        raise ValueError(f"method='laplace', but {because}; use method='anchored'")
+    if plan.may_give_up:
+        return None
+    if options.method == "laplace" or plan.n_shards == 1:
+        remedy = "anchored" if plan.n_shards > 1 else "nuts"
+        raise ValueError(f"method='laplace', but {because}; use method='{remedy}'")
     pilot = options.pilot
     nuts = NutsSettings(pilot.num_warmup, pilot.num_samples, options.target_accept_prob)
     guess = run_pilot(model, shards, nuts, seed=options.seed, n_chains=pilot.num_chains)
     return guess._replace(landmarks=[*guess.landmarks, *(ridge.u for ridge in ridges)])
 
 
-def _crossed(plan: Plan, shards: Shards) -> Guess:
+def _crossed(plan: Plan, shards: Shards) -> Guess | None:
     """Find the mode of a model with crossed effects, these integrated out."""
     starts = prior_points(plan.model, plan.example, plan.options.seed, POINTS)
     found = crossed_mode(plan.model, shards, plan.example, starts)
+    if found is None and plan.may_give_up:
+        return None
     if found is None:
         names = ", ".join(one.site for one in plan.model.crossed)
         raise ValueError(
             f"no mode was found with the crossed effects ({names}) integrated out: is the model "
-            "identified, with priors that hold every parameter? With n_shards=1 it is sampled whole"
+            "identified, with priors that hold every parameter? method='nuts' samples it whole"
         )
     approximation, crossed = found
     return Guess(
@@ -124,4 +130,4 @@ def _rounds(plan: Plan, shards: Shards, guess: Guess, *, short: bool) -> Combine
 def _fit_settings(plan: Plan) -> FitSettings:
     options = plan.options
     diagonal = options.weights == "diagonal"
-    return FitSettings(plan.model, options.num_chains, diagonal, options.seed)
+    return FitSettings(plan.model, plan.chains_sampled, diagonal, options.seed)
