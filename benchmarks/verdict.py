@@ -30,6 +30,7 @@ from .cases.drawn import drawn_trial, number_of
 from .cases.hostile import TRIALS, Trial
 from .measure.clock import Clock
 from .measure.fits import on_purpose, quietly, verdict_record
+from .measure.internals import SamplingFailed
 from .measure.machine import facts
 from .measure.posterior import Nuts, posterior
 from .measure.script import Store, parse
@@ -70,10 +71,16 @@ def fits(name: str) -> Answers:
         except (ValueError, TypeError) as error:
             if not on_purpose(error):
                 raise
-            code = "precision" if "precision" in str(error) else "error"
-            return {"failed": str(error), "code": code, **clock.read()}
+            return {"failed": str(error), "code": code_of(error), **clock.read()}
 
     return fit
+
+
+def code_of(error: Exception) -> str:
+    """Name what an error that the package raises speaks of, as reasons are named."""
+    if isinstance(error, SamplingFailed):
+        return "shard-ess"
+    return "precision" if "32-bit floats are too coarse" in str(error) else "error"
 
 
 def references(name: str, args: argparse.Namespace) -> Answers:

@@ -121,15 +121,18 @@ class ConsensusAccessor:
             have old and new rows they are needed, ``update=(tree, ddf_old)``, and those of these
             groups are read; all of them are where the new rows move the posterior further than
             what is known of the old ones reaches.
-        method : {"auto", "laplace", "anchored", "consensus", "parametric"}
+        method : {"auto", "laplace", "anchored", "consensus", "parametric", "nuts"}
             How shards are combined into what is then corrected. Newton's method on all shards,
             local effects integrated out, which samples nothing ("laplace"); anchored rounds of
             NUTS; or one round under the tempered prior, then averages of the shards'
             draws weighted by precision (Scott et al. 2016), or draws from the product of
-            Gaussians (Neiswanger et al. 2014). "auto" is "laplace" where local
-            effects can be integrated out, which reaches the answer soonest, else "anchored".
+            Gaussians (Neiswanger et al. 2014). Or no shards: NUTS on all rows together ("nuts").
+            "auto" is "laplace" where local effects can be integrated out, which reaches the answer
+            soonest, else "anchored". Where all rows are in one shard it is "nuts" in place of
+            "anchored", where shared parameters are many for the rows, and where a correction's
+            verdict would be bad.
         n_shards : int, optional
-            Number of shards; rows / `rows_per_shard` if absent. 1 is plain NUTS on everything.
+            Number of shards; rows / `rows_per_shard` if absent.
         rows_per_shard : int, optional
             Rows a shard should have, where `n_shards` does not say it. Configured default 50,000.
         num_warmup : int, optional
@@ -140,7 +143,11 @@ class ConsensusAccessor:
             keeps, but in an anchored round that a correction follows: there no more than 250
             (``anchored.num-samples``), or four a shared dimension. Configured default 1000.
         num_chains : int, optional
-            Chains of the result, and on each shard that is sampled. Configured default 1.
+            Chains of the result. Corrected draws, and those of "laplace", are independent: their
+            chains are one sample in parts, for tools that compare chains. Those of NUTS on all rows
+            are chains, each from a start of its own. Configured default 4. If given, also chains on
+            each of several shards that are sampled, else these have one (``shard-chains``), and so
+            has a result that nothing corrects.
         target_accept_prob : float, optional
             Of NUTS. Configured default 0.8.
         rounds : int, optional
@@ -152,8 +159,8 @@ class ConsensusAccessor:
             Equal seeds give equal draws, on any scheduler and any number of workers.
         correct : {"auto", True, False}
             Weight the combination by the full model's posterior wherever the local effects can be
-            integrated out ("auto"); insist on it (True: an error where they cannot); or leave the
-            method as published (False).
+            integrated out ("auto"); insist on it (True: an error where they cannot, and no NUTS in
+            its place); or leave the method as published (False).
         split_every : int, optional
             Contributions added by one task of the reduction tree. Configured default 8.
         resources : mapping, optional
@@ -209,10 +216,11 @@ class ConsensusAccessor:
         Notes
         -----
         NUTS runs on shards with the methods "anchored", "consensus" and "parametric"; where local
-        effects cannot be integrated out, "auto" being "anchored" then; on a single shard, which is
-        plain NUTS; and in longer rounds where a correction's weights have failed. Elsewhere
-        nothing is sampled: Newton's method finds the mode, and the full posterior is evaluated at
-        points around it. `plan` says which it will be, and which options have no effect on it.
+        effects cannot be integrated out, "auto" being "anchored" or "nuts" then; and where a
+        correction has failed, in longer rounds, or on all rows where one shard holds them.
+        Elsewhere nothing is sampled: Newton's method finds the mode, and the full posterior is
+        evaluated at points around it. `plan` says which it will be, and which options have no
+        effect on it.
 
         Examples
         --------
@@ -241,7 +249,7 @@ class ConsensusAccessor:
         >>> print(tree.attrs["verdict"])
         Good: this is the full model's posterior. ... means are within ...
         >>> dict(tree["posterior"]["tau"].sizes)
-        {'chain': 1, 'draw': 1000}
+        {'chain': 4, 'draw': 1000}
         >>> tree["local"]["alpha"].sel(group="g07")["statistic"].values.tolist()
         ['mean', 'sd', 'q05', 'q50', 'q95']
         """

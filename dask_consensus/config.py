@@ -17,7 +17,7 @@ from typing import Any, Literal, Self, TypedDict, Unpack, get_args
 import dask.config
 import yaml
 
-Method = Literal["auto", "laplace", "anchored", "consensus", "parametric"]
+Method = Literal["auto", "laplace", "anchored", "consensus", "parametric", "nuts"]
 Correct = Literal["auto"] | bool
 Weights = Literal["full", "diagonal"]
 Local = Literal["summary", "draws"]
@@ -143,7 +143,7 @@ class VerdictOptions(_Section):
 # The least that whole numbers may be.
 _LEAST = dict.fromkeys(("n_shards", "rows_per_shard", "num_warmup", "num_chains", "rounds"), 1)
 _LEAST |= {"shards_per_task": 1, "num_samples": 4, "split_every": 2, "seed": 0, "retries": 0}
-_LEAST |= {"freed_memory": 0, "local_draws": 2, "cache_size": 1}
+_LEAST |= {"freed_memory": 0, "local_draws": 2, "cache_size": 1, "shard_chains": 1}
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,9 @@ class Options:
     given : tuple of str
         Options to which the caller gave another value than the default.
     num_warmup, num_samples : int
-        Of one-shot consensus and of plain NUTS on one shard; anchored rounds have their own.
+        Of one-shot consensus and of NUTS on all rows; anchored rounds have their own.
+    num_chains, shard_chains : int
+        Of the result and of NUTS on all rows; and on each of several shards that are sampled.
     others
         As in `FitOptions`, and the sections of the configuration.
 
@@ -174,6 +176,7 @@ class Options:
     num_warmup: int
     num_samples: int
     num_chains: int
+    shard_chains: int
     target_accept_prob: float
     rounds: int | None
     weights: Weights
@@ -212,8 +215,10 @@ class Options:
         anchored = AnchoredOptions.configured("anchored")
         if "num_warmup" in given:
             anchored = dataclasses.replace(anchored, num_warmup=values["num_warmup"])
+        shard_chains = dask.config.get("consensus.shard-chains")
         return cls(
             given=given,
+            shard_chains=values["num_chains"] if "num_chains" in given else shard_chains,
             retries=dask.config.get("consensus.retries"),
             worker_timeout=dask.config.get("consensus.worker-timeout"),
             freed_memory=dask.config.get("consensus.freed-memory"),
@@ -248,6 +253,11 @@ class Options:
             }
             if name not in free or value != free[name]:
                 _check_whole(self._called(name), value, least)
+        if self.method == "nuts" and (self.n_shards or 1) > 1:
+            raise ValueError(
+                f"method='nuts' samples all rows in one shard, got n_shards={self.n_shards}: leave "
+                "n_shards out, or use method='anchored', which samples several shards"
+            )
         if self.seed >= 2**32:
             raise ValueError(f"seed must be less than 2**32, as JAX's are, got {self.seed!r}")
         _check_resources(self.resources)

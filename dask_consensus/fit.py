@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask.dataframe as dd
 import xarray as xr
@@ -44,7 +44,7 @@ from .plan.undefined import check_defined
 from .plan.workers import check_on_workers
 from .result.clock import Clock
 from .result.datatree import result
-from .result.verdict import evidence_of, judge, warn_if_bad
+from .result.verdict import Verdict, evidence_of, judge, warn_if_bad
 from .resume import check_store, checked_by, goes_on, known_shards, resumed
 from .shard import device
 from .shard_data import Shard, Size, padded_sizes
@@ -112,6 +112,7 @@ class LazyFit:
             check_on_workers(plan, shards.execution, near_zero(plan))
             check_defined(plan, shards)
             plan = with_coupling(plan, shards, near_zero(plan))
+            check_correctable(plan)
         warn_before_sampling(plan)
         expected = None
         # Of a fit that is gone on with nobody knows how much is left.
@@ -120,13 +121,16 @@ class LazyFit:
                 expected = forecast_or_none(plan, shards)
                 progress.expect({} if expected is None else expected.ahead)
         with clock("search"):
-            guess = locate(plan, shards)  # None for one-shot methods and for one shard
+            guess = locate(plan, shards)  # None for one-shot methods and NUTS on all rows
+            if guess is None and plan.method == "laplace":
+                plan = plan.giving_up("no mode was found")
         with clock("rounds"):
             combined = combine(plan, shards, guess)
         with clock("correction"):
             correction = correct_combination(plan, shards, guess, combined)
         poor = correction is not None and not usable(correction)
-        if guess is not None and guess.crossed is None and correction is not None and poor:
+        several = plan.n_shards > 1 and not (guess is not None and guess.crossed is not None)
+        if guess is not None and correction is not None and poor and several:
             # What is quick was not good enough for a proposal: sample, and for longer.
             with clock("rounds"):
                 longer = _sampled_longer(plan, shards, guess, combined)
@@ -136,7 +140,16 @@ class LazyFit:
                 combined, correction = longer, again
         with clock("check"):
             plan = with_coupling(plan, shards, around(combined.mean, combined.covariance))
-        verdict = judge(evidence_of(plan, guess, combined, correction))
+        evidence = evidence_of(plan, guess, combined, correction)
+        verdict = judge(evidence)
+        if combined.method == "laplace" and plan.gives_up and not verdict.good:
+            # All rows lie in one place: chains on them need no weights and no integrals.
+            with clock("rounds"):
+                instead = _all_sampled(plan, shards, guess, verdict)
+            if instead is not None and (instead.verdict.good or poor or plan.obstacle):
+                (plan, combined, verdict), correction = instead, None
+            elif instead is not None:
+                verdict = judge(evidence._replace(nuts_failed=instead.verdict.codes))
         warn_if_bad(verdict)
         options = self.options
         shape = (options.num_chains, options.num_samples)
@@ -215,14 +228,19 @@ def forecast_or_none(plan: Plan, shards: Shards) -> Forecast | None:
     return told
 
 
+def check_correctable(plan: Plan) -> None:
+    """Refuse to go on where a correction is insisted on and there can be none."""
+    because = plan.uncorrected_because
+    if plan.options.correct is True and because and plan.method != "nuts":
+        raise ValueError(f"correct=True, but {because}; use correct='auto' to go on without")
+
+
 def correct_combination(
     plan: Plan, shards: Shards, guess: Guess | None, combined: Combined
 ) -> Correction | None:
     """Weight the combination by the full posterior, wherever the model allows it."""
     because = plan.uncorrected_because
     if because:
-        if plan.options.correct is True and plan.n_shards > 1:
-            raise ValueError(f"correct=True, but {because}; use correct='auto' to go on without")
         say(f"none, because {because}")
         return None
     options = plan.options
@@ -254,6 +272,31 @@ def _sampled_longer(
     except SamplingFailed as error:
         warnings.warn(f"no longer rounds: {error}", UserWarning, stacklevel=3)
         return None
+
+
+class Sampled(NamedTuple):
+    """What NUTS on all rows gave."""
+
+    plan: Plan
+    combined: Combined
+    verdict: Verdict
+
+
+def _all_sampled(
+    plan: Plan, shards: Shards, guess: Guess | None, before: Verdict
+) -> Sampled | None:
+    """Sample all rows by NUTS; None, with a warning, where that failed: there is an answer."""
+    plan = plan.giving_up(f"the correction of a Gaussian about its mode failed ({before.codes})")
+    say(f"NUTS on all rows, because {plan.nuts_because}")
+    try:
+        combined = combine(plan, shards, None)
+    except SamplingFailed as error:
+        warnings.warn(f"NUTS on all rows: {error}", UserWarning, stacklevel=3)
+        return None
+    if guess is not None and guess.crossed is not None:
+        # Its modes are those of fewer coordinates.
+        guess = guess._replace(approximation=None)
+    return Sampled(plan, combined, judge(evidence_of(plan, guess, combined, None)))
 
 
 def _shards_that_fit(plan: Plan, shards: Shards) -> int:

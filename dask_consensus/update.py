@@ -287,7 +287,7 @@ def _uncorrected_because(earlier: EarlierFit, plan: Plan) -> str:
 def _grown(earlier: EarlierFit, plan: Plan, added: Added) -> Grown:
     """Add Gaussians: the combination before its correction, or all there is without one."""
     options = plan.options
-    settings = FitSettings(plan.model, options.num_chains, False, options.seed)
+    settings = FitSettings(plan.model, options.shard_chains, False, options.seed)
     mean, covariance = earlier.mean, earlier.covariance
     if not plan.obstacle:
         shape = (options.num_chains, options.num_samples)

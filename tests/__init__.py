@@ -21,6 +21,7 @@ QUICK: dict[str, Any] = {
     "local": None,
     "num_warmup": 300,
     "num_samples": 500,
+    "num_chains": 1,
     "progress": False,
 }
 

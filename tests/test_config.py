@@ -103,6 +103,7 @@ def test_every_key_of_a_section_is_among_those_that_are_refused():
         ("num-warmup", "many"),
         ("num-samples", 3),
         ("num-chains", 1.5),
+        ("shard-chains", 0),
         ("target-accept-prob", 1.5),
         ("split-every", 1),
         ("retries", -1),
@@ -122,11 +123,12 @@ def test_a_lazy_fit_keeps_the_settings_of_the_place_where_it_was_made():
     rows = from_pandas(frame(((60,),)))
     inside = {
         "consensus.num-samples": 60,
-        "consensus.num-chains": 2,
+        "consensus.num-chains": 3,
+        "consensus.shard-chains": 2,
         "consensus.verdict.shard-ess": 0,
         "consensus.correction.iterations": 3,
     }
-    options = {"n_shards": 2, "num_warmup": 30, "num_samples": None}
+    options = {"n_shards": 2, "num_warmup": 30, "num_samples": None, "num_chains": None}
     with dask.config.set(inside):
         lazy = fit(rows, means, compute=False, **options)
     outside = {"consensus.num-samples": 55, "consensus.verdict.r-hat": 9}
@@ -136,7 +138,7 @@ def test_a_lazy_fit_keeps_the_settings_of_the_place_where_it_was_made():
     assert tree["posterior"]["mu"].shape == (2, 60, 3)
     for node in (tree, tree["posterior"]):
         attributes = node.attrs
-        assert (attributes["num_samples"], attributes["num_chains"]) == (60, 2)
+        assert (attributes["num_samples"], attributes["num_chains"]) == (60, 3)
         assert json.loads(attributes["correction"])["iterations"] == 3
         assert json.loads(attributes["given"]) == list(lazy.options.given)
         assert json.loads(attributes["anchored"])["num_warmup"] == 30

@@ -202,6 +202,8 @@ def test_it_is_judged_where_only_the_answer_shows_it():
     assert "off by an unknown amount" in tree.attrs["verdict"]
 
 
-def test_one_shard_is_not_looked_at():
+def test_rows_that_depend_on_each_other_in_one_shard_are_sampled_together():
     tree = fit(from_pandas(table()), sparse_maximum, **(BRIEF | {"n_shards": 1}))
     assert "coupled" not in tree.attrs["verdict_reasons"]
+    assert tree.attrs["method_used"] == "nuts"
+    assert "together, because groups depend on each other (obs)" in tree.attrs["verdict"]

@@ -1,5 +1,7 @@
 """Effects of crossed factors: found in the model, curved as they should be, and integrated out."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -8,6 +10,8 @@ import pandas as pd
 import pytest
 
 from dask_consensus.cluster.tasks import compute
+from dask_consensus.combination.ascent import Peak
+from dask_consensus.combination.crossed import mirrored
 from dask_consensus.fit import shard_rows
 from dask_consensus.model.crossed import MOST_CROSSED, Crossed, coordinates
 from dask_consensus.shard.crossed import curvature
@@ -211,3 +215,32 @@ def test_what_a_sample_of_rows_does_not_show_is_refused(model, level, message):
 
 def _items(data):
     return data.arguments["item"]
+
+
+class Shape:
+    """A log density of the parameters beside crossed effects."""
+
+    model = SimpleNamespace(
+        shared=[SimpleNamespace(name=name, size=1, unconstrained=()) for name in ("a", "tau", "b")],
+        crossed=[SimpleNamespace(site="b")],
+    )
+
+    def __init__(self, log_density):
+        self.log_density_of = log_density
+
+    def log_density(self, points, title):
+        return self.log_density_of(points)
+
+
+@pytest.mark.parametrize(
+    ("mode", "log_density", "images"),
+    [
+        (0.8, lambda u: -((u[:, 0] ** 2 - 0.64) ** 2) * 50 - (u[:, 1] + 1) ** 2, 1),
+        (0.8, lambda u: -((u[:, 0] - 0.8) ** 2) * 50 - (u[:, 1] + 1) ** 2, 0),
+        (0.8, lambda u: -((u[:, 0] / 20) ** 2) - (u[:, 1] + 1) ** 2, 0),  # flat between: one place
+    ],
+    ids=["even", "one", "flat"],
+)
+def test_mirror_images_beside_crossed_effects_are_counted(mode, log_density, images):
+    best = Peak(np.array([mode, -1.0]), np.diag([0.01, 0.5]), 0.0)
+    assert mirrored(Shape(log_density), best) == images

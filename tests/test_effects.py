@@ -110,7 +110,7 @@ def test_the_table_has_one_row_a_group(fitted):
 
 @pytest.mark.parametrize("n_shards", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_shards_do_not_matter(fitted, n_shards):
-    """One shard is sampled by plain NUTS, and its groups' effects are found all the same."""
+    """All rows in one shard, or five: the same effects of the same groups."""
     frame, _, tree = fitted
     options = FIT | {"n_shards": n_shards, "num_samples": 2000, "method": "auto"}
     other = fit(from_pandas(frame), model, by="who", columns=COLUMNS, **options)

@@ -106,6 +106,25 @@ def assert_gaussian(tree: xr.DataTree, mean: np.ndarray, covariance: np.ndarray)
     np.testing.assert_array_less(error, 4 * np.sqrt(4 / ess))
 
 
+def test_few_rows_are_corrected_in_one_shard_as_in_four(table):
+    """Both give the closed form, and each other's answer, to what they say of themselves."""
+    mean, covariance = exact(regression, table)
+    sd = np.sqrt(np.diag(covariance))
+    for n_shards in (None, 4):
+        tree = from_pandas(table).consensus.fit(regression, n_shards=n_shards, progress=False)
+        assert tree.attrs["n_shards"] == (n_shards or 1)
+        assert (tree.attrs["method_used"], tree.attrs["verdict_good"]) == ("laplace", 1)
+        assert dict(tree["posterior"]["beta"].sizes) == {"chain": 4, "draw": 1000, "beta_dim_0": 3}
+        draws = tree["posterior"]["beta"].to_numpy()
+        found = tree["correction"]["mean"].to_numpy()
+        # A Gaussian is what the correction begins from: nothing is left to chance but the points.
+        np.testing.assert_array_less(np.abs(found - mean) / sd, 0.02)
+        np.testing.assert_allclose(tree["correction"]["sd"], sd, rtol=0.02)
+        np.testing.assert_array_less(np.abs(draws.mean((0, 1)) - mean) / sd, 0.05)
+        # They are independent, whichever chain they are in.
+        assert effective_sample_size(draws).min() > 3000
+
+
 def known_variances(region, county, y, n_region, n_county):
     """Effects of nested groups, all variances known: the posterior of their mean is Gaussian."""
     mu = numpyro.sample("mu", dist.Normal(0, 0.3))

@@ -67,9 +67,11 @@ def test_phases_are_those_of_the_plan(rows, planned):
     one_shot = estimated(changed, RATES, 1, 1)
     assert list(one_shot.seconds) == ["shard", "check", "rounds"]
     assert one_shot.points == (0, 0)
-    alone = estimated(plan(rows, means, n_shards=1, **DEFAULT), RATES, 1, 1)
-    assert list(alone.seconds) == ["shard", "check", "rounds"]
+    alone = estimated(plan(rows, means, **DEFAULT), RATES, 1, 1)
+    assert list(alone.seconds) == ["shard", "check", "search", "correction"]
     assert alone.moved == 0
+    nuts = estimated(plan(rows, means, **DEFAULT | {"method": "nuts"}), RATES, 1, 1)
+    assert list(nuts.seconds) == ["shard", "check", "rounds"]
 
 
 def test_work_is_multiplied_by_what_it_takes(planned):

@@ -1,5 +1,6 @@
 """Units of several modes: found, integrated around each, and told by a rule of another kind."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -8,9 +9,10 @@ import pytest
 import scipy.stats
 
 from dask_consensus.model.model import precision
+from dask_consensus.shard.hills import Hills, Surroundings
 from dask_consensus.shard.marginal import log_likelihoods, most_modes
 from dask_consensus.shard.quadrature import Rule
-from dask_consensus.shard.second_opinion import second_opinion
+from dask_consensus.shard.second_opinion import log_averages, proposals_of, second_opinion
 
 from .test_marginal import data_of, gaussian_log_likelihood, intercepts, read, slopes
 
@@ -117,3 +119,22 @@ def test_a_second_opinion_agrees_on_gaussian_units():
     # What the halves of its points say of each group says how far their sum is off.
     noise = np.sqrt((opinions.noise[1] ** 2).sum())
     assert abs(opinions.second[1] - (other - first)) < 4 * noise < 0.02
+
+
+def test_a_unit_of_which_no_mode_was_found_is_integrated_over_its_prior():
+    """The ascents of the second unit ended nowhere; both have standard normal densities."""
+    ended = np.array([0.0, np.nan])
+    effects, factor = (
+        np.tile(ended[:, None], (2, 1, 1)),
+        np.ones((2, 2, 1, 1)) + ended[:, None, None],
+    )
+    log_mass = np.array([[0.0, -np.inf], [-np.inf, -np.inf]])
+    found = jax.tree.map(jnp.asarray, Hills(effects, factor, log_mass))
+    around = Surroundings(jnp.zeros((2, 1)), jnp.ones((2, 1)))
+    sobol = jnp.asarray(scipy.stats.qmc.Sobol(1, rng=0).random(128), found.effects.dtype)
+
+    def values(effects):
+        return -(effects.T**2) / 2
+
+    told = log_averages(values, proposals_of(found, around), sobol, 1)
+    np.testing.assert_allclose(told, np.log(128), atol=0.02)

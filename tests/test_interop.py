@@ -12,6 +12,8 @@ import dask.dataframe as dd
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pandas as pd
 import pytest
 import xarray as xr
@@ -57,6 +59,27 @@ def az(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def version(arviz: Any) -> int:
     return int(arviz.__version__.split(".")[0])
+
+
+def centred(x, y=None):
+    """Rows that depend on each other, which no integral parts."""
+    slope = numpyro.sample("slope", dist.Normal(0, 1))
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("obs", dist.Normal(slope * (x - x.mean()), 1.0), obs=y)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_arviz_compares_the_chains_of_few_rows_that_nothing_corrects(az):
+    tree = from_pandas(table()).consensus.fit(
+        centred, num_warmup=200, num_samples=600, local=None, progress=False
+    )
+    assert tree.attrs["method_used"] == "nuts"
+    assert "together, because groups depend on each other (obs): 4 chains" in tree.attrs["verdict"]
+    posterior = tree["posterior"].to_dataset()
+    assert dict(posterior.sizes) == {"chain": 4, "draw": 600}
+    found = az.summary(posterior)
+    assert 0.9 < found["r_hat"].item() < 1.05
+    assert len(np.unique(posterior["slope"])) > 500
 
 
 # ArviZ before 1 announces its successor, and what it will be called there.

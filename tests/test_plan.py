@@ -67,8 +67,8 @@ shards
   padding rows              4 (13.3%)
   shapes to compile                 1
 
-note: all 30 rows fit in one shard (rows_per_shard is 50,000): with n_shards=1 they are sampled
-  whole by plain NUTS, with nothing to combine or correct, often as soon or sooner
+note: all 30 rows fit in one shard (rows_per_shard is 50,000), where the same is done without
+  moving or combining anything: leave n_shards out
 
 cost: plan.forecast() times the model, and says how long it takes and what it needs
 """
@@ -105,7 +105,7 @@ def test_every_plan_is_readable(name: str):
 
 def test_one_shard_tempers_nothing():
     shown = repr(planned("heavy_tails"))
-    assert "NUTS on everything" in shown
+    assert "NUTS on all rows together, because one shard has no other" in shown
     assert re.search(r"tempering +none", shown)
     assert "power" not in shown
     assert "heavy tails" not in shown
@@ -126,7 +126,7 @@ def test_few_rows_need_no_shards(table):
     assert found.fits_one_shard
     (note,) = found.notes()
     assert note.startswith(
-        "all 30 rows fit in one shard (rows_per_shard is 50,000): with n_shards=1"
+        "all 30 rows fit in one shard (rows_per_shard is 50,000), where the same is done"
     )
     assert not of_zoo("positive", table).fits_one_shard
     assert of_zoo("positive", table, rows_per_shard=10).notes() == []
@@ -237,6 +237,36 @@ def test_more_shards_than_groups(table):
         of_zoo("positive", table, n_shards=31)
 
 
+def wide(d):
+    def model(y=None):
+        beta = numpyro.sample("beta", dist.Normal(0, 1).expand([d]).to_event(1))
+        normal_rows(beta.sum(), 1.0, y)
+
+    return model
+
+
+def test_many_parameters_of_few_rows_are_sampled_together(table):
+    rows, free = from_pandas(table), {"method": "auto", "correct": "auto"}
+    many, few = (plan(rows, wide(d), **free) for d in (20, 19))
+    assert (many.method, few.method) == ("nuts", "laplace")
+    because = "20 shared parameters are many for 30 rows"
+    assert f"NUTS on all rows together, because {because}" in repr(many)
+    assert re.search(r"if that fails +NUTS on all rows together, 300 warm-up", repr(few))
+    for asked in ({"method": "laplace"}, {"correct": True}, {"correct": False}, {"n_shards": 1}):
+        asked = plan(rows, wide(20), **free | asked)
+        assert asked.method == ("nuts" if asked.options.n_shards else "laplace")
+    several = plan(from_pandas(pd.concat([table] * 20)), wide(20), **free, n_shards=2)
+    assert several.method == "laplace"
+
+
+def test_nuts_samples_all_rows_however_many(table):
+    found = plan(from_pandas(table), wide(2), method="nuts", rows_per_shard=10)
+    assert (found.n_shards, found.method) == (1, "nuts")
+    assert found.notes()[0].startswith("rows_per_shard has no effect: NUTS samples all rows")
+    with pytest.raises(ValueError, match=r"method='nuts' samples all rows .* got n_shards=4"):
+        plan(from_pandas(table), wide(2), method="nuts", n_shards=4)
+
+
 def test_fewer_draws_than_dimensions(table):
     few = {"num_samples": 5, "by": "county"}
     with pytest.raises(ValueError, match=r"5 draws a shard .* 3 shared dimensions: more than 5 "):
@@ -270,7 +300,7 @@ def test_options(table, option, error, message):
 
 def test_defaults_come_from_dask_configuration(table):
     with dask.config.set({"consensus.num-chains": 3, "consensus.rows-per-shard": 10}):
-        found = of_zoo("intercepts", table)
+        found = of_zoo("intercepts", table, num_chains=None)
     assert (found.options.num_chains, found.n_shards) == (3, 3)
 
 

@@ -71,7 +71,7 @@ def far():
 
 @pytest.mark.slow
 def test_longer_warm_up_lowers_r_hat(far):
-    options = {"n_shards": 1, "num_samples": 400, "num_chains": 2}
+    options = {"method": "nuts", "num_samples": 400, "num_chains": 2}
     short, long = (fit(far, location, num_warmup=n, **options) for n in (10, 400))
     assert_advised(short, "r-hat", "raise num_warmup")
     assert "r-hat" not in long.reasons
@@ -82,10 +82,13 @@ def test_longer_warm_up_lowers_r_hat(far):
 
 @pytest.mark.slow
 def test_more_draws_are_more_effective_draws(far):
-    few, many = (fit(far, location, n_shards=1, num_warmup=300, num_samples=n) for n in (20, 500))
+    options = {"method": "nuts", "num_warmup": 300, "num_chains": 1}
+    few, more, many = (fit(far, location, num_samples=n, **options) for n in (20, 250, 1500))
     assert_advised(few, "shard-ess", "raise num_samples")
-    assert "shard-ess" not in many.reasons
-    assert float(few.tree["shards"]["ess"].min()) < 50 <= float(many.tree["shards"]["ess"].min())
+    assert_advised(more, "ess", "raise num_samples")
+    assert not {"shard-ess", "ess"} & set(many.reasons)
+    ess = [float(fitted.tree["shards"]["ess"].min()) for fitted in (few, more, many)]
+    assert ess[0] < 50 <= ess[1] < 400 <= ess[2]
 
 
 def funnel(y=None):
@@ -98,7 +101,7 @@ def funnel(y=None):
 @pytest.mark.slow
 def test_shorter_steps_diverge_less():
     table = pd.DataFrame({"y": np.random.default_rng(1).normal(0, 3, size=8)})
-    options = {"n_shards": 1, "num_warmup": 400, "num_samples": 1000}
+    options = {"method": "nuts", "num_warmup": 400, "num_samples": 1000, "num_chains": 1}
     wide, narrow = (
         fit(table, funnel, target_accept_prob=share, **options) for share in (0.6, 0.99)
     )
@@ -140,6 +143,23 @@ def test_more_iterations_give_more_points(nine):
     assert float(often.tree["correction"]["ess"]) > 400 > float(once.tree["correction"]["ess"])
 
 
+def test_few_rows_whose_correction_fails_are_sampled_together(nine):
+    once = WEIGHTS | {"consensus.correction.iterations": 1}
+    tree, reasons = fit(nine, small, once, num_warmup=300)
+    assert (tree.attrs["method_used"], reasons) == ("nuts", {})
+    assert dict(tree["posterior"]["mu"].sizes) == {"chain": 4, "draw": 1000}
+    assert "correction" not in tree.children
+    failed = "because the correction of a Gaussian about its mode failed (ess, sd-error): 4 chains"
+    assert failed in tree.attrs["verdict"]
+    # Too few draws say no more than the points did; and more rows than a shard has are left.
+    for options in ({"num_warmup": 300, "num_samples": 20}, {"n_shards": 1, "rows_per_shard": 8}):
+        kept = fit(nine, small, once, **options)
+        assert kept.tree.attrs["method_used"] == "laplace"
+        assert set(kept.reasons) == {"ess", "sd-error"}
+        told = "NUTS on all rows did no better (" in kept.tree.attrs["verdict"]
+        assert told is ("num_samples" in options)
+
+
 @pytest.mark.slow
 def test_more_iterations_follow_what_the_first_points_miss():
     """A tau of all scales, whose log has a long left tail: one proposal misses it."""
@@ -157,12 +177,12 @@ def test_more_iterations_follow_what_the_first_points_miss():
 
 
 @pytest.mark.slow
-def test_one_shard_needs_no_weights():
+def test_nuts_needs_no_weights():
     y = np.random.default_rng(7).normal(size=60)
     table = pd.DataFrame({"g": np.arange(60), "y": y})
     once = fit(table, effects, WEIGHTS | {"consensus.correction.iterations": 1}, by="g", n_shards=3)
-    assert_advised(once, "k-hat", "use n_shards=1")
-    alone = fit(table, effects, by="g", n_shards=1)
+    assert_advised(once, "k-hat", "use method='nuts'")
+    alone = fit(table, effects, by="g", method="nuts")
     assert "k-hat" not in alone.reasons
 
 
@@ -250,12 +270,13 @@ def standardised(x, y=None):
 
 
 @pytest.mark.slow
-def test_one_shard_couples_no_rows():
+def test_rows_that_are_sampled_together_are_not_coupled():
     rng = np.random.default_rng(4)
     table = pd.DataFrame({"x": rng.normal(size=80), "y": rng.normal(size=80)})
     brief = {"num_warmup": 200, "num_samples": 300}
-    several, alone = (fit(table, standardised, n_shards=n, rounds=2, **brief) for n in (2, 1))
-    assert_advised(several, "coupled", "n_shards=1")
+    several = fit(table, standardised, n_shards=2, rounds=2, **brief)
+    alone = fit(table, standardised, method="nuts", **brief)
+    assert_advised(several, "coupled", "use method='nuts'")
     assert "coupled" not in alone.reasons
     assert alone.good
 
@@ -352,25 +373,25 @@ def test_a_second_hump_of_a_group_is_integrated(seed):
 
 
 @pytest.mark.slow
-def test_one_shard_integrates_nothing():
+def test_nuts_integrates_nothing():
     table = outlying_pairs()
     never = {"consensus.verdict.integration-error": 0.0}
     several = fit(table, humps(decentred=False), never, by="g", n_shards=2)
-    assert_advised(several, "integration", "use n_shards=1")
-    alone = fit(table, humps(decentred=False), never, by="g", n_shards=1)
+    assert_advised(several, "integration", "use method='nuts'")
+    alone = fit(table, humps(decentred=False), never, by="g", method="nuts")
     assert not {"integration", "modes-not-found", "coupling"} & set(alone.reasons)
 
 
 @pytest.mark.slow
-def test_one_shard_has_no_hessian_between_groups():
+def test_nuts_needs_no_hessian_between_groups():
     """No small model couples groups and hides it from the plan: a limit of nothing stands in."""
     y = np.random.default_rng(7).normal(size=40)
     table = pd.DataFrame({"g": np.arange(40), "y": y})
     limit = {"consensus.verdict.coupling": 0}
     several = fit(table, effects, limit, by="g", n_shards=2)
     if "coupling" in several.reasons:
-        assert_advised(several, "coupling", "use n_shards=1")
-    assert "coupling" not in fit(table, effects, limit, by="g", n_shards=1).reasons
+        assert_advised(several, "coupling", "use method='nuts'")
+    assert "coupling" not in fit(table, effects, limit, by="g", method="nuts").reasons
 
 
 # Shards
@@ -410,7 +431,6 @@ def regions(centred):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_a_scale_of_shared_effects_is_written_apart():
     rng = np.random.default_rng(1)
     county = rng.integers(0, 300, 6000)

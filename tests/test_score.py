@@ -9,7 +9,7 @@ import scipy.stats
 from dask_consensus.model.model import precision
 from dask_consensus.shard.marginal import log_likelihoods
 from dask_consensus.shard.quadrature import Rule, gradient_ladder, ladder, rule
-from dask_consensus.shard.score import expansion, heights, score
+from dask_consensus.shard.score import Score, expanded, expansion, heights, score
 from dask_consensus.shard.target import log_prior
 
 from .test_marginal import data_of, gaussian_log_likelihood, read, slopes
@@ -132,3 +132,16 @@ def test_fewest_nodes_hold_mean_and_variance(q):
     np.testing.assert_allclose(share @ nodes.points, 0, atol=1e-12)
     second = (nodes.points * share[:, None]).T @ nodes.points
     np.testing.assert_allclose(second, np.eye(q), atol=1e-12)
+
+
+def test_what_is_infinite_a_step_away_is_not_a_number_and_no_warning():
+    def ask(points):
+        beyond = np.abs(points[:, 0]) > 1.5
+        return Score(np.where(beyond, np.inf, 0.0), np.where(beyond[:, None], np.inf, -points))
+
+    inside = expanded(np.zeros(2), np.eye(2), ask)
+    np.testing.assert_array_equal(inside.precision, np.eye(2))
+    for axes in (2 * np.eye(2), np.array([[2.0, 2.0], [0.0, 0.0]])):  # the latter have no inverse
+        at_edge = expanded(np.zeros(2), axes, ask)
+        assert not np.isfinite(at_edge.precision).all()
+        assert not np.isfinite(at_edge.third_derivative).all()

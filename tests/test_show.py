@@ -23,7 +23,7 @@ PATHS = {
     "anchored, uncorrected": {"method": "anchored", "correct": False},
     "consensus, corrected": {"method": "consensus"},
     "consensus, uncorrected": {"method": "consensus", "correct": False},
-    "one shard": {"n_shards": 1},
+    "all rows": {"method": "nuts", "n_shards": None},
 }
 # Small numbers stand for the defaults: those of the file would take minutes.
 SMALL = {
@@ -93,13 +93,14 @@ def test_the_plan_prints_the_numbers_that_reach_the_sampler(rows, recorded, path
     assert used == {(warmup, draws, chains)}
     n_rounds = len({key[1] for *_, key in recorded})
     most = re.search(r"up to (\d+) rounds|one round", shown)
-    # One shard and one-shot methods have no rounds to tell of.
+    # NUTS on all rows and one-shot methods have no rounds to tell of.
     assert n_rounds <= int((most and most.group(1)) or 1)
     if given.get("rounds") == 1 or not path.startswith("anchored"):
         assert n_rounds == 1
-    result = re.search(r"result +(\d+) chains? of (\d+) draws", shown)
+    result = re.search(r"result +(\d+) chains? of (\d+) (independent )?draws", shown)
+    assert bool(result.group(3)) is ("points weighted" in shown)
     sizes = tree["posterior"].sizes
-    assert (sizes["chain"], sizes["draw"]) == tuple(map(int, result.groups()))
+    assert (sizes["chain"], sizes["draw"]) == tuple(map(int, result.groups()[:2]))
     assert ("correction" in tree.children) is ("points weighted" in shown)
 
 
@@ -134,6 +135,7 @@ ALL_PATHS = PATHS | {
     "laplace, corrected": {"method": "laplace"},
     "laplace, uncorrected": {"method": "laplace", "correct": False},
     "parametric, uncorrected": {"method": "parametric", "correct": False},
+    "laplace, all rows, uncorrected": {"n_shards": 1, "correct": False},
 }
 # Which tasks there are is not seen in the draws; that is all these are for.
 ONLY_TASKS = {"shards_per_task"}
@@ -154,7 +156,7 @@ def test_an_option_is_noted_if_and_only_if_it_changes_nothing(rows, path):
     usual = fit(rows, **options)["posterior"]["mu"].to_numpy()
     wrong = {}
     for name, value in OTHER.items():
-        if options.get(name) == value or (name == "n_shards" and options[name] == 1):
+        if options.get(name) == value or (name == "n_shards" and options[name] in (1, None)):
             continue
         # The mode is that of all rows, however they are divided.
         if name == "n_shards" and path.startswith("laplace"):
@@ -171,9 +173,12 @@ def test_an_option_is_noted_if_and_only_if_it_changes_nothing(rows, path):
 
 
 @pytest.mark.parametrize("method", ["auto", "anchored", "consensus", "parametric", "laplace"])
-def test_a_method_is_noted_where_one_shard_needs_none(rows, method):
-    notes = planned(rows, n_shards=1, method=method).notes()
-    assert any(note.startswith("method has no effect") for note in notes) is (method != "auto")
+def test_a_method_that_combines_shards_samples_one_whole(rows, method):
+    alone = planned(rows, n_shards=1, method=method)
+    combining = method not in ("auto", "laplace")
+    assert alone.method == ("nuts" if combining else "laplace")
+    shown = "NUTS on all rows together, because one shard has no other to be combined with"
+    assert (shown in repr(alone)) is combining
     assert not any("method" in note for note in planned(rows, method=method).notes())
 
 

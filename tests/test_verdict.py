@@ -4,6 +4,7 @@ import dask
 import numpy as np
 import pytest
 
+from dask_consensus.combination.ascent import Peak
 from dask_consensus.combination.reports import (
     Anchor,
     Combined,
@@ -13,6 +14,7 @@ from dask_consensus.combination.reports import (
     Round,
 )
 from dask_consensus.config import Options
+from dask_consensus.correction.far import Beyond
 from dask_consensus.correction.state import Correction
 from dask_consensus.correction.weights import Estimate, Weighted
 from dask_consensus.result.estimates import strange_shard
@@ -214,13 +216,79 @@ def test_each_trouble_of_sampling_is_named(changed, reason):
     assert reason in found.text
 
 
+def test_mass_off_every_line_is_named():
+    far = Beyond(np.array([0.02, 0.0]), np.array([0.0, 0.2]), 0)
+    (reason,) = verdict(combined(reports()), correction(beyond=far)).reasons
+    assert (reason.code, reason.value, reason.where) == ("tail", 0.2, "tau")
+    assert "far out on mu" in reason.problem
+    assert verdict(combined(reports()), correction(beyond=far._replace(sd=np.zeros(2)))).good
+
+
+def test_an_integral_without_a_second_opinion_is_no_number():
+    found = verdict(combined(reports()), correction(integration_error=np.array([np.inf, 0.0])))
+    assert [reason.code for reason in found.reasons] == ["integration"]
+    assert "one of two ways to integrate the local effects () gave no number" in found.text
+
+
+def sampled(draws, **changed):
+    """Chains on all rows."""
+    nuts = reports()[0].nuts._replace(**changed)
+    alone = reports()[0]._replace(weight=1.0, nuts=nuts)
+    return combined([alone])._replace(draws=draws, method="nuts")
+
+
+def two_modes(reached=3):
+    """The highest mode at 0, and another at 5 that is nearly as high."""
+    other = Peak(np.full(2, 5.0), np.eye(2), -1.0)
+    zero = np.zeros(2)
+    return LaplaceApproximation(
+        zero, np.eye(2), zero, 2, [], reached=reached, searched=24, others=(other,)
+    )
+
+
+def test_chains_on_all_rows_must_have_been_at_every_mode():
+    rng = np.random.default_rng(0)
+    one = rng.normal(size=(4, 100, 2))
+    both = one + 5.0 * (np.arange(100) % 2)[:, None]
+    for draws, good in ((one, False), (both, True)):
+        found = verdict(sampled(draws), approximation=two_modes(), modes=2)
+        assert found.good is good
+        assert [reason.code for reason in found.reasons] == ([] if good else ["modes"])
+    # One that was not looked at on all shards may be anywhere; one of no mass is no matter.
+    assert not verdict(sampled(both), approximation=two_modes(), modes=3).good
+    low = two_modes()._replace(others=(Peak(np.full(2, 5.0), np.eye(2), -9.0),))
+    assert verdict(sampled(one), approximation=low, modes=2).good
+
+
+def test_chains_that_come_to_a_lone_mode_are_as_many_searches():
+    lone = two_modes(reached=1)._replace(others=())
+    there = np.random.default_rng(0).normal(size=(4, 100, 2))
+    elsewhere = there + 9.0 * (np.arange(4) == 3)[:, None, None]
+    assert verdict(sampled(there), approximation=lone).good
+    codes = [r.code for r in verdict(sampled(elsewhere), approximation=lone).reasons]
+    assert codes == ["lone-mode"]
+
+
+@pytest.mark.parametrize(("ess", "code"), [(30.0, "shard-ess"), (300.0, "ess"), (500.0, None)])
+def test_chains_on_all_rows_are_held_to_what_points_are(ess, code):
+    found = verdict(sampled(np.zeros((4, 100, 2)), ess=np.array([ess, 900.0])))
+    assert [reason.code for reason in found.reasons] == ([code] if code else [])
+    assert "4 chains (r_hat at most 1.00)" in found.text
+    assert "shard 0" not in found.text
+
+
 def test_modes_and_coupling_are_named():
     assert "2 separate modes" in verdict(combined(reports()), modes=2).text
     # The points of a correction reach both, or not where one would have weighed most.
     assert verdict(combined(reports()), correction(), modes=2).good
     missed = verdict(combined(reports()), correction(landmark_log_ratio=9.0))
-    assert [reason.code for reason in missed.reasons] == ["modes"]
-    assert "places as high as the posterior" in missed.text
+    assert [(r.code, r.value, r.threshold) for r in missed.reasons] == [("modes", 9.0, 2.0)]
+    assert "places that no point is near, where weights would be e^9 times as large" in missed.text
+    ridge = LaplaceApproximation(np.zeros(2), np.eye(2), np.zeros(2), 1, [])
+    ridge = ridge._replace(along=(Peak(np.ones(2), np.eye(2), 0.0),) * 7)
+    (piece,) = verdict(combined(reports()), approximation=ridge).reasons
+    assert (piece.code, piece.value, piece.threshold) == ("modes", 8, 1)
+    assert "a curved ridge" in piece.problem
     found = verdict(combined(reports()), coupled=("obs",))
     assert "groups depend on each other through obs" in found.text
     assert np.isinf(found.error).all()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dask.dataframe as dd
+import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -100,6 +101,7 @@ def verdict_record(tree: xr.DataTree) -> dict[str, Any]:
         str(name): [float(m), float(s), error[str(name)], None if e is None else float(e)]
         for name, m, s, e in zip(names, mean, sd, sd_error, strict=True)
     }
+    moments_of |= of_crossed_effects(tree, error, moments_of)
     reasons = json.loads(tree.attrs["verdict_reasons"])
     row = {
         "good": bool(tree.attrs["verdict_good"]),
@@ -112,3 +114,20 @@ def verdict_record(tree: xr.DataTree) -> dict[str, Any]:
     if "correction" in tree.children:
         row |= {name: float(tree["correction"][name]) for name in ("k_hat", "ess")}
     return row
+
+
+def of_crossed_effects(
+    tree: xr.DataTree, error: dict[str, float | None], known: dict[str, Any]
+) -> dict[str, list[float | None]]:
+    """Moments of what is no coordinate of a correction: sites on the real line, by their draws."""
+    found: dict[str, list[float | None]] = {}
+    sites = {name.partition("[")[0] for name in error if name not in known}
+    for site in sorted(sites):
+        draws = tree["posterior"][site].values
+        draws = draws.reshape(draws.shape[0] * draws.shape[1], -1)
+        names = [name for name in error if name.partition("[")[0] == site]
+        for name, values in zip(names, draws.T, strict=True):
+            told = error[name]  # None where the size is not known
+            estimate = None if told is None else float(np.hypot(told, len(values) ** -0.5))
+            found[name] = [float(values.mean()), float(values.std()), estimate, estimate]
+    return found

@@ -24,6 +24,7 @@ from dask_consensus.cluster.shards import Shards, persist
 from dask_consensus.combination import gaussian
 from dask_consensus.combination.gaussian import GaussianFactor
 from dask_consensus.combination.methods import combine, locate
+from dask_consensus.combination.subposterior import SamplingFailed as SamplingFailed
 from dask_consensus.config import Options
 from dask_consensus.correction.assessment import moved_by
 from dask_consensus.correction.likelihood import LogPosterior

@@ -10,8 +10,7 @@ then a log density of ``t`` alone, of a few dimensions, that is climbed here.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -29,14 +28,15 @@ from ..shard.quadrature import Rule
 from ..shard_data import ShardData
 from .ascent import Peak
 from .gaussian import inverse, square_root
+from .quadratics import STEP, design, quadratic
 from .reports import Anchor, LaplaceApproximation, Report, Round
+from .symmetry import images
 
 Array = npt.NDArray[np.float64]
 _AT_ONCE = 2**25  # numbers of Hessians that are added up at a time
 _MOST_LOOKS = 30  # at effects, from far away
 _NEAR = 1e-5  # squared decrement at which a last step arrives, and the volume is that at the mode
 _SHORTEST = 1e-3  # share of a step that is tried last
-_STEP = 0.5  # sds between points that a quadratic is fitted to
 _LONGEST = 4.0  # sds of a step from where curvature is known
 _MOST_CHANGE = 16.0  # of curvature at a time, from what was expected
 _ROUNDING = 0.01  # of heights that are the same
@@ -46,6 +46,7 @@ _MOST_STEPS = 25
 _FEW_ROWS = 50_000  # that a search begins with
 _STARTS, _CLIMBS = 12, 3  # points of the prior that are looked at; from which it is climbed
 _AS_HIGH, _APART = 5.0, 3.0  # log units, and sds, of modes that count as several
+_VALLEY = 2.0  # fall of the log density half way between two places that parts them
 _TERMS_A_POINT = 0.5  # of a polynomial that says where modes are
 
 
@@ -256,7 +257,7 @@ def crossed_mode(
         mean=mean,
         covariance=covariance,
         shift=np.full(model.dim, np.nan),  # not known
-        modes=1 + len(others),
+        modes=1 + len(others) + mirrored(few, best),
         rounds=[_round(everyone, mean, covariance, began)],
         reached=sum(_distance(best, peak) <= _APART for peak in peaks),
         searched=searched,
@@ -305,6 +306,28 @@ def _distance(best: Peak, other: Peak) -> float:
     return float(np.sqrt(away @ np.linalg.solve(best.covariance, away)))
 
 
+def mirrored(few: CrossedEffects, best: Peak) -> int:
+    """Count the mirror images of a mode, and exchanged entries, that are as high and beside it.
+
+    Where a likelihood is even in a coefficient all climbs may end on one side.
+    """
+    taken = {one.site for one in few.model.crossed}
+    places = images(best.u, [site for site in few.model.shared if site.name not in taken])
+    if not len(places):
+        return 0
+    heights = few.log_density(np.concatenate([places, (places + best.u) / 2]), "search")
+    there, between = np.split(heights, 2)
+    beside: list[Peak] = []
+    for u, height, valley in zip(places, there, between, strict=True):
+        high = height > best.height - _AS_HIGH
+        apart = all(
+            _distance(one, Peak(u, best.covariance, height)) > _APART for one in (best, *beside)
+        )
+        if high and apart and valley < min(height, best.height) - _VALLEY:
+            beside.append(Peak(u, best.covariance, float(height)))
+    return len(beside)
+
+
 def _searched(few: CrossedEffects, starts: tuple[Array, Array]) -> tuple[list[Peak], int]:
     """Climb from the best of some points of the prior; the highest peak first, and how often."""
     medians, draws = (part[:, few.others] for part in starts)
@@ -326,9 +349,7 @@ def _searched(few: CrossedEffects, starts: tuple[Array, Array]) -> tuple[list[Pe
 def climb(crossed: CrossedEffects, start: Array, covariance: Array, title: str) -> Peak | None:
     """Climb by Newton steps on quadratics through points half an sd apart, where they lead up."""
     u, p, longest = start, len(start), _LONGEST
-    pairs = list(combinations(range(p), 2))
-    corners = [np.eye(p)[i] + np.eye(p)[j] for i, j in pairs]
-    white = _STEP * np.array([np.zeros(p), *np.eye(p), *-np.eye(p), *corners])
+    white = design(p)
     for _ in range(_MOST_STEPS):
         axes = square_root(covariance)
         height = crossed.log_density(u + white @ axes.T, title)
@@ -337,7 +358,7 @@ def climb(crossed: CrossedEffects, start: Array, covariance: Array, title: str) 
         if not np.isfinite(height).all():
             covariance = covariance / 16
             continue
-        slope, bend = _quadratic(white, height, pairs)
+        slope, bend = quadratic(height, p)
         values, vectors = np.linalg.eigh(bend)
         curved = np.clip(np.abs(values), 1 / _MOST_CHANGE, _MOST_CHANGE)
         move = vectors @ ((vectors.T @ slope) / curved)
@@ -359,28 +380,15 @@ def climb(crossed: CrossedEffects, start: Array, covariance: Array, title: str) 
     return None
 
 
-def _quadratic(
-    white: Array, height: Array, pairs: Sequence[tuple[int, int]]
-) -> tuple[Array, Array]:
-    """Gradient, and minus Hessian, of the quadratic through points of a :func:`climb`."""
-    p = white.shape[1]
-    middle, ahead, behind, corners = np.split(height, [1, 1 + p, 1 + 2 * p])
-    slope = (ahead - behind) / (2 * _STEP)
-    bend = np.diag(-(ahead - 2 * middle + behind) / _STEP**2)
-    for (i, j), corner in zip(pairs, corners, strict=True):
-        bend[i, j] = bend[j, i] = -(corner - ahead[i] - ahead[j] + middle[0]) / _STEP**2
-    return slope, bend
-
-
 def _of_all(crossed: CrossedEffects, peak: Peak) -> tuple[Array, Array]:
     """Mean and covariance of all parameters, as if effects were linear in the others."""
     ((_, given),) = crossed.at(peak.u[None], "crossed effects")
     mean = crossed.joined(peak.u, given.mode[0])
     axes = square_root(peak.covariance)
-    points = peak.u + _STEP * np.concatenate([axes.T, -axes.T])
+    points = peak.u + STEP * np.concatenate([axes.T, -axes.T])
     modes = crossed.modes(points)
     ahead, behind = np.split(modes, 2)
-    slope = (ahead - behind).T / (2 * _STEP)  # of modes, along the axes
+    slope = (ahead - behind).T / (2 * STEP)  # of modes, along the axes
     inverse = scipy.linalg.cho_solve((given.factor[0], True), np.eye(len(given.mode[0])))
     covariance = np.empty((len(mean), len(mean)))
     effects, others = crossed.effects, crossed.others

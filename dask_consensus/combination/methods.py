@@ -16,6 +16,7 @@ from .gaussian import inverse
 from .laplace import draws_of, laplace
 from .pilot import run_pilot
 from .reports import Combined, FitSettings, Guess
+from .subposterior import SamplingFailed
 
 
 def locate(plan: Plan, shards: Shards) -> Guess | None:
@@ -24,10 +25,11 @@ def locate(plan: Plan, shards: Shards) -> Guess | None:
     Returns
     -------
     Guess or None
-        None for one-shot methods and for a single shard, which need none.
+        None for one-shot methods and NUTS on all rows, which need none; and where one shard holds
+        all rows, of which no mode was found.
     """
     options, model = plan.options, plan.model
-    if plan.n_shards == 1 or plan.method in ("consensus", "parametric"):
+    if plan.method in ("consensus", "parametric", "nuts"):
         return None
     because = engine_of(model).obstacle
     if model.crossed and not because:
@@ -48,23 +50,28 @@ def locate(plan: Plan, shards: Shards) -> Guess | None:
                 landmarks=[place.u for place in (*others, *ridges)],
             )
         because = "no mode was found"
-    if options.method == "laplace":
-        raise ValueError(f"method='laplace', but {because}; use method='anchored'")
+    if plan.may_give_up:
+        return None
+    if options.method == "laplace" or plan.n_shards == 1:
+        remedy = "anchored" if plan.n_shards > 1 else "nuts"
+        raise ValueError(f"method='laplace', but {because}; use method='{remedy}'")
     pilot = options.pilot
     nuts = NutsSettings(pilot.num_warmup, pilot.num_samples, options.target_accept_prob)
     guess = run_pilot(model, shards, nuts, seed=options.seed, n_chains=pilot.num_chains)
     return guess._replace(landmarks=[*guess.landmarks, *(ridge.u for ridge in ridges)])
 
 
-def _crossed(plan: Plan, shards: Shards) -> Guess:
+def _crossed(plan: Plan, shards: Shards) -> Guess | None:
     """Find the mode of a model with crossed effects, these integrated out."""
     starts = prior_points(plan.model, plan.example, plan.options.seed, POINTS)
     found = crossed_mode(plan.model, shards, plan.example, starts)
+    if found is None and plan.may_give_up:
+        return None
     if found is None:
         names = ", ".join(one.site for one in plan.model.crossed)
         raise ValueError(
             f"no mode was found with the crossed effects ({names}) integrated out: is the model "
-            "identified, with priors that hold every parameter? With n_shards=1 it is sampled whole"
+            "identified, with priors that hold every parameter? method='nuts' samples it whole"
         )
     approximation, crossed = found
     return Guess(
@@ -90,7 +97,18 @@ def combine(plan: Plan, shards: Shards, guess: Guess | None) -> Combined:
     if plan.method == "laplace" and guess.approximation is not None:
         shape = (options.num_chains, options.num_samples)
         return draws_of(_fit_settings(plan), guess.approximation, shape)
-    return _rounds(plan, shards, guess, short=not plan.uncorrected_because)
+    try:
+        return _rounds(plan, shards, guess, short=not plan.uncorrected_because)
+    except SamplingFailed as error:
+        if guess.approximation is not None or engine_of(plan.model).obstacle:
+            raise
+        effects = ", ".join(site.name for site in plan.model.local)
+        where = f" with the local effects ({effects}) integrated out" if effects else ""
+        raise SamplingFailed(
+            f"no mode of the posterior was found{where}, and sampling the shards instead failed: "
+            f"{error} Where a site has a scale that is a site itself, write it non-centred "
+            "(scale * z, z standard normal), or use n_shards=1."
+        ) from error
 
 
 def combine_longer(plan: Plan, shards: Shards, guess: Guess, before: Combined) -> Combined:
@@ -112,4 +130,4 @@ def _rounds(plan: Plan, shards: Shards, guess: Guess, *, short: bool) -> Combine
 def _fit_settings(plan: Plan) -> FitSettings:
     options = plan.options
     diagonal = options.weights == "diagonal"
-    return FitSettings(plan.model, options.num_chains, diagonal, options.seed)
+    return FitSettings(plan.model, plan.chains_sampled, diagonal, options.seed)

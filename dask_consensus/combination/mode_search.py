@@ -289,11 +289,9 @@ def search(data: ShardData, model: ShardModel, start: Array, scale: Array) -> tu
     if not np.isfinite(height):
         return ended, False
     try:
-        # Where values lie far off a density may be infinite a step away: no way leads there.
-        with np.errstate(invalid="ignore"):
-            arrived = ascend(
-                lambda u, axes: engine.expansion(data, u, axes, 1.0, rule), u, guess, _POLISH
-            )
+        arrived = ascend(
+            lambda u, axes: engine.expansion(data, u, axes, 1.0, rule), u, guess, _POLISH
+        )
     except np.linalg.LinAlgError:
         return ended, False
     return (ended, False) if arrived is None else (arrived[0], True)

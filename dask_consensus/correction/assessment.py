@@ -9,6 +9,7 @@ import numpy as np
 
 from ..combination.gaussian import square_root
 from .emulator import fit as emulate
+from .far import Beyond, beyond
 from .likelihood import Evaluated, LogPosterior
 from .peaks import refitted
 from .proposals import Array
@@ -21,7 +22,7 @@ from .state import (
     SamplingError,
 )
 from .tails import Probes, missed_by, probe, tail_log_ratio
-from .weights import shrunk_moments, tempered_weights, weigh
+from .weights import Estimate, Weighed, shrunk_moments, tempered_weights, weigh
 
 TEMPERED_DRAWS_A_DIMENSION = 10.0  # that the next proposal is made from, at least
 USABLE_DRAWS_A_DIMENSION = 5.0  # fewer do not even describe the posterior
@@ -208,7 +209,20 @@ def finished(
         seconds=time.perf_counter() - began,
         compile_seconds=state.compile_seconds,
         known=_known(state, tails, marks),
+        beyond=_beyond(everyone, estimate, weighed, emulator_error),
     )
+
+
+def _beyond(
+    log_posterior: LogPosterior, estimate: Estimate, weighed: Weighed, emulator_error: float
+) -> Beyond | None:
+    """Look far out off the straight lines, where the posterior has no shape that an emulator has.
+
+    What a polynomial describes has no such places; weights that cannot be used say so themselves.
+    """
+    if np.isfinite(emulator_error) or not weighed.k_hat < USABLE_K_HAT:
+        return None
+    return beyond(lambda points: log_posterior(points, "far out").log_density, estimate)
 
 
 def _known(state: CorrectionState, tails: Probes, landmarks: Evaluated | None) -> Known:

@@ -303,7 +303,9 @@ class LogPosterior(NamedTuple):
         change = finer.log_likelihood - here.log_likelihood
         nodes = np.abs(first_order(change))
         least, most = self._second_opinion(points)
-        mean, log_sd = np.fmax(least, np.fmin(nodes, most))
+        error = np.fmax(least, np.fmin(nodes, most))
+        # Without a second opinion nobody knows what all nodes miss.
+        mean, log_sd = np.where(np.isnan(most), np.inf, error)
         return mean, log_sd
 
     def _second_opinion(self, points: Array) -> tuple[Array, Array]:

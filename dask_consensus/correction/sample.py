@@ -184,7 +184,7 @@ def first_sample(
     rows = np.array([size.rows for size in sizes], np.float64)
     counts = np.array([[size.rows, *size.groups] for size in sizes], np.float64)
     weights = rows / rows.sum()
-    if not all(np.isfinite(part).all() for part in expansions):
+    if len(rows) == 1 or not all(np.isfinite(part).all() for part in expansions):
         return None
     stand_out = _stand_out(expansions, weights, counts)
     rng = np.random.default_rng([seed, 4])

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ..combination.ascent import Peak
 from ..combination.reports import Expansions
 from ..config import CorrectionOptions, VerdictOptions
+from .far import Beyond
 from .likelihood import Evaluated
 from .proposals import Array, MixtureProposal
 from .tails import Probes
@@ -220,6 +221,8 @@ class Correction(NamedTuple):
         What is known of the others, effects of crossed factors.
     known : Known or None
         What an update by further rows begins from.
+    beyond : Beyond or None
+        What lies far out, off every straight line, would change; None where that was not asked.
     """
 
     points: Array
@@ -247,3 +250,4 @@ class Correction(NamedTuple):
     coordinates: npt.NDArray[np.int64] | None = None
     levels: Levels | None = None
     known: Known | None = None
+    beyond: Beyond | None = None

@@ -107,7 +107,14 @@ class DrawStore:
             ]
             held = list(states[low : high + 1])
             tasks.append(call(_write, self._path, names, where, pieces, held))
-        return compute(tasks)
+        try:
+            return compute(tasks)
+        except OSError as error:
+            error.add_note(
+                f"While draws of effects were written to {self._path}. Nothing else is lost: called "
+                "again with the same store=, the fit goes on from there."
+            )
+            raise
 
     def holds(self, chain: int, draws: slice, checksums: Sequence[str]) -> bool:
         """Tell whether what was written is there still; a warning names what is not."""

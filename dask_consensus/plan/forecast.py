@@ -157,7 +157,7 @@ def _rates(
 
 def _climbs(plan: Plan) -> bool:
     """Tell whether the fit looks for a mode, effects integrated out."""
-    wanted = plan.n_shards > 1 and plan.method in ("laplace", "anchored")
+    wanted = plan.method in ("laplace", "anchored")
     return wanted and not engine_of(plan.model).obstacle
 
 
@@ -223,7 +223,7 @@ class _Work(NamedTuple):
     def search(self, again: float) -> Seconds:
         """Give time to searches, and to Newton steps on all shards; or to a pilot."""
         plan = self.plan
-        if plan.n_shards == 1 or plan.method in ("consensus", "parametric"):
+        if plan.method in ("consensus", "parametric", "nuts"):
             return Seconds(0, 0, 0)
         if engine_of(plan.model).obstacle:
             pilot = plan.options.pilot
@@ -240,10 +240,10 @@ class _Work(NamedTuple):
 
     def rounds(self, again: float) -> Seconds:
         """Give time to NUTS on shards, if any."""
-        plan, chains = self.plan, self.plan.options.num_chains
+        plan, chains = self.plan, self.plan.chains_sampled
         if plan.method == "laplace" and _climbs(plan):
             return Seconds(0, 0, 0)
-        if plan.n_shards > 1 and plan.method in ("laplace", "anchored"):
+        if plan.method in ("laplace", "anchored"):
             short = not plan.uncorrected_because
             nuts, rounds = plan.round_nuts(short=short), plan.most_rounds(short=short)
             transitions = rounds * (nuts.num_warmup + nuts.num_samples) * chains
@@ -346,7 +346,7 @@ _TEMPORARIES = 60  # numbers a row
 
 def _sampled_by(plan: Plan) -> Any:
     """How the longest chains on shards are sampled; None where none are."""
-    if plan.n_shards > 1 and plan.method in ("laplace", "anchored"):
+    if plan.method in ("laplace", "anchored"):
         if _climbs(plan) and plan.method == "laplace":
             return None
         if _climbs(plan):
@@ -406,7 +406,7 @@ def _tasks(plan: Plan) -> int:
     kept = n * (3 if plan.no_local_because else 4)
     batches = -(-n // -(-n // 256))
     a_pass = 3 * batches + batches // 7 + 2
-    passes = 1 + (plan.n_shards > 1 and not plan.uncorrected_because) * 4
+    passes = 1 + (not plan.uncorrected_because) * 4
     passes += 0 if plan.no_local_because else 1
     return partitions * 8 // 7 + moved + kept + passes * a_pass + 200
 

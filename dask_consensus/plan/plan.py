@@ -40,6 +40,10 @@ _SAMPLE = 64  # rows of a partition on which the model is traced
 _LOCAL_ROWS, _MOST_LOCAL_DRAWS = 5_000_000, 256  # rows times draws that cost next to nothing
 _COST = "cost: plan.forecast() times the model, and says how long it takes and what it needs"
 _DRAWS_A_DIMENSION = 4  # of a round that a correction follows, at least
+_COMBINING = ("anchored", "consensus", "parametric")  # methods that sample several shards
+# So many shared parameters of so few rows each often have a scale of their own, whose funnel
+# weighted points do not follow, while a gradient of rows so few costs next to nothing.
+_MANY_PARAMETERS, _FEW_ROWS_EACH = 20, 75
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,6 +68,8 @@ class Plan:
         Of the columns of the groups' keys, in the frame.
     counting : float
         Seconds that counting the rows has taken.
+    given_up : str
+        What the fit has found that speaks for sampling all rows after all.
     """
 
     options: Options
@@ -74,6 +80,7 @@ class Plan:
     example: ShardData
     key_dtypes: tuple[Any, ...] = ()
     counting: float = 0.0
+    given_up: str = ""
 
     @property
     def n_shards(self) -> int:
@@ -88,9 +95,9 @@ class Plan:
     @property
     def summary(self) -> str:
         """What is planned, in a few words."""
-        method = "NUTS" if self.n_shards == 1 else self.method
-        shards = f"{self.n_shards:,} shard{'s' * (self.n_shards > 1)}"
-        return f"{self.survey.rows:,} rows, {shards}, {self.model.dim} shared parameters, {method}"
+        method = "NUTS" if self.method == "nuts" else self.method
+        shards = f", {self.n_shards:,} shards" if self.n_shards > 1 else " in one shard"
+        return f"{self.survey.rows:,} rows{shards}, {self.model.dim} shared parameters, {method}"
 
     @property
     def fits_one_shard(self) -> bool:
@@ -105,8 +112,8 @@ class Plan:
     @property
     def uncorrected_because(self) -> str:
         """Why no correction follows; empty if one does."""
-        if self.n_shards == 1:
-            return "one shard needs none"
+        if self.method == "nuts":
+            return "NUTS on all rows needs none"
         if self.options.correct is False:
             return "correct=False"
         return self.obstacle
@@ -149,13 +156,57 @@ class Plan:
     @property
     def method(self) -> Method:
         """The method that "auto" stands for here, or the one that was asked for."""
+        if self.options.method == "nuts" or self.nuts_because:
+            return "nuts"
         if self.options.method != "auto":
             return self.options.method
-        return "anchored" if self.n_shards == 1 or self.obstacle else "laplace"
+        return "anchored" if self.obstacle and self.n_shards > 1 else "laplace"
+
+    @property
+    def nuts_because(self) -> str:
+        """Why NUTS samples all rows though it was not asked for; empty if it does not."""
+        options, rows, d = self.options, self.survey.rows, self.model.dim
+        if self.n_shards > 1 or options.method == "nuts":
+            return ""
+        if options.method in _COMBINING:
+            return "one shard has no other to be combined with"
+        if options.method == "laplace" or options.correct is True:
+            return ""
+        if self.obstacle or self.given_up:
+            return self.obstacle or self.given_up
+        many = d >= _MANY_PARAMETERS and rows < _FEW_ROWS_EACH * d
+        if many and options.correct == "auto" and not self.model.crossed:
+            return f"{d} shared parameters are many for {rows:,} rows"
+        return ""
+
+    @property
+    def may_give_up(self) -> bool:
+        """Whether NUTS on all rows may take over where nothing else leads anywhere."""
+        options = self.options
+        return options.method == "auto" and options.correct is not True and self.n_shards == 1
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether it does, where the correction of few rows cannot be relied on."""
+        few = self.survey.rows <= self.options.rows_per_shard
+        return self.may_give_up and self.options.correct == "auto" and few
+
+    def giving_up(self, because: str) -> Plan:
+        """Plan NUTS on all rows, for a reason that the fit has found."""
+        model = self.model
+        if model.crossed:
+            model = named(replace(model, crossed=()))
+        return replace(self, model=model, given_up=because)
+
+    @property
+    def chains_sampled(self) -> int:
+        """Chains on each shard that is sampled."""
+        options = self.options
+        return options.num_chains if self.method == "nuts" else options.shard_chains
 
     @property
     def one_shot_nuts(self) -> NutsSettings:
-        """How shards are sampled once, and a single shard is."""
+        """How shards are sampled once, and all rows are."""
         options = self.options
         return NutsSettings(options.num_warmup, options.num_samples, options.target_accept_prob)
 
@@ -247,8 +298,9 @@ def make_plan(
     (counted,) = compute([survey(frame, layout, split_every=options.split_every)])
     counting = time.perf_counter() - began
     check(counted, layout)
+    n_shards = 1 if options.method == "nuts" else options.n_shards
     assignment = assign(
-        counted, frame, layout, n_shards=options.n_shards, rows_per_shard=options.rows_per_shard
+        counted, frame, layout, n_shards=n_shards, rows_per_shard=options.rows_per_shard
     )
     if assignment.n_shards > 1:
         _check_rows(read, counted.rows, assignment.n_shards)
@@ -325,14 +377,15 @@ def _with_crossed(model: ShardModel, options: Options) -> ShardModel:
         raise ValueError(
             f"{size:,} crossed effects ({names}) are more than the {MOST_CROSSED:,} whose Hessian "
             "is kept as one matrix. Make their column the key, by=, if it has more levels than the "
-            "key has; join levels of few rows; or leave the smallest out"
+            "key has; join levels of few rows; leave the smallest out; or have few rows sampled "
+            "whole, method='nuts'"
         )
     return model
 
 
 def _check_draws(model: ShardModel, options: Options) -> None:
     """Refuse fewer draws than the precision of a shard can be estimated from."""
-    draws = options.num_samples * options.num_chains
+    draws = options.num_samples * options.shard_chains
     needed = model.dim + 2 if options.weights == "full" else 3
     if draws <= needed:
         raise ValueError(

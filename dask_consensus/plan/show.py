@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 _SHARDING = {
-    "whole": "one shard, the full model",
+    "whole": "all rows in one shard, the full model",
     "divisions": "whole partitions, no shuffle",
     "hash": "rows shuffled by group, groups kept whole",
     "rows": "rows dealt out, rows being exchangeable",
@@ -53,7 +53,7 @@ def notes_of(plan: Plan) -> list[str]:
             f"{_count(plan.survey.unanswered, 'row')} without a value of {told}: left out of the "
             "fit; `predict` says what would be observed there"
         )
-    if plan.n_shards == 1:
+    if plan.method == "nuts":
         return notes + _costs(plan)
     notes += [
         f"{site.name}: {site.prior} prior, {site.note}" for site in plan.model.shared if site.note
@@ -86,8 +86,8 @@ def notes_of(plan: Plan) -> list[str]:
     if plan.fits_one_shard:
         notes.append(
             f"all {plan.survey.rows:,} rows fit in one shard (rows_per_shard is "
-            f"{plan.options.rows_per_shard:,}): with n_shards=1 they are sampled whole by plain "
-            "NUTS, with nothing to combine or correct, often as soon or sooner"
+            f"{plan.options.rows_per_shard:,}), where the same is done without moving or combining "
+            "anything: leave n_shards out"
         )
     return notes + _costs(plan)
 
@@ -98,21 +98,26 @@ def options_without_effect(plan: Plan) -> list[str]:
     idle: dict[str, str] = {}
     if "n_shards" in options.given and "rows_per_shard" in options.given:
         idle["rows_per_shard"] = "n_shards says how many shards there are"
+    if options.method == "nuts":
+        idle["rows_per_shard"] = "NUTS samples all rows together"
     if plan.n_shards == 1:
-        reason = "one shard is sampled by plain NUTS, and there is nothing to combine"
-        idle |= dict.fromkeys(("method", "weights", "rounds", "correct", "shards_per_task"), reason)
+        reason = "one shard holds all rows, and there is nothing to combine"
+        idle |= dict.fromkeys(("weights", "rounds", "shards_per_task"), reason)
+    if plan.method == "nuts":
+        idle["correct"] = "NUTS samples all rows, and there is nothing to correct"
     elif plan.method in ("consensus", "parametric"):
         idle["rounds"] = "one-shot methods have one round"
     elif plan.method == "laplace":
-        reason = "Newton steps sample nothing"
-        if not plan.uncorrected_because:
-            reason += "; only if their correction fails do rounds of NUTS follow, which heed it"
-        sampling = ("num_warmup", "target_accept_prob", "rounds", "weights")
+        reason, alone = "Newton steps sample nothing", plan.n_shards == 1
+        if plan.gives_up or not (alone or plan.uncorrected_because):
+            follows = "does NUTS on all rows follow" if alone else "do rounds of NUTS follow"
+            reason += f"; only if their correction fails {follows}, which heeds it"
+        sampling = ("num_warmup", "target_accept_prob", *(() if alone else ("rounds", "weights")))
         idle |= dict.fromkeys(sampling, reason)
     if plan.no_local_because:
         reason = f"there are no effects of groups, because {plan.no_local_because}"
         idle["local_draws"] = reason
-    if plan.obstacle and options.correct is False and plan.n_shards > 1:
+    if plan.obstacle and options.correct is False and plan.method != "nuts":
         idle["correct"] = f"there is no correction in any case, because {plan.obstacle}"
     return [
         f"{name} has no effect: {reason}" for name, reason in idle.items() if name in options.given
@@ -143,7 +148,8 @@ def _costs(plan: Plan) -> list[str]:
             f"the density of {', '.join(plan.model.coupled)} in one group changes with other "
             "groups' rows or effects, so groups are not independent given the shared sites and the "
             "shards cannot give the full model's posterior. Centre and scale columns beforehand, "
-            "over the whole frame, as in ddf.assign(x=ddf.x / ddf.x.max()); or fit with n_shards=1."
+            "over the whole frame, as in ddf.assign(x=ddf.x / ddf.x.max()); or have all rows "
+            "sampled together, method='nuts'."
         )
     return messages
 
@@ -152,7 +158,6 @@ def _costs(plan: Plan) -> list[str]:
 
 
 def _summary(plan: Plan) -> list[list[str]]:
-    options = plan.options
     tempering = "none"
     if plan.n_shards > 1:
         weights = _range(plan.assignment.rows / plan.assignment.rows.sum(), "{:.3g}")
@@ -163,7 +168,8 @@ def _summary(plan: Plan) -> list[list[str]]:
         ["tempering", tempering],
         ["sampling", _sampling(plan)],
         ["correction", _correction(plan)],
-        ["result", f"{_count(options.num_chains, 'chain')} of {options.num_samples:,} draws"],
+        *_instead(plan),
+        ["result", _result(plan)],
         ["group effects", _local(plan)],
         ["shared dimensions", str(plan.model.dim)],
         ["precision", "float64" if plan.model.x64 else "float32"],
@@ -171,25 +177,35 @@ def _summary(plan: Plan) -> list[list[str]]:
 
 
 def _method(plan: Plan) -> str:
-    if plan.n_shards == 1:
-        return "NUTS on everything"
+    if plan.method == "nuts":
+        because = f", because {plan.nuts_because}" if plan.nuts_because else ""
+        return f"NUTS on all rows together{because}"
     if plan.method == "laplace":
         effects = "local and crossed" if plan.model.crossed else "local"
-        return f"laplace, Newton steps on all shards, {effects} effects integrated out"
+        where = "all shards" if plan.n_shards > 1 else "all rows"
+        return f"laplace, Newton steps on {where}, {effects} effects integrated out"
     return f"{plan.method}, {plan.options.weights} weights"
 
 
 def _sampling(plan: Plan) -> str:
     """Say what NUTS does on shards: the numbers that the fit will use."""
     nuts, rounds, each = plan.one_shot_nuts, "", " a shard" if plan.n_shards > 1 else ""
-    if plan.n_shards > 1 and plan.method == "laplace":
-        return "none of the shards"
-    if plan.n_shards > 1 and plan.method == "anchored":
+    if plan.method == "laplace":
+        return "none of the shards" if plan.n_shards > 1 else "none of the rows"
+    if plan.method == "anchored":
         short = not plan.uncorrected_because
         most, nuts = plan.most_rounds(short=short), plan.round_nuts(short=short)
         rounds = f"up to {most} rounds of " if most > 1 else "one round of "
-    chains = _count(plan.options.num_chains, "chain")
+    chains = _count(plan.chains_sampled, "chain")
     return f"{rounds}{nuts.num_warmup} warm-up + {nuts.num_samples} draws, {chains}{each}"
+
+
+def _result(plan: Plan) -> str:
+    """Say of what the result is made, and whether its draws follow from one another."""
+    sampled = plan.method != "laplace" and bool(plan.uncorrected_because)
+    chains = plan.chains_sampled if sampled else plan.options.num_chains
+    kind = "draws" if sampled else "independent draws"
+    return f"{_count(chains, 'chain')} of {plan.options.num_samples:,} {kind}"
 
 
 def _count(n: int, noun: str) -> str:
@@ -199,8 +215,17 @@ def _count(n: int, noun: str) -> str:
 def _correction(plan: Plan) -> str:
     because = plan.uncorrected_because
     if because:
-        return f"none, because {because}" if plan.n_shards > 1 else "none needed"
+        return f"none, because {because}" if plan.method != "nuts" else "none needed"
     return f"points weighted by the full posterior{_integrated(plan)}"
+
+
+def _instead(plan: Plan) -> list[list[str]]:
+    """Say what becomes of few rows whose correction fails."""
+    if not plan.gives_up or plan.uncorrected_because:
+        return []
+    nuts, chains = plan.one_shot_nuts, _count(plan.options.num_chains, "chain")
+    warmup = f"{nuts.num_warmup} warm-up + {nuts.num_samples} draws"
+    return [["if that fails", f"NUTS on all rows together, {warmup}, {chains}"]]
 
 
 def _integrated(plan: Plan) -> str:

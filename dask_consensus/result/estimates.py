@@ -1,4 +1,4 @@
-"""How far off an uncorrected combination may be, and which shard is unlike the others."""
+"""How far off an uncorrected combination may be, which shard is strange, what no chain has seen."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import numpy as np
 import scipy.stats
 
 from ..combination import gaussian
-from ..combination.ascent import step_error
+from ..combination.ascent import Peak, step_error
 from ..combination.reports import Combined, LaplaceApproximation, NutsDiagnostics, Report
 
 _FEW_SHARDS = 4  # fewer cannot tell which of them is the stranger
 _MANY_SHARDS = 10  # enough for their spread to be known
 _LEAST = 0.01  # no uncorrected mean is known better, in sds
 _APART = 3.0  # times further than the next shard
+_SHARE = 1e-3  # of the highest mode's mass below which another one is no matter
+_NEAR = 0.999  # share of a Gaussian that is near its middle
 
 
 def approximate_error(combined: Combined, approximation: LaplaceApproximation | None) -> np.ndarray:
@@ -97,6 +99,41 @@ def strange_shard(combined: Combined, limit: float) -> tuple[int, int, float] | 
     apart = len(scores) >= _MANY_SHARDS or abs(centred[k, worst]) > _APART * runner_up
     far = distance[k, worst] > limit
     return (k, worst, float(distance[k, worst])) if far and apart else None
+
+
+def visited(
+    draws: np.ndarray,
+    approximation: LaplaceApproximation | None,
+    modes: int,
+    *,
+    by_all: bool = False,
+) -> bool:
+    """Tell whether chains have been at every place that searches found, if it has any mass.
+
+    Parameters
+    ----------
+    draws : (chains, draws, d) array
+    approximation : LaplaceApproximation or None
+        The highest mode, the others, and places along the ridges that they may be pieces of.
+    modes : int
+        That were found; some may not be known well enough to be asked about.
+    by_all : bool
+        Whether each of the chains must have been at the highest mode, too.
+    """
+    if approximation is None or modes > 1 + len(approximation.others):
+        return modes == 1 and not by_all
+    first = Peak(approximation.mean, approximation.covariance, approximation.height)
+    places = [first, *approximation.others, *approximation.along]
+    mass = np.array([place.height + np.linalg.slogdet(place.covariance)[1] / 2 for place in places])
+    radius = scipy.stats.chi2.ppf(_NEAR, draws.shape[-1])
+    for place, there in zip(places, mass >= mass[0] + np.log(_SHARE), strict=True):
+        if there:
+            away = draws - place.u
+            precision = gaussian.inverse(place.covariance)
+            near = np.einsum("cni,ij,cnj->cn", away, precision, away, optimize=True) < radius
+            if not near.any() or (by_all and place is first and not near.any(axis=1).all()):
+                return False
+    return True
 
 
 def _nuts(report: Report) -> NutsDiagnostics:

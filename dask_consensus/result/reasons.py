@@ -16,13 +16,15 @@ from ..config import Options
 from ..correction.assessment import USABLE_DRAWS_A_DIMENSION, usable
 from ..correction.levels import Levels
 from ..correction.state import Correction
-from .estimates import strange_shard
+from .estimates import strange_shard, visited
 
 SIZE_UNKNOWN = frozenset(
     {"coupled", "modes", "lone-mode", "k-hat", "tail", "integration", "coupling", "modes-not-found"}
     | {"r-hat", "shard-ess", "divergences", "moving"}
 )
 """Codes of checks without which no estimate of the error holds."""
+ALL_ROWS = "use method='nuts'"
+"""The remedy that needs no shards, no weights and no integrals: chains on all rows at once."""
 TOGETHER = "fit all rows together, which update=(tree, ddf_old) does where it must"
 """The remedy where what an earlier fit knows is not enough for the rows that were added."""
 PAGE = "docs/verdict.md"
@@ -101,6 +103,10 @@ class Evidence(NamedTuple):
         Names of the local sites.
     earlier : Earlier or None
         The fit to which rows were added; None where all were fitted together.
+    nuts_because : str
+        Why NUTS has sampled all rows; empty if it has not, or was asked to.
+    nuts_failed : str
+        What speaks against chains on all rows that did no better; empty if there were none.
     """
 
     names: Sequence[str]
@@ -114,6 +120,8 @@ class Evidence(NamedTuple):
     coupled: Sequence[str] = ()
     local_sites: Sequence[str] = ()
     earlier: Earlier | None = None
+    nuts_because: str = ""
+    nuts_failed: str = ""
 
     @property
     def corrected(self) -> Sequence[str]:
@@ -123,8 +131,8 @@ class Evidence(NamedTuple):
 
     @property
     def alone(self) -> bool:
-        """Whether one shard holds all rows."""
-        return self.earlier is None and len(self.combined.rounds[-1].reports) == 1
+        """Whether NUTS has sampled all rows together."""
+        return self.earlier is None and self.combined.method == "nuts"
 
     @property
     def nuts(self) -> list[NutsDiagnostics]:
@@ -158,6 +166,11 @@ def reasons_against(evidence: Evidence, error: np.ndarray) -> list[Reason]:
     return reasons
 
 
+def _ways(evidence: Evidence, *ways: str) -> str:
+    """Join remedies, without one that was tried."""
+    return ", or ".join(way for way in ways if way != ALL_ROWS or not evidence.nuts_failed)
+
+
 # The posterior
 
 
@@ -167,30 +180,44 @@ def _coupled(evidence: Evidence) -> Iterator[Reason]:
         problem = (
             f"groups depend on each other through {terms}, so the shards' product is another model"
         )
-        remedy = "remove that dependence, or use n_shards=1"
+        if len(evidence.combined.rounds[-1].reports) == 1:
+            problem = (
+                f"groups depend on each other through {terms}, so that their effects cannot be "
+                "integrated out one group at a time"
+            )
+        remedy = _ways(evidence, "remove that dependence", ALL_ROWS)
         yield Reason("coupled", len(evidence.coupled), 0, terms, problem, remedy)
 
 
 def _several_modes(evidence: Evidence) -> Iterator[Reason]:
-    # Weights that cannot be used say so themselves, and nothing of what they missed.
-    correction = evidence.correction
-    missed = correction is not None and usable(correction) and not _covered(evidence)
-    approximation = evidence.approximation
-    ridge = approximation is not None and bool(approximation.along)
-    if missed or ((evidence.modes > 1 or ridge) and not _covered(evidence)):
+    correction, approximation = evidence.correction, evidence.approximation
+    remedy = "identify the model (order the components, say)"
+    places = 0 if approximation is None else len(approximation.along)
+    if _covered(evidence):
+        pass
+    elif places:
+        problem = "the posterior is a curved ridge, of which a piece is described"
+        yield Reason("modes", 1 + places, 1, "", problem, remedy)
+    elif evidence.modes > 1:
         problem = (
             f"searches from several points found {evidence.modes} separate modes of comparable "
             "density, of which one is described"
         )
-        if evidence.modes == 1:
-            problem = "searches ended at places as high as the posterior that no point is near"
-        remedy = "identify the model (order the components, say)"
-        if ridge:
-            problem = "the posterior is a curved ridge, of which a piece is described"
-        elif evidence.modes == 1:
-            remedy += ", and write shared sites that have a scale of their own non-centred"
         yield Reason("modes", evidence.modes, 1, "", problem, remedy)
-    if approximation is not None and approximation.reached == 1 < approximation.searched:
+    elif correction is not None and usable(correction):
+        # Weights that cannot be used say so themselves, and nothing of what they missed.
+        missed, limit = correction.landmark_log_ratio, evidence.options.verdict.tail_log_ratio
+        problem = (
+            "searches ended at places that no point is near, where weights would be "
+            f"e^{missed:.3g} times as large as any"
+        )
+        remedy += ", and write shared sites that have a scale of their own non-centred"
+        yield Reason("modes", missed, limit, "", problem, remedy)
+    lone = approximation is not None and approximation.reached == 1 < approximation.searched
+    if lone and evidence.alone:
+        # Chains that began elsewhere, each by itself, and came there are as many more searches.
+        lone = not visited(evidence.combined.draws, approximation, evidence.modes, by_all=True)
+    if approximation is not None and lone:
         problem = (
             f"only 1 of {approximation.searched} searches reached the highest mode that was found, "
             "so there may be a higher one that none has"
@@ -200,7 +227,9 @@ def _several_modes(evidence: Evidence) -> Iterator[Reason]:
 
 
 def _covered(evidence: Evidence) -> bool:
-    """Tell whether the points of a correction reach every place that a search has found."""
+    """Tell whether draws, or a correction's points, reach every place that a search has found."""
+    if evidence.alone:
+        return visited(evidence.combined.draws, evidence.approximation, evidence.modes)
     correction, limit = evidence.correction, evidence.options.verdict.tail_log_ratio
     if correction is None or not usable(correction):
         return False
@@ -221,7 +250,7 @@ def _correction_weights(evidence: Evidence) -> Iterator[Reason]:
         "raise consensus.correction.iterations (now "
         f"{evidence.options.correction.iterations}) in Dask's configuration"
     )
-    longer = f"{more}, or use n_shards=1"
+    longer = _ways(evidence, more, ALL_ROWS)
     if evidence.earlier is not None:
         more = longer = TOGETHER
     limit = min(limits.k_hat, 1 - 1 / np.log10(n_points))
@@ -260,6 +289,17 @@ def _correction_tails(evidence: Evidence) -> Iterator[Reason]:
         if evidence.earlier is not None:
             remedy = TOGETHER
         yield Reason("tail", ratio, limit, name, problem, remedy)
+    elif correction.beyond is not None:
+        worst, limit = int(np.argmax(correction.beyond.sd)), evidence.options.verdict.sd_error
+        name, error = evidence.corrected[worst], correction.beyond.sd[worst]
+        if not error <= limit:
+            along = evidence.corrected[correction.beyond.where]
+            problem = (
+                f"far out on {along}, where other parameters take other values, lies a little mass "
+                f"that the points do not reach, which makes the sd of {name} larger by {error:.0%}"
+            )
+            remedy = f"give {along} or {name} a prior that ends sooner"
+            yield Reason("tail", error, limit, name, problem, remedy)
 
 
 def _correction_integrals(evidence: Evidence) -> Iterator[Reason]:
@@ -280,8 +320,10 @@ def _correction_integrals(evidence: Evidence) -> Iterator[Reason]:
             f"two ways to integrate the {effects} differ by {error[worst]:.2g} "
             f"posterior sds in the {what} of {name}"
         )
-        # One shard is sampled, and integrates nothing; what another form does depends on the data.
-        remedy = "use n_shards=1, or try another parameterisation of the local sites"
+        if not np.isfinite(error[worst]):
+            problem = f"one of two ways to integrate the {effects} gave no number"
+        # Chains on all rows integrate nothing; what another form does depends on the data.
+        remedy = _ways(evidence, ALL_ROWS, "try another parameterisation of the local sites")
         yield Reason("integration", error[worst], limit, name, problem, remedy)
         break
     coupling = correction.coupling
@@ -290,7 +332,7 @@ def _correction_integrals(evidence: Evidence) -> Iterator[Reason]:
             f"the Hessian of the local effects is not block-diagonal ({coupling:.2g} of its size "
             "lies between groups), so effects couple groups"
         )
-        remedy = "remove that dependence, or use n_shards=1"
+        remedy = _ways(evidence, "remove that dependence", ALL_ROWS)
         yield Reason("coupling", coupling, limits.coupling, "", problem, remedy)
     if correction.levels is not None:
         yield from _levels(evidence, correction.levels)
@@ -299,7 +341,7 @@ def _correction_integrals(evidence: Evidence) -> Iterator[Reason]:
         problem = (
             f"the mode of {share:.1%} of the groups was not found, whose density may have several"
         )
-        remedy = "use n_shards=1, or try another parameterisation of the local sites"
+        remedy = _ways(evidence, ALL_ROWS, "try another parameterisation of the local sites")
         yield Reason("modes-not-found", share, limits.modes_not_found, "", problem, remedy)
 
 
@@ -317,7 +359,7 @@ def _levels(evidence: Evidence, levels: Levels) -> Iterator[Reason]:
                 f"a crossed effect is far from normal given the rest: the {what} of {name} may be "
                 f"off by {error[worst]:.2g} " + ("posterior sds" if what == "mean" else "of it")
             )
-            remedy = "use n_shards=1, or join levels of few rows"
+            remedy = _ways(evidence, ALL_ROWS, "join levels of few rows")
             yield Reason("integration", error[worst], limit, name, problem, remedy)
             break
 
@@ -337,33 +379,44 @@ def _earlier_fit(evidence: Evidence) -> Iterator[Reason]:
 
 
 def _sampling(evidence: Evidence) -> Iterator[Reason]:
-    limits, names = evidence.options.verdict, evidence.names
+    limits, names, together = evidence.options.verdict, evidence.names, evidence.alone
     r_hat = np.array([nuts.r_hat for nuts in evidence.nuts])
     if (r_hat > limits.r_hat).any():
         k, worst = divmod(int(np.nanargmax(r_hat)), len(names))
-        value, where = r_hat[k, worst], f"shard {k}, {names[worst]}"
-        problem = (
-            f"shard {k} has r_hat {value:.2f} on {names[worst]}, its chains not having converged"
-        )
+        value, name = r_hat[k, worst], names[worst]
+        problem = f"shard {k} has r_hat {value:.2f} on {name}, its chains not having converged"
+        if together:
+            problem = f"the chains have r_hat {value:.2f} on {name}, not having converged"
+        where = name if together else f"shard {k}, {name}"
         yield Reason("r-hat", value, limits.r_hat, where, problem, "raise num_warmup")
     ess = np.array([nuts.ess for nuts in evidence.nuts])
-    if ess.min() < limits.shard_ess:
-        k, worst = divmod(int(ess.argmin()), len(names))
-        value, where = ess[k, worst], f"shard {k}, {names[worst]}"
-        problem = (
-            f"shard {k} has {value:.0f} effective draws of {names[worst]}, fewer than "
-            f"{limits.shard_ess:g}"
-        )
+    k, worst = divmod(int(ess.argmin()), len(names))
+    value, name = ess[k, worst], names[worst]
+    # Draws of a shard make a Gaussian of it; those of all rows are the answer.
+    limit = limits.ess if together else limits.shard_ess
+    if not value >= limit:
+        problem = f"shard {k} has {value:.0f} effective draws of {name}, fewer than {limit:g}"
+        if together:
+            problem = (
+                f"the chains are as good as {value:.0f} independent draws of {name}, fewer than "
+                f"{limit:g}"
+            )
+        where = name if together else f"shard {k}, {name}"
         remedy = "raise num_samples, or reparameterise"
-        yield Reason("shard-ess", value, limits.shard_ess, where, problem, remedy)
+        if value >= limits.shard_ess:
+            yield Reason("ess", value, limit, where, problem, remedy)
+        else:
+            yield Reason("shard-ess", value, limit, where, problem, remedy)
     divergences = np.array([nuts.divergences for nuts in evidence.nuts])
     n_draws = np.prod(evidence.combined.draws.shape[:2])
     share = divergences.sum() / (n_draws * len(divergences))
     if share > limits.divergences:
         k = int(divergences.argmax())
-        problem = f"{divergences.sum()} divergences, {share:.1%} of the draws, most on shard {k}"
+        problem = f"{divergences.sum()} divergences, {share:.1%} of the draws"
+        problem += "" if together else f", most on shard {k}"
+        where = "" if together else f"shard {k}"
         remedy = "raise target_accept_prob, or reparameterise"
-        yield Reason("divergences", share, limits.divergences, f"shard {k}", problem, remedy)
+        yield Reason("divergences", share, limits.divergences, where, problem, remedy)
 
 
 # The combination

@@ -37,12 +37,16 @@ class Verdict(NamedTuple):
     text: str
 
     @property
+    def codes(self) -> str:
+        """Codes of the reasons, each once."""
+        return ", ".join(dict.fromkeys(reason.code for reason in self.reasons))
+
+    @property
     def summary(self) -> str:
         """Whether it is good, and how far means may be off."""
         worst = float(np.max(self.error))
         size = f"within {worst:.2g} posterior sds" if np.isfinite(worst) else "off by any amount"
-        codes = ", ".join(dict.fromkeys(reason.code for reason in self.reasons))
-        return f"good, means {size}" if self.good else f"not to be relied on ({codes})"
+        return f"good, means {size}" if self.good else f"not to be relied on ({self.codes})"
 
     def _repr_html_(self) -> str:
         title = "\u2713 good" if self.good else "\u2717 not to be relied on"
@@ -80,6 +84,7 @@ def evidence_of(
         approximation=None if guess is None else guess.approximation,
         coupled=plan.model.coupled,
         local_sites=[site.name for site in plan.model.local],
+        nuts_because=plan.nuts_because,
     )
 
 
@@ -116,6 +121,8 @@ def _error(evidence: Evidence) -> np.ndarray:
         return np.full_like(error, np.inf) if evidence.coupled else error
     error = np.hypot(correction.estimate.error, correction.integration_error)
     error = np.hypot(error, correction.sampling_error)
+    if correction.beyond is not None:
+        error = np.hypot(error, correction.beyond.mean)
     if correction.coordinates is not None:
         known_of = error
         error = np.full(len(evidence.names), np.inf)
@@ -151,20 +158,32 @@ def _what_was_done(evidence: Evidence) -> str:
     if earlier is not None:
         return _what_was_added(evidence, earlier)
     if evidence.alone:
-        return "One shard holds all rows: this is plain NUTS on the full model"
-    if correction is None:
-        return (
-            f"The combination of shards was not corrected, because {evidence.uncorrected_because}"
-        )
+        return _what_was_sampled(evidence)
     n_shards, asked = len(evidence.combined.rounds[-1].reports), ""
+    if correction is None:
+        what = "The combination of shards" if n_shards > 1 else "The Gaussian about the mode"
+        return f"{what} was not corrected, because {evidence.uncorrected_because}"
     if correction.sampled_shards:
         asked = (
             f", on {correction.sampled_shards:,} of {n_shards:,} shards that stand for all to "
             f"{correction.sampling_error.max():.1g} posterior sds"
         )
+    place = "the combination" if n_shards > 1 else "its mode"
+    tried = evidence.nuts_failed and f"; NUTS on all rows did no better ({evidence.nuts_failed})"
     return (
-        f"The full posterior was evaluated at {len(correction.weights):,} points around the "
-        f"combination{asked} {_how_good(correction)}"
+        f"The full posterior was evaluated at {len(correction.weights):,} points around {place}"
+        f"{asked} {_how_good(correction)}{tried}"
+    )
+
+
+def _what_was_sampled(evidence: Evidence) -> str:
+    """Say what chains on all rows are worth, and why there are some."""
+    n_chains, (nuts,) = len(evidence.combined.draws), evidence.nuts
+    because = f", because {evidence.nuts_because}" if evidence.nuts_because else ""
+    return (
+        f"NUTS sampled all rows together{because}: {n_chains} chain{'s' * (n_chains > 1)} "
+        f"(r_hat at most {np.max(nuts.r_hat):.2f}), as good as {nuts.ess.min():,.0f} independent "
+        "draws"
     )
 
 

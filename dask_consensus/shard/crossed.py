@@ -227,7 +227,7 @@ def _not_looked_up(model: ShardModel) -> ValueError:
     return ValueError(
         f"rows do not look crossed effects up by their column alone ({sites}): some level is "
         "treated otherwise than others, which the plan's sample did not show. Write it so that "
-        "rows depend on the column through the effects only, or use n_shards=1"
+        "rows depend on the column through the effects only, or use method='nuts'"
     )
 
 

@@ -70,12 +70,14 @@ def expanded(u: np.ndarray, axes: np.ndarray, ask: Callable[[np.ndarray], Score]
     """Expand whatever has a score at points ``(n, d)``; see :func:`expansion`."""
     value, gradient = ask(np.concatenate([u[None], u + axes.T, u - axes.T]))
     here, ahead, behind = gradient[0], *np.split(gradient[1:], 2)
-    try:
-        # Row j: the Hessian times step j.
-        precision = -np.linalg.solve(axes.T, (ahead - behind) / 2)
-    except np.linalg.LinAlgError:
-        precision = np.full_like(axes, np.nan)
-    third_derivative = (ahead - 2 * here + behind).sum(axis=0)
+    # Where values lie far off a density may be infinite a step away: whoever asks looks.
+    with np.errstate(invalid="ignore"):
+        try:
+            # Row j: the Hessian times step j.
+            precision = -np.linalg.solve(axes.T, (ahead - behind) / 2)
+        except np.linalg.LinAlgError:
+            precision = np.full_like(axes, np.nan)
+        third_derivative = (ahead - 2 * here + behind).sum(axis=0)
     return Expansion(float(value[0]), here, (precision + precision.T) / 2, third_derivative)
 
 

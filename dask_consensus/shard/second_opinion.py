@@ -105,12 +105,17 @@ class Proposals(NamedTuple):
 
 def proposals_of(found: hills.Hills, around: hills.Surroundings) -> Proposals:
     """Put densities around all modes of each unit, and about its local prior."""
-    # A mode that is not there leaves its points to the main one.
-    there = found.present[:, :, None]
-    modes = jnp.where(there, found.effects, found.effects[0])
-    factor = jnp.where(there[..., None], found.factor, found.factor[0])
     sd = jnp.maximum(around.sd, _LEAST_SD)
     prior = (jnp.eye(sd.shape[-1], dtype=sd.dtype) / sd[:, :, None])[None]
+    # A mode that is not there leaves its points to the main one, which may be none: an ascent that
+    # ended nowhere. One that is not a number would make none of the unit's points count.
+    main, shape = found.effects[0], found.factor[0]
+    known = jnp.isfinite(main).all(axis=-1) & jnp.isfinite(shape).all(axis=(-2, -1))
+    main = jnp.where(known[:, None], main, around.middle)
+    shape = jnp.where(known[:, None, None], shape, prior[0])
+    there = found.present.at[0].set(known)[:, :, None]
+    modes = jnp.where(there, found.effects, main)
+    factor = jnp.where(there[..., None], found.factor, shape)
     return Proposals(
         jnp.concatenate([modes] * len(_NARROW) + [around.middle[None]] * len(_WIDE)),
         jnp.concatenate([factor / s for s in _NARROW] + [prior / s for s in _WIDE]),

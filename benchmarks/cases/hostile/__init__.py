@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from . import effects, groups, modes, responses, shared, spreads  # noqa: F401  register their trials
+from . import (  # noqa: F401  register their trials
+    effects,
+    groups,
+    levels,
+    modes,
+    responses,
+    shared,
+    spreads,
+)
 from .trial import TRIALS, Trial
 
 __all__ = ["TRIALS", "Trial"]

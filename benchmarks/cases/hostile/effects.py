@@ -15,7 +15,7 @@ import pandas as pd
 from jax.scipy.special import betaln, logsumexp
 
 from ..case import Problem
-from .trial import EFFECTS, WEIGHTS, statistics, trial
+from .trial import CHAINS, EFFECTS, WEIGHTS, statistics, trial
 
 HALVES = np.array([0.5, 0.5])
 
@@ -221,7 +221,7 @@ def local_horseshoe_by_hand(n, mean, squares):
     draw=horseshoe_rows,
     by="group",
     by_hand=by_statistics(local_horseshoe_by_hand, HORSESHOE),
-    truths=EFFECTS,
+    truths=(*EFFECTS, *CHAINS),
 )
 def local_horseshoe(group, y=None, *, n_group):
     mu, tau, sigma = _spread_shared()

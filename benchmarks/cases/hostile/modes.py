@@ -16,7 +16,7 @@ from scipy.special import digamma, expit, logit, polygamma
 
 from ..case import takes
 from ..failing import mixture, one_stranger, regression
-from .trial import CHAINS, WEIGHTS, Moments, trial
+from .trial import CHAINS, WEIGHTS, Moments, moments_on_grid, trial
 
 SEVERAL = ("modes", *WEIGHTS, *CHAINS)
 
@@ -93,19 +93,8 @@ def _wave_moments(frame: pd.DataFrame) -> Moments:
     heights = -(y @ y - 2 * size * cross + size**2 * square) / (2 * sigma**2)
     heights += -len(y) * log_sigma - size**2 / 18 - sigma**2 / 18 + log_size + log_sigma
     heights += (u - np.exp(2 * u) / 50)[:, None, None]
-    weights = np.exp(heights - heights.max())
-    weights /= weights.sum()
-    axes = {
-        "frequency": (u, (1, 2)),
-        "size": (log_size[:, 0], (0, 2)),
-        "sigma": (log_sigma, (0, 1)),
-    }
-    moments = {}
-    for name, (values, others) in axes.items():
-        w = weights.sum(axis=others)
-        mean = w @ values
-        moments[name] = (mean, np.sqrt(w @ (values - mean) ** 2))
-    return moments
+    axes = {"frequency": u, "size": log_size[:, 0], "sigma": log_sigma}
+    return moments_on_grid(heights, axes)
 
 
 # Every other mode is some 10,000 log units lower: whoever ends there is wrong.
@@ -267,17 +256,8 @@ def _shifted_moments(frame: pd.DataFrame) -> Moments:
     log_density = (
         (n + 2) * log_rate[:, None] - 2 * rate - rate * (y - least + below[:, None]).sum(axis=1)
     )
-    weights = np.exp(log_density - log_density.max())
-    weights /= weights.sum()
-    u = logit((least - below) / 5.0)
-    moments = {}
-    for name, w, value in (
-        ("shift", weights.sum(axis=0), u),
-        ("rate", weights.sum(axis=1), log_rate),
-    ):
-        mean = w @ value
-        moments[name] = (mean, np.sqrt(w @ (value - mean) ** 2))
-    return moments
+    shift = logit((least - below) / 5.0)
+    return moments_on_grid(log_density, {"rate": log_rate, "shift": shift})
 
 
 @trial("shifted", draw=shifted_rows, exact=_shifted_moments, truths=("error", *SEVERAL))

@@ -13,7 +13,7 @@ from jax.scipy.special import gammaln
 from scipy.special import expit
 
 from ..case import Problem
-from .trial import EFFECTS, WEIGHTS, Moments, codes, trial
+from .trial import EFFECTS, WEIGHTS, Moments, codes, moments_on_grid, trial
 
 ALL = (*EFFECTS, *WEIGHTS)
 
@@ -136,14 +136,7 @@ def _trial_moments(frame: pd.DataFrame) -> Moments:
         heights[i, j] = _log_rising(p, y, size) + _log_rising(1 - p, n - y, size) - whole
     heights += log_size - np.log1p((size / 50.0) ** 2)
     heights -= (alpha[:, None, None] ** 2 + beta[:, None] ** 2) / 8.0
-    weights = np.exp(heights - heights.max())
-    weights /= weights.sum()
-    moments = {}
-    for axis, (name, values) in enumerate({"alpha": alpha, "beta": beta, "size": log_size}.items()):
-        w = weights.sum(axis=tuple({0, 1, 2} - {axis}))
-        mean = w @ values
-        moments[name] = (mean, np.sqrt(w @ (values - mean) ** 2))
-    return moments
+    return moments_on_grid(heights, {"alpha": alpha, "beta": beta, "size": log_size})
 
 
 # Binomial counts have no dispersion of their own: the prior's long tail of `size` is left as it is.

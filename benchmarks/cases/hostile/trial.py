@@ -111,3 +111,15 @@ def statistics(frame: pd.DataFrame, by: str, y: str = "y") -> dict[str, np.ndarr
 def codes(groups: int, each: int) -> np.ndarray:
     """Codes of groups of equal size."""
     return np.repeat(np.arange(groups), each)
+
+
+def moments_on_grid(heights: np.ndarray, axes: Mapping[str, np.ndarray]) -> Moments:
+    """Mean and sd along each axis of a grid of log densities."""
+    weights = np.exp(heights - heights.max())
+    weights /= weights.sum()
+    moments = {}
+    for axis, (name, values) in enumerate(axes.items()):
+        w = weights.sum(axis=tuple({*range(heights.ndim)} - {axis}))
+        mean = w @ values
+        moments[name] = (float(mean), float(np.sqrt(w @ (values - mean) ** 2)))
+    return moments
