@@ -27,6 +27,13 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:200])
 
 
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    for at in range(4, 40):
+        content[at] ^= 0x55
+    path.write_bytes(content)
+
+
 def without_x(path):
     pd.read_parquet(path).drop(columns="x").to_parquet(path)
 
@@ -37,10 +44,11 @@ def without_x(path):
         ("fsspec", cut, "part.2.parquet: "),
         ("arrow", cut, "part.2.parquet: "),
         ("fsspec", lambda path: path.write_bytes(b""), "part.2.parquet: "),
+        ("fsspec", flipped, "part.2.parquet: "),
         # Arrow's own file systems fill a column that a file lacks: the survey tells of that.
         ("fsspec", without_x, "part.2.parquet: it has no column 'x'"),
     ],
-    ids=["cut", "cut, by Arrow", "empty", "without a column"],
+    ids=["cut", "cut, by Arrow", "empty", "bytes flipped", "without a column"],
 )
 def test_the_file_is_named(folder, filesystem, harm, told):
     frame = dd.read_parquet(folder, columns=["g", "x", "y"], filesystem=filesystem)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import dask.dataframe as dd
 import fsspec
 import pyarrow.parquet as pq
 
-_FILES = 2_000  # whose footers are read at most: after that it is left at what was found
+_FILES = 2_000  # whose footers are read at most
+_BYTES = 2**30  # of all of them, up to which they are read whole where no footer tells
 _NAMED = 3
 _AT_ONCE = 8
 
@@ -42,19 +44,29 @@ def _of_reading(error: Exception) -> bool:
 
 
 def _at_fault(frame: dd.DataFrame) -> str:
-    """Name files whose footers cannot be read, or that lack columns; empty if there are none."""
+    """Name files that cannot be read, or that lack columns; empty if none is found."""
     problems = []
     for read in _readings(frame):
         system, paths = _files(read)
-        wanted = list(map(str, read.columns))
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            told = threads.map(lambda path: _problem(system, path, wanted), paths[:_FILES])  # noqa: B023
-            problems += [f"{path}: {why}" for path, why in zip(paths, told, strict=False) if why]
+        look = partial(_problem, system, list(map(str, read.columns)))
+        found = _looked_at(partial(look, whole=False), paths[:_FILES])
+        if not found and sum(map(system.size, paths[:_FILES])) < _BYTES:
+            found = _looked_at(partial(look, whole=True), paths[:_FILES])
+        problems += found
     named = "; ".join(problems[:_NAMED])
     more = f"; and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
-    return f"Of the files that the frame is read from, these are at fault: {named}{more}." * bool(
+    return f"Of the files that the frame is read from, these are at fault: {named}{more}" * bool(
         named
     )
+
+
+def _looked_at(look: Callable[[str], str], paths: list[str]) -> list[str]:
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return [
+            f"{path}: {why}"
+            for path, why in zip(paths, threads.map(look, paths), strict=True)
+            if why
+        ]
 
 
 def _readings(frame: dd.DataFrame) -> list[Any]:
@@ -77,13 +89,15 @@ def _files(read: Any) -> tuple[Any, list[str]]:
     return system, paths
 
 
-def _problem(system: Any, path: str, wanted: list[str]) -> str:
-    """Say what is wrong with a file, by its footer; empty if nothing is seen there."""
+def _problem(system: Any, wanted: list[str], path: str, *, whole: bool) -> str:
+    """Say what is wrong with a file, by its footer or by what is wanted of it; empty if nothing."""
     try:
         with system.open(path) as file:
-            names = pq.ParquetFile(file).schema_arrow.names
+            content = pq.ParquetFile(file)
+            missing = [name for name in wanted if name not in content.schema_arrow.names]
+            if whole and not missing:
+                content.read(columns=wanted)
     except Exception as error:
-        return next(iter(str(error).splitlines()), type(error).__name__)
-    missing = [name for name in wanted if name not in names]
+        return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
     shown = ", ".join(map(repr, itertools.islice(missing, _NAMED)))
     return f"it has no column {shown}" if missing else ""

@@ -343,8 +343,9 @@ def _draws(
         for _, groups, _ in levels:
             coords |= groups.coords(np.arange(groups.n))
         store = DrawStore(options.store)
-        block = store.create(dims, shapes, coords)
-        _write_draws(plan, shards, kept, levels, shared, store, block)
+        with store.named():
+            block = store.create(dims, shapes, coords)
+            _write_draws(plan, shards, kept, levels, shared, store, block)
         return store.opened()
     reports = map_reduce(
         each(_draw),

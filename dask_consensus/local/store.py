@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import fsspec
@@ -107,12 +107,17 @@ class DrawStore:
             ]
             held = list(states[low : high + 1])
             tasks.append(call(_write, self._path, names, where, pieces, held))
+        return compute(tasks)
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Within, an error of a disk or a network says what was written where."""
         try:
-            return compute(tasks)
+            yield
         except OSError as error:
             error.add_note(
-                f"While draws of effects were written to {self._path}. Nothing else is lost: called "
-                "again with the same store=, the fit goes on from there."
+                f"While draws of effects were written to {self._path}. Nothing else is lost: "
+                "called again with the same store=, the fit goes on from there."
             )
             raise
 
