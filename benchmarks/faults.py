@@ -295,7 +295,8 @@ def _full_store(args: argparse.Namespace) -> dict[str, Any]:
 def _full_scratch(args: argparse.Namespace) -> dict[str, Any]:
     with cluster_of(2):
         plain = digest(quietly(fit_of(args, args.shards)))
-    with _Full(2**20) as folder, cluster_of(2, str(folder)):
+    patience = {"consensus.worker-timeout": 40}
+    with _Full(2**20) as folder, dask.config.set(patience), cluster_of(2, str(folder)):
         (folder / "filled").write_bytes(b"x" * 900_000)
         return _outcome(lambda: quietly(fit_of(args, args.shards)), plain)
 
