@@ -96,6 +96,7 @@ def test_rivals(
     assert "| binary | 400 | this package |" in printed
 
 
+@pytest.mark.slow
 def test_sampling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with dask.config.set({"consensus.correction.sampled-rows": 1}):
         sampling.main(["--toy", "--results", str(tmp_path)])
@@ -247,6 +248,7 @@ def test_all_ways_of_the_loop(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     toy = ["--toy", "--results", str(tmp_path)]
@@ -290,6 +292,7 @@ def test_a_frame_that_is_cut_wrongly_would_be_seen(monkeypatch: pytest.MonkeyPat
     assert "values are not what they were" in row["wrong"][0][2]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scale.main(["--toy", "--results", str(tmp_path)])
