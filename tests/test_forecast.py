@@ -98,7 +98,7 @@ def test_work_is_multiplied_by_what_it_takes(planned):
 def test_nuts_takes_its_transitions(planned):
     """Those of the trial are the slowest: it may be four times as quick, or twice as slow."""
     nuts = {"num_warmup": 300, "num_samples": 500, "method": "consensus", "correct": False}
-    changed = with_options(planned, **nuts, num_chains=2)
+    changed = with_options(planned, **nuts, shard_chains=2)
     told = estimated(changed, RATES, 1, 1, sharded=True).seconds["rounds"]
     all_of_them = 2 * 800 * 6 * RATES.transition
     assert told == pytest.approx((all_of_them / 4, all_of_them / 1.5, all_of_them * 2))
