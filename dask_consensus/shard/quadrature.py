@@ -123,7 +123,7 @@ def shells(q: int, pairs: tuple[int, ...]) -> Nodes:
     """
     square, weights = scipy.special.roots_genlaguerre(len(pairs), q / 2 - 1)
     radii, weights = np.sqrt(2 * square), weights / weights.sum()
-    shell = np.repeat(np.arange(len(pairs)), q * np.array(pairs))
+    shell = np.repeat(np.arange(len(pairs), dtype=np.intp), q * np.array(pairs))
     directions = _spread(q, shell, radii, weights)
     half = radii[shell, None] * directions
     log_share = np.log(weights[shell] / (2 * q * np.array(pairs)[shell]))
@@ -131,7 +131,7 @@ def shells(q: int, pairs: tuple[int, ...]) -> Nodes:
     return Nodes(np.concatenate([half, -half]), np.tile(log_weights, 2))
 
 
-def _spread(q: int, shell: Array, radii: Array, weights: Array) -> Array:
+def _spread(q: int, shell: npt.NDArray[np.intp], radii: Array, weights: Array) -> Array:
     """Find directions ``(n, q)`` on shells whose harmonics add up to next to nothing.
 
     Over random rotations the squared error of the average of a spherical harmonic is a sum over
