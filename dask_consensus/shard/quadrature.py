@@ -1,11 +1,11 @@
 """Nodes and weights for integrals against a standard normal density.
 
-Up to two dimensions they are grids. In more the nodes lie on a few shells, whose radii and weights
+Up to three dimensions they are grids. In more the nodes lie on shells, whose radii and weights
 are a Gauss rule for the length of a normal vector (Genz and Monahan 1998, SIAM Journal on
 Scientific Computing 19), in pairs of opposite directions. Directions are such that polynomials to
 the third degree are exact, and the average of a polynomial of degree four or six over a random
 rotation of all of them errs by as little as so many directions can. Whoever integrates many units
-turns the nodes of each by a rotation of its own (:func:`.hills.offsets`): what a rule does not
+turns the nodes of each by a rotation of its own (:func:`.turned.offsets`): what a rule does not
 know of one unit is then chance, and all but cancels in a sum over units, where the same nodes for
 all would err alike in all.
 """
