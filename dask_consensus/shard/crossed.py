@@ -167,7 +167,8 @@ def _at_point(model: ShardModel) -> Callable[..., tuple[_OfRows, jax.Array]]:
         there = newton.ascend(density, begin, newton.MOST_LOOKS, _NEAR)
         modes = there.effects + jnp.where((there.decrement < 0.5)[:, None], there.step, 0.0)
 
-        offset_of = turned.offsets(there.factor, turned.rotations(*modes.shape, u.dtype))
+        turns = turned.rotations(modes.shape[0], modes.shape[1], u.dtype)
+        offset_of = turned.offsets(there.factor, turns)
 
         def place(i: jax.Array) -> jax.Array:
             return modes + offset_of(nodes.points[i])

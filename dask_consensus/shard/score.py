@@ -212,7 +212,7 @@ def _integrated(density: newton.Density, modes: Begin, nodes: Nodes, count: jax.
     begin, present = modes
     effects, factor, log_mass = lax.map(climb, begin)
     summits = Hills(effects, factor, jnp.where(present, log_mass, -jnp.inf))
-    turns = turned.rotations(*effects.shape[1:], effects.dtype)
+    turns = turned.rotations(effects.shape[1], effects.shape[2], effects.dtype)
     log_integral = integral(density, summits, nodes, count, turns)
     return _There(effects, factor, shares(summits), turns, log_integral)
 
