@@ -187,20 +187,10 @@ def against_importance(q, family, groups, rows):
     return by_rule, sought[..., 0], sought[..., 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("q", "family", "rows"),
-    [
-        (4, "binary", 5),
-        *(
-            pytest.param(*given, marks=pytest.mark.slow)
-            for given in [
-                (5, "binary", 4),
-                (5, "poisson", 5),
-                (10, "binary", 6),
-                (10, "poisson", 4),
-            ]
-        ),
-    ],
+    [(4, "binary", 5), (5, "binary", 4), (5, "poisson", 5), (10, "binary", 6), (10, "poisson", 4)],
 )
 def test_skewed_groups_against_importance_sampling(q, family, rows):
     by_rule, expected, noise = against_importance(q, family, 8, rows)
