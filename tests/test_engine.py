@@ -38,7 +38,7 @@ class Stub:
 
     obstacle = ""
     value_nodes = (3, 7)
-    gradient_nodes = (2, 4)
+    gradient_nodes = search_nodes = (2, 4)
     questions: list
 
     def values(self, data, points, center, rule):
@@ -60,7 +60,7 @@ class Stub:
         there = self.gradient(data, u[None], weight, rule)
         return Expansion(float(there.value[0]), there.gradient[0], PRECISION, np.zeros(3))
 
-    def descents(self, data, starts, scale, most):
+    def descents(self, data, starts, scale, most, n_nodes):
         self.questions.append(("descents", most))
         ended = np.where(most, MODE, starts)
         height = -0.5 * np.einsum("gi,ij,gj->g", ended - MODE, PRECISION, ended - MODE)

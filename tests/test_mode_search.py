@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import dask
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from dask_consensus.combination.mode_search import Ended, beyond, merged
 from dask_consensus.combination.symmetry import images
 from dask_consensus.model.model import precision
 from dask_consensus.shard.descent import descend
+from dask_consensus.shard.engine import engine_of
+from dask_consensus.shard.quadrature import Rule
 
 from . import from_pandas
 from .test_marginal import data_of, read
@@ -159,3 +162,33 @@ def test_searches_begin_at_finite_points():
     assert np.isfinite(points).all()
     assert points.shape == (192, 3)
     assert (scale > 0).all()
+
+
+def stores(g, y=None, *, n_g):
+    mu = numpyro.sample("mu", dist.Normal(0, 3))
+    tau = numpyro.sample("tau", dist.HalfNormal(2))
+    with numpyro.plate("g", n_g):
+        b = numpyro.sample("b", dist.Normal(0, tau))
+    numpyro.sample("y", dist.Poisson(jnp.exp(mu + b[g])), obs=y)
+
+
+def test_a_search_takes_nodes_whose_gradient_is_that_of_its_heights():
+    """Two nodes are not for counts: a search by them ended three sds away, or on a ridge."""
+    rng = np.random.default_rng(0)
+    g = np.repeat(np.arange(80), 12)
+    y = rng.poisson(np.exp(rng.normal(-0.5, 1.0, 80)[g])).astype(float)
+    model, data = read(stores, {"y": y}, groups=["g"]), data_of({"y": y}, {"g": g})
+    peak, settled = mode_search.search(data, model, np.array([-0.2, 0.3]), np.full(2, 0.3))
+    finest = Rule(engine_of(model).gradient_nodes[-1])
+    slope = engine_of(model).gradient(data, peak.u[None], 1.0, finest).gradient[0]
+    assert settled
+    # A Newton step from there, in sds: those of the search are right to 0.3, as any climb.
+    assert np.sqrt(slope @ peak.covariance @ slope) < 0.1
+
+
+@pytest.mark.parametrize(("heights", "taken"), [((-50.0, -50.0), 2), ((-50.0, -50.1), 7)])
+def test_few_nodes_are_for_heights_that_they_have_exactly(heights, taken):
+    engine = SimpleNamespace(search_nodes=(2, 7))
+    known = dict(zip((2, 7), heights, strict=True))
+    assert mode_search._search_nodes(engine, known.__getitem__) == taken
+    assert mode_search._search_nodes(SimpleNamespace(search_nodes=(10,)), known.get) == 10

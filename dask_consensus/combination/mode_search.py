@@ -15,7 +15,7 @@ from ..cluster.shards import Shards
 from ..cluster.tasks import broadcast, compute
 from ..model.model import ShardModel, precision
 from ..shard.compiling import on_device
-from ..shard.engine import engine_of
+from ..shard.engine import Engine, engine_of
 from ..shard.quadrature import Rule
 from ..shard.subsets import few_units, some_units
 from ..shard_data import ShardData, Size
@@ -31,6 +31,7 @@ _EVALUATIONS = 200  # of one search of such rows, at most
 _STRETCH = 2.0  # of half the points beyond the prior's bulk, from its median
 _POLISH = 12  # expansions at most to polish a search of one shard
 _BIAS = 0.1  # sds by which too few nodes may displace the mode
+_SAME = 1e-6  # relative difference of log densities by more than which fewer nodes do not do
 
 
 def comparable(height: float, highest: float, d: int) -> bool:
@@ -246,8 +247,27 @@ def few_rows(data: ShardData, model: ShardModel) -> ShardData:
 
 def heights_of(data: ShardData, model: ShardModel, points: Array) -> Array:
     """Log posterior of some rows under the full prior at each point, ``(n,)``."""
-    heights = engine_of(model).descents(data, points, np.ones(points.shape[1]), 0).height
+    return _heights(data, model, points, engine_of(model).search_nodes[0])
+
+
+def _heights(data: ShardData, model: ShardModel, points: Array, n_nodes: int) -> Array:
+    ones = np.ones(points.shape[1])
+    heights = engine_of(model).descents(data, points, ones, 0, n_nodes).height
     return np.where(np.isfinite(heights), heights, -np.inf)
+
+
+def _search_nodes(engine: Engine, height: Callable[[int], float]) -> int:
+    """Take the fewest nodes where they are exact, as for Gaussian rows, by heights of one point.
+
+    Where they are not, the gradient is not that of the height: a search by both comes to no end,
+    or to one that is sds away.
+    """
+    fewest, *more = engine.search_nodes
+    if not more:
+        return fewest
+    finer = height(more[0])
+    exact = abs(height(fewest) - finer) <= _SAME * (1 + abs(finer))
+    return fewest if exact else more[0]
 
 
 def search_rows(
@@ -263,7 +283,9 @@ def search_rows(
     begins = [k for k in (*best.tolist(), *winners) if np.isfinite(heights[k])]
     if not begins:
         return []
-    descents = engine_of(model).descents(data, points[begins], scale, _EVALUATIONS)
+    engine, first = engine_of(model), points[begins[:1]]
+    n_nodes = _search_nodes(engine, lambda n: float(_heights(data, model, first, n)[0]))
+    descents = engine.descents(data, points[begins], scale, _EVALUATIONS, n_nodes)
     sds = np.sqrt(np.maximum(descents.variance, np.finfo(float).tiny))
     return [
         Ended(u, float(height), sd)
@@ -283,8 +305,12 @@ def search(data: ShardData, model: ShardModel, start: Array, scale: Array) -> tu
         Where to begin, and the size of a step.
     """
     engine = engine_of(model)
-    rule = Rule(engine.gradient_nodes[0])
-    u, height, guess = _descend(data, model, start, scale)
+
+    def there(n_nodes: int) -> float:
+        return float(engine.gradient(data, start[None], 1.0, Rule(n_nodes)).value[0])
+
+    rule = Rule(_search_nodes(engine, there))
+    u, height, guess = _descend(data, model, start, scale, rule)
     ended = Peak(u, guess, height)
     if not np.isfinite(height):
         return ended, False
@@ -298,11 +324,10 @@ def search(data: ShardData, model: ShardModel, start: Array, scale: Array) -> tu
 
 
 def _descend(
-    data: ShardData, model: ShardModel, start: Array, scale: Array
+    data: ShardData, model: ShardModel, start: Array, scale: Array, rule: Rule
 ) -> tuple[Array, float, Array]:
     """Minimise by L-BFGS: the point, its height, a guess at the covariance there."""
     engine = engine_of(model)
-    rule = Rule(engine.gradient_nodes[0])
     with precision(model.double):
         there = on_device(data)
 

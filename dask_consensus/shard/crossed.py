@@ -26,7 +26,7 @@ from jax import lax
 from ..model.crossed import Crossed, coordinates
 from ..model.model import ShardModel, precision
 from ..shard_data import ROWS, ShardData
-from . import newton
+from . import newton, turned
 from .compiling import compiled, on_device
 from .effects import (
     effects_per_unit,
@@ -167,9 +167,11 @@ def _at_point(model: ShardModel) -> Callable[..., tuple[_OfRows, jax.Array]]:
         there = newton.ascend(density, begin, newton.MOST_LOOKS, _NEAR)
         modes = there.effects + jnp.where((there.decrement < 0.5)[:, None], there.step, 0.0)
 
+        turns = turned.rotations(modes.shape[0], modes.shape[1], u.dtype)
+        offset_of = turned.offsets(there.factor, turns)
+
         def place(i: jax.Array) -> jax.Array:
-            point = jnp.broadcast_to(nodes.points[i], modes.shape)
-            return modes + newton.back_solve(there.factor, point)
+            return modes + offset_of(nodes.points[i])
 
         log_mass = lax.map(
             lambda i: nodes.log_weights[i] + density(place(i))[0],

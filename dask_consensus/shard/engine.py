@@ -77,6 +77,11 @@ class Engine(ABC):
     def gradient_nodes(self) -> tuple[int, ...]:
         """Numbers of nodes to try for gradients."""
 
+    @property
+    def search_nodes(self) -> tuple[int, ...]:
+        """Numbers of nodes that a search for a mode chooses from: of few, that few do or not."""
+        return self.gradient_nodes[:2]
+
     def values(self, data: ShardData, points: np.ndarray, center: np.ndarray, rule: Rule) -> Values:
         """Log likelihood at points ``(G, d)``, less that at the center."""
         return self.functions.values(self.model, data, points, center, rule)
@@ -96,11 +101,14 @@ class Engine(ABC):
         return self.functions.heights(self.model, data, points, weight, rule)
 
     def descents(
-        self, data: ShardData, starts: np.ndarray, scale: np.ndarray, most: int
+        self, data: ShardData, starts: np.ndarray, scale: np.ndarray, most: int, n_nodes: int
     ) -> Descents:
-        """Search for maxima of the log density under the full prior, from ``(n, d)`` points."""
-        fewest = self.gradient_nodes[0]
-        return self.functions.descents(self.model, data, starts, scale, fewest, most)
+        """Search for maxima of the log density under the full prior, from ``(n, d)`` points.
+
+        At most so many evaluations are made from each; of none, heights are told. Nodes are
+        :attr:`search_nodes`.
+        """
+        return self.functions.descents(self.model, data, starts, scale, n_nodes, most)
 
     def expansion(
         self, data: ShardData, u: np.ndarray, axes: np.ndarray, weight: float, rule: Rule
@@ -207,6 +215,11 @@ class NestedQuadrature(Engine):
     def gradient_nodes(self) -> tuple[int, ...]:
         """Numbers of nodes to try for gradients, of all levels together."""
         return nested.gradient_nodes(self.model)
+
+    @property
+    def search_nodes(self) -> tuple[int, ...]:
+        """The fewest, which are enough for rows of any kind."""
+        return self.gradient_nodes[:1]
 
 
 def engine_of(model: ShardModel) -> Engine:

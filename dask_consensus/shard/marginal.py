@@ -3,9 +3,9 @@
 ``log l_k(u)`` is a sum over *units*, the groups (or rows) that carry local effects, of
 ``log integral p(y_j | b, u) p(b | u) db``. The mode of every unit is found at once by Newton's
 method, whose Hessian is block-diagonal; around it the integral is taken by adaptive Gauss-Hermite
-quadrature (Naylor and Smith 1982; Pinheiro and Bates 1995), by quasi-random points in more
-dimensions; around each of several modes where a unit has them (:mod:`.hills`). Without local
-effects the likelihood is plain.
+quadrature (Naylor and Smith 1982; Pinheiro and Bates 1995), by nodes on a few shells in more
+dimensions (:mod:`.quadrature`); around each of several modes where a unit has them (:mod:`.hills`).
+Without local effects the likelihood is plain.
 
 Everything is a difference to the value at a *center* ``u0``, taken row by row before rows are
 summed, in double precision wherever the model bears it, whatever precision it is sampled in: in
@@ -25,7 +25,7 @@ from jax import lax
 
 from ..model.model import ShardModel, precision
 from ..shard_data import ROWS, ShardData
-from . import hills, newton
+from . import hills, newton, turned
 from .compiling import compiled, on_device
 from .device import accelerated
 from .effects import (
@@ -335,6 +335,8 @@ def evaluate(
         points: jax.Array,
         n: jax.Array,
     ) -> tuple[jax.Array, ...]:
+        turns = turned.rotations(center.effects.shape[1], q, points.dtype)
+
         def units_at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
             if not q:
                 terms = terms_of(model, u, {}, data)
@@ -361,7 +363,7 @@ def evaluate(
                 arrived = jnp.isfinite(summits.log_mass)
             else:
                 summits = hills.Hills(modes, factor, jnp.zeros(arrived.shape, u.dtype))
-            log_integral = integral(density, summits, nodes, count)
+            log_integral = integral(density, summits, nodes, count, turns)
             rest = others(model, density(modes[0])[1], center.reference)
             values = jnp.concatenate([jnp.where(mask, log_integral, 0.0), rest])
             return values, jnp.sum(mask & ~arrived.any(axis=0))
@@ -389,19 +391,27 @@ def each(function: Callable[[jax.Array], Any], points: jax.Array, n: jax.Array, 
 
 
 def integral(
-    density: newton.Density, summits: hills.Hills, nodes: Nodes, count: jax.Array
+    density: newton.Density,
+    summits: hills.Hills,
+    nodes: Nodes,
+    count: jax.Array,
+    turns: jax.Array | None,
 ) -> jax.Array:
-    """Log integral of every unit, by the first `count` nodes around each of its modes; ``(U,)``."""
+    """Log integral of every unit, by the first `count` nodes around each of its modes; ``(U,)``.
+
+    They are turned by :func:`.turned.rotations`.
+    """
     share_at = hills.shares(summits)
     log_volume = -hills.log_determinant(summits.factor)
 
     def around(m: jax.Array) -> jax.Array:
-        effects, factor = summits.effects[m], summits.factor[m]
+        effects = summits.effects[m]
+        offset_of = turned.offsets(summits.factor[m], turns)
 
         def add(i: jax.Array, total: jax.Array) -> jax.Array:
-            offset = newton.back_solve(factor, jnp.broadcast_to(nodes.points[i], effects.shape))
-            values, _ = density(effects + offset)
-            values = jnp.where(jnp.isnan(values), -jnp.inf, values) + share_at(m, effects + offset)
+            place = effects + offset_of(nodes.points[i])
+            values, _ = density(place)
+            values = jnp.where(jnp.isnan(values), -jnp.inf, values) + share_at(m, place)
             return jnp.logaddexp(total, nodes.log_weights[i] + values)
 
         nothing = jnp.full(len(effects), -jnp.inf, effects.dtype)

@@ -17,7 +17,7 @@ from jax import lax
 
 from ..model.model import ShardModel, precision
 from ..shard_data import ShardData
-from . import newton
+from . import newton, turned
 from .compiling import compiled, on_device
 from .effects import effects_per_unit, nothing_subtracted, others, unit_density, unit_level
 from .hills import Hills, log_determinant, shares
@@ -189,6 +189,7 @@ class _There(NamedTuple):
     effects: jax.Array  # (M, U, q) modes
     factor: jax.Array  # (M, U, q, q)
     share_at: Callable[[jax.Array, jax.Array], jax.Array]
+    turns: jax.Array | None
     log_integral: jax.Array  # (U,)
 
     @property
@@ -211,7 +212,9 @@ def _integrated(density: newton.Density, modes: Begin, nodes: Nodes, count: jax.
     begin, present = modes
     effects, factor, log_mass = lax.map(climb, begin)
     summits = Hills(effects, factor, jnp.where(present, log_mass, -jnp.inf))
-    return _There(effects, factor, shares(summits), integral(density, summits, nodes, count))
+    turns = turned.rotations(effects.shape[1], effects.shape[2], effects.dtype)
+    log_integral = integral(density, summits, nodes, count, turns)
+    return _There(effects, factor, shares(summits), turns, log_integral)
 
 
 def height_at(model: ShardModel) -> PointFunction:
@@ -271,10 +274,10 @@ def score_at(model: ShardModel) -> PointFunction:
         log_volume = -log_determinant(factor)
 
         def around(m: jax.Array, gradient: jax.Array) -> jax.Array:
+            offset_of = turned.offsets(factor[m], there.turns)
+
             def at_node(i: jax.Array, gradient: jax.Array) -> jax.Array:
-                point = nodes.points[i]
-                offset = newton.back_solve(factor[m], jnp.broadcast_to(point, effects[m].shape))
-                place = effects[m] + offset
+                place = effects[m] + offset_of(nodes.points[i])
                 values, pull = jax.vjp(lambda u: density(place, u)[0], u)
                 parts = nodes.log_weights[i] + values + there.share_at(m, place)
                 share = jnp.exp(parts + log_volume[m] - there.log_integral)
