@@ -191,6 +191,8 @@ def _fitted(call: Any, sample: Mapping[str, Any], name: str) -> Any:
     values = np.asarray(sample["values"], np.float64)
     settings = [argument.eval({}, environment()) for argument in call.args[1:]]
     keywords = {key: value.eval({}, environment()) for key, value in call.kwargs.items()}
+    if hasattr(transform, "std") and not sample["sd"] > 0:
+        raise FormulaError(f"{name}: its column is {sample['mean']:g} in every row")
     try:
         transform(values, *settings, **keywords)
     except Exception as error:  # of formulae, SciPy or NumPy
@@ -199,8 +201,6 @@ def _fitted(call: Any, sample: Mapping[str, Any], name: str) -> Any:
         transform.mean = sample["mean"]
     if hasattr(transform, "std"):
         transform.std = sample["sd"]
-        if not transform.std > 0:
-            raise FormulaError(f"{name}: its column is {sample['mean']:g} in every row")
     if hasattr(transform, "norms2"):
         # Sums of squares grow with the number of rows, of which the sample stands for all.
         ratio = sample["n"] / len(values)

@@ -418,9 +418,10 @@ def _of_cells(design: Design, term: Any, seen: Seen) -> TermScale:
     at, spread = np.array(means), np.array(squares)
 
     def measured(code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        values = code * at[:, np.newaxis]
-        mean = share @ values
-        return mean, np.sqrt(share @ (values - mean) ** 2 + spread @ code**2)
+        with np.errstate(invalid="ignore"):
+            values = code * at[:, np.newaxis]
+            mean = share @ values
+            return mean, np.sqrt(share @ (values - mean) ** 2 + spread @ code**2)
 
     mean, sd = measured(codes)
     sum_sd = float(measured(codes.sum(axis=1, keepdims=True))[1][0])

@@ -39,8 +39,9 @@ def add(parts: Sequence[Moments]) -> Moments:
     n = sum(part.n for part in parts)
     if not n:
         return parts[0]
-    mean = sum(part.n * part.mean for part in parts) / n
-    squares = sum(part.squares + part.n * (part.mean - mean) ** 2 for part in parts)
+    with np.errstate(invalid="ignore"):  # infinities have no mean, and are refused later
+        mean = sum(part.n * part.mean for part in parts) / n
+        squares = sum(part.squares + part.n * (part.mean - mean) ** 2 for part in parts)
     return Moments(n, mean, squares)
 
 

@@ -209,8 +209,12 @@ def values_in(expression: Any, partition: pd.DataFrame, env: Any) -> pd.Series:
 
 def _look(partition: pd.DataFrame, text: str, meta: pd.DataFrame) -> Seen:
     """Look at a partition; runs on a worker."""
-    terms, env = read(text), environment()
-    partition = plain_columns(partition)
+    with np.errstate(invalid="ignore"):  # what is infinite is refused where it is used
+        return _seen(plain_columns(partition), read(text), meta)
+
+
+def _seen(partition: pd.DataFrame, terms: Terms, meta: pd.DataFrame) -> Seen:
+    env = environment()
     lacking = [np.logical_or(*missing(values)) for _, values in partition.items()]
     rows = partition[~np.logical_or.reduce(lacking)].reset_index(drop=True)
     codes: dict[str, tuple[np.ndarray, list[Any]]] = {}
