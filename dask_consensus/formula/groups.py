@@ -44,7 +44,7 @@ def grouping_of(factors: Sequence[Cell], seen: Mapping[Cell, Factor]) -> Groupin
     """
     if not factors:
         return Grouping()
-    counts = {factor: seen[factor].count if factor in seen else 0 for factor in factors}
+    counts = {factor: seen[factor].size if factor in seen else 0 for factor in factors}
     largest = max(factors, key=lambda factor: (counts[factor], len(factor)))
     chain = [largest]
     around = [f for f in factors if set(f) < set(largest)]
@@ -69,7 +69,7 @@ def name_of(factor: Cell) -> str:
 def _levels(factor: Cell, seen: Factor) -> tuple[object, ...]:
     if seen.groups is None:
         raise FormulaError(
-            f"(... | {name_of(factor)}): about {seen.count:,} groups that are crossed with those "
+            f"(... | {name_of(factor)}): about {seen.size:,} groups that are crossed with those "
             f"of the key, more than the {MOST_LEVELS:,} whose effects can be: join groups of few "
             "rows, or leave the smaller factor out"
         )

@@ -64,7 +64,7 @@ class Factor(NamedTuple):
     sketch: np.ndarray
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """How many there are; about, where they are too many to be told."""
         if self.groups is not None:
             return len(self.groups)
@@ -309,7 +309,7 @@ def _table(
     mean = np.bincount(place, product, len(cells)) / n
     squares = np.bincount(place, (product - mean[place]) ** 2, len(cells))
     where = np.unravel_index(cells, sizes)[1:]
-    found = {
+    of_cells = {
         tuple(levels[at[i]] for levels, at in zip(names, where, strict=True)): Moments(
             float(n[i]), float(mean[i]), float(squares[i])
         )
@@ -317,7 +317,7 @@ def _table(
     }
     levels_of = tuple(c.name for c in term.components if c.name in codes)
     others = tuple(c.name for c in term.components if c.name not in codes)
-    return Table(levels_of, others, found)
+    return Table(levels_of, others, of_cells)
 
 
 def _factor(rows: pd.DataFrame, factor: Sequence[str]) -> Factor:
