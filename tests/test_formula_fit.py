@@ -62,7 +62,7 @@ def test_a_tree_from_a_file_needs_no_model(tree):
         *(f"y_{statistic}" for statistic in ("mean", "sd", "q05", "q95")),
         "new_group",
     ]
-    pd.testing.assert_frame_equal(answer[new.columns.tolist()], new)
+    pd.testing.assert_frame_equal(answer[new.columns.tolist()], new, check_dtype=False)
     unknown = from_pandas(new.assign(day=9))
     with pytest.raises(FormulaError, match=r"C\(day\): 9 is a level that the formula has not been"):
         unknown.consensus.predict(tree).compute()
