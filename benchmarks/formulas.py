@@ -209,44 +209,79 @@ def pairs(theirs: dict[str, Any], tree: Any) -> dict[str, np.ndarray]:
 
 # lme4
 
-PUBLISHED = {
-    # lme4's help pages (`example(lmer)`, `example(glmer)`): estimates of REML and of Laplace.
+LME4 = Path(__file__).parent / "results" / "formulas_lme4.json"
+
+# Name -> formula here, family, priors, R that fits it and prints estimates under the names here.
+BY_LME4 = {
     "sleepstudy": (
         "Reaction ~ Days + (Days | Subject)",
-        {"Intercept": 251.405, "Days": 10.467, "1|Subject_sigma": 24.741,
-         "Days|Subject_sigma": 5.922, "sigma": 25.592},
+        "gaussian",
+        {"cor|Subject": "LKJ(1)"},
+        "m <- lmer(Reaction ~ Days + (Days | Subject), sleepstudy)",
+        {"Intercept": "fixef(m)[[1]]", "Days": "fixef(m)[[2]]",
+         "1|Subject_sigma": "attr(VarCorr(m)$Subject, 'stddev')[[1]]",
+         "Days|Subject_sigma": "attr(VarCorr(m)$Subject, 'stddev')[[2]]", "sigma": "sigma(m)"},
     ),
     "cbpp": (
         "p(incidence, size) ~ period + (1 | herd)",
-        {"Intercept": -1.3983, "period[2]": -0.9919, "period[3]": -1.1282, "period[4]": -1.5797,
-         "1|herd_sigma": 0.6420},
+        "binomial",
+        {},
+        "m <- glmer(cbind(incidence, size - incidence) ~ period + (1 | herd), cbpp, binomial, "
+        "nAGQ = 9)",
+        {"Intercept": "fixef(m)[[1]]", "period[2]": "fixef(m)[[2]]", "period[3]": "fixef(m)[[3]]",
+         "period[4]": "fixef(m)[[4]]", "1|herd_sigma": "attr(VarCorr(m)$herd, 'stddev')[[1]]"},
+    ),
+    "InstEval": (
+        "y ~ service + (1 | s) + (1 | d)",
+        "gaussian",
+        {},
+        "m <- lmer(y ~ service + (1 | s) + (1 | d), InstEval)",
+        {"Intercept": "fixef(m)[[1]]", "service[1]": "fixef(m)[[2]]",
+         "1|s_sigma": "attr(VarCorr(m)$s, 'stddev')[[1]]",
+         "1|d_sigma": "attr(VarCorr(m)$d, 'stddev')[[1]]", "sigma": "sigma(m)"},
     ),
 }  # fmt: skip
 
 
-def beside_lme4() -> None:
-    """Fit lme4's own data, read from an R that has it, and print both."""
+def beside_lme4(names: list[str]) -> None:
+    """Fit lme4's own data by lme4 and here, and store and print both."""
     import dask.dataframe as dd
 
     import dask_consensus  # noqa: F401
 
-    for name, (text, published) in PUBLISHED.items():
-        code = f"write.csv(lme4::{name}, row.names = FALSE)"
-        out = subprocess.run(["Rscript", "-e", code], capture_output=True, text=True, check=True)
-        table = pd.read_csv(io.StringIO(out.stdout))
-        if name == "cbpp":
-            table = table.assign(period=table.period.astype("category"))
-        family = "binomial" if name == "cbpp" else "gaussian"
-        priors = {"cor|Subject": "LKJ(1)"} if name == "sleepstudy" else {}
-        tree = dd.from_pandas(table, npartitions=2).consensus.fit(
-            text, family=family, priors=priors, n_shards=2, seed=1, progress=False
+    stored = json.loads(LME4.read_text()) if LME4.exists() else {}
+    for name in names or BY_LME4:
+        text, family, priors, fitted, estimates = BY_LME4[name]
+        table = pd.read_csv(io.StringIO(_by_r(f"write.csv({name}, row.names = FALSE)")))
+        if name != "sleepstudy":
+            table = table.astype({"period" if name == "cbpp" else "service": "category"})
+        told = ", ".join(f"format({code}, digits = 10)" for code in estimates.values())
+        theirs = _by_r(f"{fitted}; cat(c({told}))").split()
+        tree = dd.from_pandas(table, npartitions=4).consensus.fit(
+            text, family=family, priors=priors, n_shards=4, seed=1, progress=False
         )
         posterior = tree["posterior"].to_dataset()
-        print(f"{name}: {text}; {tree.attrs['verdict'].split('.')[0]}")
-        for key, value in published.items():
+        good = bool(int(tree.attrs["verdict_good"]))
+        print(f"{name}: {text}; {'good' if good else tree.attrs['verdict']}")
+        entry: dict[str, Any] = {"formula": text, "rows": len(table), "good": good}
+        for key, value in zip(estimates, map(float, theirs), strict=True):
             draws = posterior[key] if key in posterior else posterior["beta"].sel(beta_dim_0=key)
             mean, sd = float(draws.mean()), float(draws.std())
-            print(f"  {key:22} lme4 {value:9.4f}  here {mean:9.4f} (sd {sd:.4f})")
+            entry[key] = {"lme4": value, "mean": mean, "sd": sd}
+            print(f"  {key:22} lme4 {value:9.4f}  here {mean:9.4f} (sd {sd:.4f})", flush=True)
+        entry["version"] = _by_r("cat(format(packageVersion('lme4')))")
+        stored[name] = entry
+        LME4.write_text(json.dumps(stored, indent=1) + "\n")
+
+
+def _by_r(code: str) -> str:
+    out = subprocess.run(
+        ["Rscript", "-e", f"suppressMessages(library(lme4)); {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return out.stdout
 
 
 if __name__ == "__main__":
@@ -254,6 +289,6 @@ if __name__ == "__main__":
     if "bambi" in sys.argv:
         bambi_reference(given)
     elif "lme4" in sys.argv:
-        beside_lme4()
+        beside_lme4([argument for argument in sys.argv if argument in BY_LME4])
     else:
         compare(given)
