@@ -399,8 +399,11 @@ class _Measure:
 def _of_cells(design: Design, term: Any, seen: Seen) -> TermScale:
     """Add up the moments of the cells of a term's levels."""
     cells = _cells(design, term, seen)
-    categoric = [c for c in term.components if is_categoric(c, design.meta)]
-    coded = {c.name: (design.contrasts(c), i) for i, c in enumerate(categoric)}
+    coded: dict[str, tuple[np.ndarray, int]] = {}
+    for component in term.components:
+        codes_of_levels = design.contrasts(component)
+        if codes_of_levels is not None:
+            coded[component.name] = codes_of_levels, len(coded)
     n = sum(moments.n for moments in cells.values())
     vectors, weights, means, squares = [], [], [], []
     for cell, moments in cells.items():

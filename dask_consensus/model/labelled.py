@@ -3,7 +3,8 @@
 An axis bears them that grows by one when there is one category, or one column, more. Where the
 model cannot be run so, having the number written in its code, an axis of a shared site does if its
 first and its last entry alone touch the rows when these have the first, or the last, category or
-column alone; that of a single column, if it does not touch rows where the column is zero. What shares a plate with such an axis bears the same labels.
+column alone; that of a single column, if it does not touch rows where the column is zero. What
+shares a plate with such an axis bears the same labels.
 """
 
 from __future__ import annotations
