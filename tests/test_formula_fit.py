@@ -83,6 +83,73 @@ def test_rows_are_added_with_what_was_learned(tree):
         from_pandas(new).consensus.fit("y ~ x", update=tree)
 
 
+def of_every_family() -> pd.DataFrame:
+    """Draw responses whose linear predictor is 0.5 x, and effects of stores of sd 0.6."""
+    rng = np.random.default_rng(3)
+    n = 600
+    store, item, x = rng.integers(0, 40, n), rng.integers(0, 24, n), rng.normal(0, 1, n)
+    eta = 0.5 * x + rng.normal(0, 0.6, 40)[store]
+    mean, noise = np.exp(eta), rng.normal(0, 1, n)
+    p, hours, trials = 1 / (1 + 1 / mean), rng.gamma(4, 0.5, n), rng.integers(3, 9, n)
+    region = store % 6
+    return pd.DataFrame(
+        {
+            "x": x,
+            "store": store,
+            "item": item,
+            "region": region,
+            "hours": hours,
+            "trials": trials,
+            "w": rng.integers(1, 4, n),
+            "number": eta + noise,
+            "heavy": eta + rng.standard_t(4, n),
+            "bit": (rng.random(n) < p).astype(int),
+            "won": rng.binomial(trials, p),
+            "calls": rng.poisson(mean),
+            "sold": rng.negative_binomial(3, 3 / (3 + mean)),
+            "time": rng.gamma(3, mean / 3),
+            "share": rng.beta(6 * p, 6 * (1 - p)),
+            "grade": np.digitize(eta + rng.logistic(0, 1, n), [-1, 0, 1]),
+            "of_items": eta + rng.normal(0, 0.5, 24)[item] + noise,
+            "of_regions": eta + rng.normal(0, 0.8, 6)[region] + noise,
+            "of_hours": rng.poisson(hours * mean),
+        }
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "family", "simulated"),
+    [
+        ("number ~ x + (1 | store)", "gaussian", {"sigma": 1}),
+        ("heavy ~ x + (1 | store)", "student", {"sigma": 1, "nu": 4}),
+        ("bit ~ x + (1 | store)", "bernoulli", {}),
+        ("p(won, trials) ~ x + (1 | store)", "binomial", {}),
+        ("calls ~ x + (1 | store)", "poisson", {}),
+        ("sold ~ x + (1 | store)", "negativebinomial", {"alpha": 3}),
+        ("time ~ x + (1 | store)", "gamma", {"alpha": 3}),
+        ("share ~ x + (1 | store)", "beta", {"kappa": 6}),
+        ("grade ~ x + (1 | store)", "ordered", {"threshold": [-1, 0, 1]}),
+        ("of_items ~ x + (1 | store) + (1 | item)", "gaussian", {"1|item_sigma": 0.5}),
+        ("of_regions ~ x + (1 | region/store)", "gaussian", {"1|region_sigma": 0.8}),
+        ("weighted(number, w) ~ x + (1 | store)", "gaussian", {"sigma": 1}),
+        ("of_hours ~ x + offset(log(hours)) + (1 | store)", "poisson", {}),
+    ],
+)
+def test_what_was_simulated_is_found(text, family, simulated):
+    frame = from_pandas(of_every_family(), npartitions=3)
+    tree = frame.consensus.fit(text, family=family, n_shards=3, seed=1, progress=False)
+    assert int(tree.attrs["verdict_good"]), tree.attrs["verdict"]
+    posterior = tree["posterior"].to_dataset()
+    assert posterior["beta"].coords["beta_dim_0"].values.tolist() == ["x"]
+    stores = next(name for name in posterior if "store" in name and name.endswith("_sigma"))
+    for name, value in ({"beta": [0.5], stores: 0.6} | simulated).items():
+        draws = posterior[name].stack(all=("chain", "draw"))
+        far = np.abs(draws.mean("all") - value) / draws.std("all")
+        # Effects of 40 stores, of which a binary response says little, are drawn as well.
+        assert (far < 3.5).all(), f"{name}: {far.values} sds"
+
+
 def test_what_is_of_models_and_what_of_formulas():
     with raise_if_dask_computes():
         lazy = FRAME.consensus.fit(TEXT, n_shards=2, compute=False)
