@@ -225,7 +225,7 @@ BY_LME4 = {
     "cbpp": (
         "p(incidence, size) ~ period + (1 | herd)",
         "binomial",
-        {},
+        {"period": "Normal(0, 10)"},  # by default 1, which draws the periods together
         "m <- glmer(cbind(incidence, size - incidence) ~ period + (1 | herd), cbpp, binomial, "
         "nAGQ = 9)",
         {"Intercept": "fixef(m)[[1]]", "period[2]": "fixef(m)[[2]]", "period[3]": "fixef(m)[[3]]",

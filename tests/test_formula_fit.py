@@ -89,20 +89,20 @@ def of_every_family() -> pd.DataFrame:
     n = 600
     store, item, x = rng.integers(0, 40, n), rng.integers(0, 24, n), rng.normal(0, 1, n)
     eta = 0.5 * x + rng.normal(0, 0.6, 40)[store]
-    mean, noise = np.exp(eta), rng.normal(0, 1, n)
-    p, hours, trials = 1 / (1 + 1 / mean), rng.gamma(4, 0.5, n), rng.integers(3, 9, n)
-    region = store % 6
+    of_items, region = rng.normal(0, 0.5, 24)[item], store % 6
+    mean, p = np.exp(eta), 1 / (1 + np.exp(-eta))
+    w, hours, trials = rng.integers(1, 4, n), rng.gamma(4, 0.5, n), rng.integers(3, 9, n)
     return pd.DataFrame(
         {
             "x": x,
             "store": store,
             "item": item,
             "region": region,
+            "w": w,
             "hours": hours,
             "trials": trials,
-            "w": rng.integers(1, 4, n),
-            "number": eta + noise,
-            "heavy": eta + rng.standard_t(4, n),
+            "number": 1 + eta + rng.normal(0, 1, n),
+            "heavy": 1 + eta + rng.standard_t(4, n),
             "bit": (rng.random(n) < p).astype(int),
             "won": rng.binomial(trials, p),
             "calls": rng.poisson(mean),
@@ -110,8 +110,8 @@ def of_every_family() -> pd.DataFrame:
             "time": rng.gamma(3, mean / 3),
             "share": rng.beta(6 * p, 6 * (1 - p)),
             "grade": np.digitize(eta + rng.logistic(0, 1, n), [-1, 0, 1]),
-            "of_items": eta + rng.normal(0, 0.5, 24)[item] + noise,
-            "of_regions": eta + rng.normal(0, 0.8, 6)[region] + noise,
+            "of_items": 1 + eta + of_items + rng.normal(0, 1, n),
+            "of_regions": 1 + eta + rng.normal(0, 0.8, 6)[region] + rng.normal(0, 1, n),
             "of_hours": rng.poisson(hours * mean),
         }
     )
