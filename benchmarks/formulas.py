@@ -231,15 +231,6 @@ BY_LME4 = {
         {"Intercept": "fixef(m)[[1]]", "period[2]": "fixef(m)[[2]]", "period[3]": "fixef(m)[[3]]",
          "period[4]": "fixef(m)[[4]]", "1|herd_sigma": "attr(VarCorr(m)$herd, 'stddev')[[1]]"},
     ),
-    "InstEval": (
-        "y ~ service + (1 | s) + (1 | d)",
-        "gaussian",
-        {},
-        "m <- lmer(y ~ service + (1 | s) + (1 | d), InstEval)",
-        {"Intercept": "fixef(m)[[1]]", "service[1]": "fixef(m)[[2]]",
-         "1|s_sigma": "attr(VarCorr(m)$s, 'stddev')[[1]]",
-         "1|d_sigma": "attr(VarCorr(m)$d, 'stddev')[[1]]", "sigma": "sigma(m)"},
-    ),
 }  # fmt: skip
 
 
@@ -253,8 +244,8 @@ def beside_lme4(names: list[str]) -> None:
     for name in names or BY_LME4:
         text, family, priors, fitted, estimates = BY_LME4[name]
         table = pd.read_csv(io.StringIO(_by_r(f"write.csv({name}, row.names = FALSE)")))
-        if name != "sleepstudy":
-            table = table.astype({"period" if name == "cbpp" else "service": "category"})
+        if name == "cbpp":
+            table = table.astype({"period": "category"})
         told = ", ".join(f"format({code}, digits = 10)" for code in estimates.values())
         theirs = _by_r(f"{fitted}; cat(c({told}))").split()
         tree = dd.from_pandas(table, npartitions=4).consensus.fit(
