@@ -89,7 +89,7 @@ def of_every_family() -> pd.DataFrame:
     n = 600
     store, item, x = rng.integers(0, 40, n), rng.integers(0, 24, n), rng.normal(0, 1, n)
     eta = 0.5 * x + rng.normal(0, 0.6, 40)[store]
-    of_items, region = rng.normal(0, 0.5, 24)[item], store % 6
+    of_items = rng.normal(0, 0.5, 24)[item]
     mean, p = np.exp(eta), 1 / (1 + np.exp(-eta))
     w, hours, trials = rng.integers(1, 4, n), rng.gamma(4, 0.5, n), rng.integers(3, 9, n)
     return pd.DataFrame(
@@ -97,7 +97,6 @@ def of_every_family() -> pd.DataFrame:
             "x": x,
             "store": store,
             "item": item,
-            "region": region,
             "w": w,
             "hours": hours,
             "trials": trials,
@@ -111,7 +110,6 @@ def of_every_family() -> pd.DataFrame:
             "share": rng.beta(6 * p, 6 * (1 - p)),
             "grade": np.digitize(eta + rng.logistic(0, 1, n), [-1, 0, 1]),
             "of_items": 1 + eta + of_items + rng.normal(0, 1, n),
-            "of_regions": 1 + eta + rng.normal(0, 0.8, 6)[region] + rng.normal(0, 1, n),
             "of_hours": rng.poisson(hours * mean),
         }
     )
@@ -131,7 +129,6 @@ def of_every_family() -> pd.DataFrame:
         ("share ~ x + (1 | store)", "beta", {"kappa": 6}),
         ("grade ~ x + (1 | store)", "ordered", {"threshold": [-1, 0, 1]}),
         ("of_items ~ x + (1 | store) + (1 | item)", "gaussian", {"1|item_sigma": 0.5}),
-        ("of_regions ~ x + (1 | region/store)", "gaussian", {"1|region_sigma": 0.8}),
         ("weighted(number, w) ~ x + (1 | store)", "gaussian", {"sigma": 1}),
         ("of_hours ~ x + offset(log(hours)) + (1 | store)", "poisson", {}),
     ],
