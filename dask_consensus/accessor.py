@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from .fit import LazyFit
+    from .formula.lazy import Again, LazyFormula
     from .plan.plan import Plan
     from .update import LazyUpdate
 
@@ -30,10 +31,13 @@ class ConsensusAccessor:
 
     def plan(
         self,
-        model: Callable[..., Any],
+        model: Callable[..., Any] | str,
         *,
         by: Hashable | Sequence[Hashable] | None = None,
         columns: Mapping[str, Hashable | Sequence[Hashable]] | None = None,
+        family: str | None = None,
+        link: str | None = None,
+        priors: Mapping[str, Any] | None = None,
         progress: bool | None = None,
         **options: Unpack[FitOptions],
     ) -> Plan:
@@ -71,20 +75,28 @@ class ConsensusAccessor:
           obs    observed  (rows)                           whole
         ...
         """
+        if isinstance(model, str):
+            lazy = self._formula(model, by, columns, (family, link, priors), progress, options)
+            planned: Any = lazy.plan()
+            return planned
+        _check_no_formula(family, link, priors)
         return self._lazy(model, by, columns, progress, options).plan()
 
     def fit(
         self,
-        model: Callable[..., Any],
+        model: Callable[..., Any] | str,
         *,
         by: Hashable | Sequence[Hashable] | None = None,
         columns: Mapping[str, Hashable | Sequence[Hashable]] | None = None,
+        family: str | None = None,
+        link: str | None = None,
+        priors: Mapping[str, Any] | None = None,
         progress: bool | None = None,
         compute: bool = True,
         update: xr.DataTree | tuple[xr.DataTree, dd.DataFrame] | None = None,
         **options: Unpack[FitOptions],
-    ) -> xr.DataTree | LazyFit | LazyUpdate:
-        """Fit a NumPyro model to the frame.
+    ) -> xr.DataTree | LazyFit | LazyUpdate | LazyFormula:
+        """Fit a NumPyro model, or a formula, to the frame.
 
         Rows are re-partitioned by group key into balanced shards, every shard contributes what
         its own rows say under its share of the prior, the contributions are combined in
@@ -93,10 +105,12 @@ class ConsensusAccessor:
 
         Parameters
         ----------
-        model : callable
-            An ordinary NumPyro model. Its arguments are passed by name: a key of `columns`, or a
-            column of the frame, or a default. The argument fed by a `by` column receives codes
-            0..n-1, local to the shard, and ``n_<argument>`` the number of groups, a Python int.
+        model : callable or str
+            A formula, ``"y ~ x + C(day) + (1 + x | store)"``, of which a model is made, its groups
+            the keys. Or an ordinary NumPyro model. Its arguments are passed by name: a key of
+            `columns`, or a column of the frame, or a default. The argument fed by a `by` column
+            receives codes 0..n-1, local to the shard, and ``n_<argument>`` the number of groups, a
+            Python int.
             Rows without a value of the response, which the model observes and nothing depends on,
             are left out.
         by : column or list of columns, optional
@@ -108,6 +122,14 @@ class ConsensusAccessor:
             column of lists or arrays of one length is a matrix, too. Categories are numbered in the
             order that the column gives them, or sorted; they, and the names of columns, label the
             result.
+        family : str, optional
+            With a formula: "gaussian", the default, "student", "bernoulli", "binomial", "poisson",
+            "negativebinomial", "gamma", "beta" or "ordered".
+        link : str, optional
+            With a formula: of the mean; by default identity, logit or log, as the family has it.
+        priors : mapping, optional
+            With a formula: parameter -> its prior, ``"Normal(0, 1)"`` or a distribution of NumPyro,
+            where it shall not be Bambi's. The plan names all parameters with their priors.
         progress : bool, optional
             Show one live line: the phase, shards done, what was found, and when it may end; by
             default only in a terminal or notebook. Every phase is logged as well, by the logger
@@ -253,7 +275,13 @@ class ConsensusAccessor:
         >>> tree["local"]["alpha"].sel(group="g07")["statistic"].values.tolist()
         ['mean', 'sd', 'q05', 'q50', 'q95']
         """
-        lazy: LazyFit | LazyUpdate = self._lazy(model, by, columns, progress, options)
+        lazy: LazyFit | LazyUpdate | LazyFormula
+        if isinstance(model, str):
+            given = (family, link, priors)
+            lazy = self._formula(model, by, columns, given, progress, options, update)
+            return lazy.compute() if compute else lazy
+        _check_no_formula(family, link, priors)
+        lazy = self._lazy(model, by, columns, progress, options)
         if update is not None:
             from .update import LazyUpdate, update_of
 
@@ -264,7 +292,7 @@ class ConsensusAccessor:
     def predict(
         self,
         tree: xr.DataTree,
-        model: Callable[..., Any],
+        model: Callable[..., Any] | str | None = None,
         *,
         columns: Mapping[str, Hashable | Sequence[Hashable]] | None = None,
         statistics: Sequence[str] | None = None,
@@ -283,8 +311,8 @@ class ConsensusAccessor:
             What `fit` returned, as it was, or read from netCDF or Zarr. Its effects of groups are
             used: of a summary as normal distributions given the shared parameters, draws as they
             are.
-        model : callable
-            The model that was fitted.
+        model : callable, optional
+            The model that was fitted; of a formula it is in the tree.
         columns : mapping, optional
             Argument of the model -> column, or columns, where they have other names than in the
             fit.
@@ -334,21 +362,23 @@ class ConsensusAccessor:
         """
         from .local.predictions import predict
 
-        return predict(
-            self._frame,
+        again = self._again(tree, model, columns)
+        answer = predict(
+            again.frame,
             tree,
-            model,
-            columns=columns,
+            again.model,
+            columns=again.columns,
             statistics=statistics,
             kind=kind,
             draws=draws,
             check_verdict=check_verdict,
         )
+        return again.without(answer)
 
     def check(
         self,
         tree: xr.DataTree,
-        model: Callable[..., Any],
+        model: Callable[..., Any] | str | None = None,
         *,
         statistics: Sequence[str] = ("mean", "sd", "q05", "q50", "q95", "zeros"),
         by: Hashable | None = None,
@@ -401,13 +431,14 @@ class ConsensusAccessor:
         """
         from .local.checks import check
 
+        again = self._again(tree, model, columns)
         return check(
-            self._frame,
+            again.frame,
             tree,
-            model,
+            again.model,
             statistics=statistics,
             by=by,
-            columns=columns,
+            columns=again.columns,
             draws=draws,
             check_verdict=check_verdict,
         )
@@ -415,7 +446,7 @@ class ConsensusAccessor:
     def loo(
         self,
         tree: xr.DataTree,
-        model: Callable[..., Any],
+        model: Callable[..., Any] | str | None = None,
         *,
         unit: Literal["row", "group"] = "row",
         by: Hashable | Sequence[Hashable] | None = None,
@@ -482,13 +513,14 @@ class ConsensusAccessor:
         """
         from .local.loo import loo
 
+        again = self._again(tree, model, columns)
         return loo(
-            self._frame,
+            again.frame,
             tree,
-            model,
+            again.model,
             unit=unit,
             by=by,
-            columns=columns,
+            columns=again.columns,
             draws=draws,
             subsample=subsample,
             check_verdict=check_verdict,
@@ -497,7 +529,7 @@ class ConsensusAccessor:
     def pointwise(
         self,
         tree: xr.DataTree,
-        model: Callable[..., Any],
+        model: Callable[..., Any] | str | None = None,
         *,
         unit: Literal["row", "group"] = "row",
         by: Hashable | Sequence[Hashable] | None = None,
@@ -528,16 +560,62 @@ class ConsensusAccessor:
         """
         from .local.loo import pointwise
 
-        return pointwise(
-            self._frame,
+        again = self._again(tree, model, columns)
+        answer = pointwise(
+            again.frame,
             tree,
-            model,
+            again.model,
             unit=unit,
             by=by,
-            columns=columns,
+            columns=again.columns,
             draws=draws,
             check_verdict=check_verdict,
         )
+        return again.without(answer)
+
+    def _formula(
+        self,
+        text: str,
+        by: Hashable | Sequence[Hashable] | None,
+        columns: Mapping[str, Hashable | Sequence[Hashable]] | None,
+        given: tuple[str | None, str | None, Mapping[str, Any] | None],
+        progress: bool | None,
+        options: FitOptions,
+        update: xr.DataTree | tuple[xr.DataTree, dd.DataFrame] | None = None,
+    ) -> LazyFormula:
+        checked = Options.frozen(**options)
+        for name, value in (("by", by), ("columns", columns)):
+            if value is not None:
+                raise ValueError(
+                    f"{name}= is for models: it follows from the formula {text!r}, whose groups "
+                    "are the keys"
+                )
+        from .formula.lazy import LazyFormula
+        from .update import update_of
+
+        family, link, priors = given
+        if update is not None and any(one is not None for one in given):
+            raise ValueError("family, link and priors of an update are those of the earlier fit")
+        return LazyFormula(
+            self._frame,
+            text,
+            family or "gaussian",
+            link,
+            priors,
+            checked,
+            progress,
+            None if update is None else update_of(update),
+        )
+
+    def _again(
+        self,
+        tree: xr.DataTree,
+        model: Callable[..., Any] | str | None,
+        columns: Mapping[str, Hashable | Sequence[Hashable]] | None,
+    ) -> Again:
+        from .formula.lazy import met_again
+
+        return met_again(self._frame, tree, model, columns)
 
     def _lazy(
         self,
@@ -551,6 +629,17 @@ class ConsensusAccessor:
         from .fit import LazyFit
 
         return LazyFit(self._frame, model, by, columns, checked, progress)
+
+
+def _check_no_formula(
+    family: str | None, link: str | None, priors: Mapping[str, Any] | None
+) -> None:
+    for name, value in (("family", family), ("link", link), ("priors", priors)):
+        if value is not None:
+            raise ValueError(
+                f"{name}= is for formulas, as in fit('y ~ x', family='bernoulli'): a model has it "
+                "in its code"
+            )
 
 
 @pd.api.extensions.register_dataframe_accessor("consensus")

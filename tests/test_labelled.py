@@ -68,6 +68,17 @@ def test_axes_that_bear_labels(model, expected):
     assert made.labels == {"X": ("x", "z", "share"), "smoking": ("current", "ex", "never")}
 
 
+def test_the_only_column_is_told_from_what_it_does_not_feed():
+    def model(X, y):
+        beta = numpyro.sample("beta", dist.Normal(0, jnp.array([2.0])).to_event(1))
+        level = numpyro.sample("level", dist.Normal(0, jnp.array([2.0])).to_event(1))
+        normal_rows(level + X @ beta, 1.0, y)
+
+    made = plan(from_pandas(frame()), model, columns={"X": ["x"], "y": "y"})
+    assert made.model.labelled == {"beta": ("X",)}
+    assert made.labels == {"X": ("x",)}
+
+
 def test_names_without_a_matrix_or_a_category_are_none():
     made = plan(from_pandas(frame()), lambda x, y: normal_rows(x, numpyro.sample(
         "sigma", dist.HalfNormal(jnp.ones(3)).to_event(1))[0], y))  # fmt: skip

@@ -3,7 +3,8 @@
 An axis bears them that grows by one when there is one category, or one column, more. Where the
 model cannot be run so, having the number written in its code, an axis of a shared site does if its
 first and its last entry alone touch the rows when these have the first, or the last, category or
-column alone. What shares a plate with such an axis bears the same labels.
+column alone; that of a single column, if it does not touch rows where the column is zero. What
+shares a plate with such an axis bears the same labels.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ def _touched(
 ) -> list[tuple[str, int]]:
     """Return the axes of shared sites that rows of one category, or column, touch at one entry."""
     sites = [s for s in model.shared if size in s.shape and s.shape == s.unconstrained]
-    if not sites or size < 2:
+    matrix = example.arguments[argument].ndim == 2
+    if not sites or (size < 2 and not matrix):
         return []
     values = {k: jnp.asarray(v) for k, v in draw_values(model, example, seed=2).items()}
 
@@ -115,6 +117,10 @@ def _touched(
         return jax.grad(likelihood)({site.name: values[site.name] for site in sites})
 
     axes = {(s.name, axis) for s in sites for axis, n in enumerate(s.shape) if n == size}
+    if size == 1:
+        # Its only entry is touched whichever site it is of: what counts is that zeros leave it be.
+        found = slopes(example.arguments | {argument: np.zeros_like(example.arguments[argument])})
+        axes = {(name, axis) for name, axis in axes if not np.any(found[name])}
     for entry in (0, size - 1):
         found = slopes(example.arguments | {argument: _alone(example, argument, entry)})
         for name, axis in tuple(axes):

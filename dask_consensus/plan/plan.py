@@ -34,6 +34,7 @@ from .page import page, paragraph
 from .show import columns_told, notes_of, tables_of
 
 if TYPE_CHECKING:
+    from ..formula.formula import Formula
     from .forecast import Forecast
 
 _SAMPLE = 64  # rows of a partition on which the model is traced
@@ -70,6 +71,8 @@ class Plan:
         Seconds that counting the rows has taken.
     given_up : str
         What the fit has found that speaks for sampling all rows after all.
+    formula : Formula or None
+        What the model was written for; None of a model of the user's.
     """
 
     options: Options
@@ -81,6 +84,20 @@ class Plan:
     key_dtypes: tuple[Any, ...] = ()
     counting: float = 0.0
     given_up: str = ""
+    formula: Formula | None = None
+
+    @property
+    def model_source(self) -> str:
+        """The NumPyro code of a formula's model, which runs as it stands.
+
+        Raises
+        ------
+        AttributeError
+            If the model was not written for a formula.
+        """
+        if self.formula is None:
+            raise AttributeError("the model is the one that was passed, not a formula's")
+        return self.formula.source
 
     @property
     def n_shards(self) -> int:

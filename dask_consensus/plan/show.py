@@ -23,12 +23,14 @@ _SHARDING = {
     "rows": "rows dealt out, rows being exchangeable",
 }
 _MOST_CODES = 8  # that are listed
+_WIDEST = 80  # text of a prior
 
 
 def tables_of(plan: Plan) -> list[Table]:
     """Lay a plan out in tables."""
     sites = ("site", "role", "shape", "support", "distribution", "in each shard")
     return [
+        *_formula(plan),
         Table("fit", (), _summary(plan)),
         Table("arguments of the model", ("argument", "column", "receives"), _arguments(plan)),
         Table("sites", sites, _sites(plan)),
@@ -155,6 +157,25 @@ def _costs(plan: Plan) -> list[str]:
 
 
 # The tables
+
+
+def _formula(plan: Plan) -> list[Table]:
+    """Say what a formula was taken for, and which priors it has."""
+    if plan.formula is None:
+        return []
+    asked = plan.formula.asked
+    rows = [
+        ["formula", asked.text],
+        ["family", f"{asked.family.name}, {asked.link} link"],
+        ["groups", asked.grouping.told or ", ".join(asked.grouping.by) or "none"],
+        ["NumPyro code", "plan.model_source"],
+    ]
+    priors = [[name, _shortened(text)] for name, text in plan.formula.priors.items()]
+    return [Table("formula", (), rows), Table("priors", ("of", "prior"), priors)]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 5]} ...)"
 
 
 def _summary(plan: Plan) -> list[list[str]]:

@@ -1,0 +1,1 @@
+"""What a formula says, and which NumPyro model that is."""
