@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -112,8 +113,8 @@ _NAMED: Columns = {
 
 def _first_words(row: Mapping[str, Any]) -> str:
     said = row.get("failed") or "; ".join(row.get("said", [])) or "-"
-    words = " ".join(said.split()).replace("|", "/")
-    return words if len(words) <= 160 else words[:157] + "..."
+    words = re.sub(r"/tmp/\w+", "…", " ".join(said.split()).replace("|", "/"))
+    return words if len(words) <= 200 else words[:197] + "..."
 
 
 def _outcome(name: str) -> Callable[[tuple[str, Rows]], str]:
