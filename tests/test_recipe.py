@@ -72,7 +72,8 @@ def test_extras_that_users_ask_for_are_there():
     extras = {
         key: set(in_conda(value)) for key, value in declared()["options.extras_require"].items()
     }
-    assert {"plots", "store", "gpu", "docs", "test", "lint"} == set(extras)
+    assert {"plots", "store", "formulas", "gpu", "docs", "test", "lint"} == set(extras)
+    assert extras["formulas"] <= extras["test"] & extras["docs"]
     # Tests and documentation use what users are told to install.
     assert (extras["plots"] | extras["store"]) <= extras["test"]
     assert extras["plots"] <= extras["docs"]
