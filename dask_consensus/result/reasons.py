@@ -298,7 +298,8 @@ def _correction_tails(evidence: Evidence) -> Iterator[Reason]:
                 f"far out on {along}, where other parameters take other values, lies a little mass "
                 f"that the points do not reach, which makes the sd of {name} larger by {error:.0%}"
             )
-            remedy = f"give {along} or {name} a prior that ends sooner"
+            which = along if along == name else f"{along} or {name}"
+            remedy = _ways(evidence, f"give {which} a prior that ends sooner", ALL_ROWS)
             yield Reason("tail", error, limit, name, problem, remedy)
 
 
