@@ -60,11 +60,13 @@ def test_the_file_is_named(folder, filesystem, harm, told):
     assert "part.1" not in note
 
 
-def test_other_errors_are_left_alone(folder):
+@pytest.mark.parametrize("error", [ValueError, KeyError, TimeoutError, ConnectionError])
+def test_other_errors_are_left_alone(folder, error):
+    """A model's own, or a cluster's: no file is looked at."""
     frame = dd.read_parquet(folder)
     cut(folder / "part.2.parquet")
-    with pytest.raises(ValueError, match="mine") as caught, files_named(frame):
-        raise ValueError("mine")
+    with pytest.raises(error, match="mine") as caught, files_named(frame):
+        raise error("mine")
     assert not hasattr(caught.value, "__notes__")
 
 

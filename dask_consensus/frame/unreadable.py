@@ -39,8 +39,11 @@ def files_named(frame: dd.DataFrame) -> Iterator[None]:
 
 
 def _of_reading(error: Exception) -> bool:
-    """Tell errors of files, and of columns that one lacks, from all others."""
-    return isinstance(error, OSError | KeyError) or type(error).__module__.startswith("pyarrow")
+    """Tell errors of files, and of columns that one lacks, from those of models and clusters."""
+    if isinstance(error, KeyError):
+        return "not in index" in str(error)
+    of_files = isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionError)
+    return of_files or type(error).__module__.startswith("pyarrow")
 
 
 def _at_fault(frame: dd.DataFrame) -> str:
