@@ -94,7 +94,7 @@ def first_fit(n, seed):
         log_proposal=proposal.log_density(points),
         marks=marks,
         mark_log_density=log_density(marks),
-        mark_log_proposal=proposal.log_marginal(marks[np.arange(len(marks)), leader], leader),
+        mark_log_proposal=proposal.log_density(marks),
         mark_leader=leader,
     )
     zero = np.zeros(2)

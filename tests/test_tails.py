@@ -108,5 +108,25 @@ def test_light_tails_are_light_in_many_dimensions(d):
         assert (tail_log_ratio(probes, mixture, weights).max() > 2) == found
 
 
+@pytest.mark.parametrize("d", [2, 3, 5, 10, 20, 40])
+@pytest.mark.parametrize("df", [1, 2, 3])
+def test_tails_that_are_heavy_together_are_heard(d, df):
+    """A multivariate t, whose other coordinates are the wider the further out one is."""
+
+    def log_density(u):
+        return -(df + d) / 2 * np.log1p((u**2).sum(axis=1) / df)
+
+    class Told(Posterior):
+        def __call__(self, points, title):
+            return Answered(points, log_density(points))
+
+    proposal = single(np.zeros(d), 1.5 * np.eye(d))
+    mixture = MixtureProposal().and_from(proposal, 4096)
+    points = proposal.draw(4096, (0, 0))
+    weights = log_density(points) - mixture.log_density(points)
+    probes = probe(Told(log_density), np.zeros(d), np.eye(d))
+    assert tail_log_ratio(probes, mixture, weights).max() > 2
+
+
 def heavy_in_one(z):
     return -np.log1p(z[:, 0] ** 2 / 0.3) - 0.5 * np.sum(z[:, 1:] ** 2, axis=1)

@@ -35,7 +35,7 @@ from .emulator import fit as emulate
 from .likelihood import Evaluated, LogPosterior
 from .proposals import Array, Proposal, single
 from .state import Correction, Known
-from .tails import log_volume
+from .tails import drawn_there, log_volume
 from .weights import (
     Estimate,
     Weighed,
@@ -317,10 +317,9 @@ def _log_weights_of_marks(known: Known, height: Array, covariance: Array) -> Arr
 
 
 def _drawn_there(proposal: Proposal, known: Known) -> Array:
-    """Log density of a proposal at marks: of the leading coordinate alone, where one leads."""
-    leader = np.maximum(known.mark_leader, 0)
-    of_one = proposal.log_marginal(known.marks[np.arange(len(leader)), leader], leader)
-    return np.where(known.mark_leader < 0, proposal.log_density(known.marks), of_one)
+    """Log density of a proposal at marks, as of :class:`.tails.Probes` where one leads."""
+    on_lines = drawn_there(proposal, known.marks, np.maximum(known.mark_leader, 0))
+    return np.where(known.mark_leader < 0, proposal.log_density(known.marks), on_lines)
 
 
 def _spread(change: Array) -> float:

@@ -159,7 +159,8 @@ class Known(NamedTuple):
         Log density of all that the points were drawn from.
     marks : (m, d) array
     mark_log_density, mark_log_proposal : (m,) arrays
-        The same of them; of what points were drawn from, of the leading coordinate alone.
+        The same of them; in many dimensions, of the leading coordinate alone in what points were
+        drawn from.
     mark_leader : (m,) int array
         The coordinate along whose regression line each lies; -1 where a search ended.
     """

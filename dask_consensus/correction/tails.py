@@ -1,10 +1,10 @@
 """What lies beyond the points: tails that no weight can show.
 
 A tail that no point has seen has no weight, and no diagnostic of the weights misses it. So the
-posterior is asked far out, along each coordinate's regression line. What it says there is of one
-coordinate: of the others it is taken to hold as much mass as a normal distribution would, and what
-it is compared with is how often points have that coordinate, whatever the others are. In many
-dimensions hardly a point is near such a line, be the tail as light as it may.
+posterior is asked far out, along each coordinate's regression line, and held against the density of
+what points were drawn from there. In many dimensions hardly a point is near such a line, be the
+tail as light as it may: then it is of one coordinate, the others taken to hold as much mass as a
+normal distribution would, and held against how often points have that coordinate.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .emulator import Emulator
 from .likelihood import LogPosterior
-from .proposals import Array, MixtureProposal
+from .proposals import Array, MixtureProposal, Proposal
 
 _DISTANCES = (2.0, 4.0, 8.0, 16.0, 32.0)  # sds
 _STEPS = np.concatenate([-np.array(_DISTANCES), [0.0], _DISTANCES])
@@ -24,6 +24,9 @@ _ASIDE = 0.01  # sds beside a probe at which its neighbours are asked
 _NOISE = 1.0  # by which the log density may bend between them before it is noise
 _WORTH_SPLITTING = 1.3  # a reach below this is noise, or what a t distribution covers anyway
 _LONGEST = 6.0
+_ON_A_LINE = (
+    25  # dimensions up to which points are near a line; beyond, one coordinate is looked at
+)
 
 
 class Probes(NamedTuple):
@@ -56,10 +59,8 @@ class Probes(NamedTuple):
         return np.resize(np.arange(self.points.shape[-1]), self.height.size)
 
     def log_proposal(self, mixture: MixtureProposal) -> Array:
-        """Log density of the leading coordinate alone in what points were drawn from, flat."""
-        return mixture.log_marginal(
-            self.flat[np.arange(self.height.size), self.leader], self.leader
-        )
+        """Log density of what points were drawn from, flat; see :func:`drawn_there`."""
+        return drawn_there(mixture, self.flat, self.leader)
 
     def log_weights(self, mixture: MixtureProposal) -> Array:
         """Log of the weight that a point at each probe would stand for, ``(steps, d)``."""
@@ -70,11 +71,23 @@ class Probes(NamedTuple):
 def log_volume(covariance: Array) -> Array:
     """Log of what a normal distribution of height 1 holds in all coordinates but one, ``(d,)``.
 
-    On a regression line: the mass of a slice of that one coordinate.
+    On a regression line: the mass of a slice of that one coordinate. 0 in few dimensions, where
+    densities are compared: heavy tails of several coordinates are wider together than apart.
     """
     d = len(covariance)
+    if d <= _ON_A_LINE:
+        return np.zeros(d)
     spread = np.linalg.slogdet(covariance)[1] - np.log(np.diag(covariance))
     return np.asarray((d - 1) / 2 * np.log(2 * np.pi) + spread / 2, np.float64)
+
+
+def drawn_there(
+    proposal: Proposal | MixtureProposal, points: Array, leader: npt.NDArray[np.int64]
+) -> Array:
+    """Log density of a proposal at points ``(m, d)``; in many dimensions of their leaders alone."""
+    if points.shape[1] <= _ON_A_LINE:
+        return proposal.log_density(points)
+    return proposal.log_marginal(points[np.arange(len(points)), leader], leader)
 
 
 def probe(log_posterior: LogPosterior, mean: Array, covariance: Array) -> Probes:

@@ -273,8 +273,8 @@ def _known(known: Known) -> dict[str, Any]:
     of_marks = {
         "marks": "unconstrained points far out along each coordinate, and where searches ended",
         "mark_log_density": "log of the prior times the likelihood of all rows there",
-        "mark_log_proposal": "log density there of what the points were drawn from; far out, of "
-        "the leading coordinate alone",
+        "mark_log_proposal": "log density there of what the points were drawn from; far out "
+        "in many dimensions, of the leading coordinate alone",
         "mark_leader": "number of the coordinate along which a mark is far out; -1: a search ended",
     }
     return {
