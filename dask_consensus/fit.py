@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import dask.dataframe as dd
 import xarray as xr
@@ -20,17 +19,16 @@ from .cluster.progress import Progress
 from .cluster.shards import Shards, not_sent, persist
 from .cluster.shuffle_logs import usual_shuffles_unlogged
 from .cluster.tasks import compute
-from .combination.methods import combine, combine_longer, locate
+from .combination.methods import combine, locate
 from .combination.reports import Combined, Guess
-from .combination.subposterior import SamplingFailed
 from .config import Options
-from .correction.assessment import nearest, usable
 from .correction.draws import posterior_draws
 from .correction.importance import correct
 from .correction.levels import correct_crossed
 from .correction.likelihood import LogPosterior
 from .correction.peaks import moments_of
 from .correction.state import Correction, CorrectionSettings
+from .fallback import Found, chains_if_bad, longer_if_unusable
 from .frame.assign import shards as rows_to_shards
 from .frame.seen import hashes_of, seen
 from .frame.unchanged import unchanged
@@ -44,7 +42,7 @@ from .plan.undefined import check_defined
 from .plan.workers import check_on_workers
 from .result.clock import Clock
 from .result.datatree import result
-from .result.verdict import Verdict, evidence_of, judge, warn_if_bad
+from .result.verdict import warn_if_bad
 from .resume import check_store, checked_by, goes_on, known_shards, resumed
 from .shard import device
 from .shard_data import Shard, Size, padded_sizes
@@ -128,28 +126,14 @@ class LazyFit:
             combined = combine(plan, shards, guess)
         with clock("correction"):
             correction = correct_combination(plan, shards, guess, combined)
-        poor = correction is not None and not usable(correction)
-        several = plan.n_shards > 1 and not (guess is not None and guess.crossed is not None)
-        if guess is not None and correction is not None and poor and several:
-            # What is quick was not good enough for a proposal: sample, and for longer.
-            with clock("rounds"):
-                longer = _sampled_longer(plan, shards, guess, combined)
-            with clock("correction"):
-                again = None if longer is None else correct_combination(plan, shards, guess, longer)
-            if longer is not None and again is not None and nearest([correction, again]):
-                combined, correction = longer, again
+        found = Found(plan, guess, combined, correction)
+        found = longer_if_unusable(found, shards, clock, correct_combination)
         with clock("check"):
-            plan = with_coupling(plan, shards, around(combined.mean, combined.covariance))
-        evidence = evidence_of(plan, guess, combined, correction)
-        verdict = judge(evidence)
-        if combined.method == "laplace" and plan.gives_up and not verdict.good:
-            # All rows lie in one place: chains on them need no weights and no integrals.
-            with clock("rounds"):
-                instead = _all_sampled(plan, shards, guess, verdict)
-            if instead is not None and (instead.verdict.good or poor or plan.obstacle):
-                (plan, combined, verdict), correction = instead, None
-            elif instead is not None:
-                verdict = judge(evidence._replace(nuts_failed=instead.verdict.codes))
+            plan = with_coupling(
+                plan, shards, around(found.combined.mean, found.combined.covariance)
+            )
+        found, verdict = chains_if_bad(found._replace(plan=plan), shards, clock)
+        plan, guess, combined, correction = found
         warn_if_bad(verdict)
         options = self.options
         shape = (options.num_chains, options.num_samples)
@@ -261,42 +245,6 @@ def correct_combination(
     if guess is not None and guess.crossed is not None:
         return correct_crossed(settings, log_posterior, guess.crossed)
     return correct(settings, log_posterior)
-
-
-def _sampled_longer(
-    plan: Plan, shards: Shards, guess: Guess, combined: Combined
-) -> Combined | None:
-    """Go on by rounds; None, with a warning, where they failed: there is an answer already."""
-    try:
-        return combine_longer(plan, shards, guess, combined)
-    except SamplingFailed as error:
-        warnings.warn(f"no longer rounds: {error}", UserWarning, stacklevel=3)
-        return None
-
-
-class Sampled(NamedTuple):
-    """What NUTS on all rows gave."""
-
-    plan: Plan
-    combined: Combined
-    verdict: Verdict
-
-
-def _all_sampled(
-    plan: Plan, shards: Shards, guess: Guess | None, before: Verdict
-) -> Sampled | None:
-    """Sample all rows by NUTS; None, with a warning, where that failed: there is an answer."""
-    plan = plan.giving_up(f"the correction of a Gaussian about its mode failed ({before.codes})")
-    say(f"NUTS on all rows, because {plan.nuts_because}")
-    try:
-        combined = combine(plan, shards, None)
-    except SamplingFailed as error:
-        warnings.warn(f"NUTS on all rows: {error}", UserWarning, stacklevel=3)
-        return None
-    if guess is not None and guess.crossed is not None:
-        # Its modes are those of fewer coordinates.
-        guess = guess._replace(approximation=None)
-    return Sampled(plan, combined, judge(evidence_of(plan, guess, combined, None)))
 
 
 def _shards_that_fit(plan: Plan, shards: Shards) -> int:

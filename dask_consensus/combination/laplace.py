@@ -36,7 +36,7 @@ from .ascent import (
     inverse_curvature,
     positive_curvature,
 )
-from .mode_search import Found, distinct, enough_nodes, find_peaks, spread, united
+from .mode_search import DISPLACED, Found, distinct, enough_nodes, find_peaks, spread, united
 from .reports import Anchor, Combined, Expansions, FitSettings, LaplaceApproximation, Report, Round
 from .ridges import Ridge, bends, close_to, follow, widest
 
@@ -47,6 +47,7 @@ _FOLLOWED = 4  # modes whose ridges are followed
 _FLATTEST = 1e-3  # curvature of a shard, in its share of all
 _RUNG = 8  # times as many shards as on the rung of a climb below
 _FEWEST = 4  # shards of a rung
+_DISPLACED = 0.5  # sds, where a correction begins at the mode: nodes cost every row
 _RIVALS = 7  # other peaks of one shard from which all shards are searched
 
 
@@ -55,6 +56,8 @@ def laplace(
     shards: Shards,
     starts: tuple[Array, Array],
     options: LaplaceOptions,
+    *,
+    corrected: bool,
 ) -> tuple[LaplaceApproximation | None, list[Peak]]:
     """Find the mode of the posterior, and its shape there.
 
@@ -66,6 +69,8 @@ def laplace(
     starts : tuple of (n, d) arrays
         Points near the middle of the prior, and draws of it.
     options : LaplaceOptions
+    corrected : bool
+        Whether the mode is only where a correction begins, or the answer's.
 
     Returns
     -------
@@ -90,7 +95,8 @@ def laplace(
         return None, []
     first = found[0].peak if found else ridges[0]
     data = shards.data[shards.median()]
-    enough = on_worker(shards.execution, enough_nodes, data, broadcast(model), first, n)
+    displaced = _DISPLACED if corrected else DISPLACED
+    enough = on_worker(shards.execution, enough_nodes, data, broadcast(model), first, n, displaced)
     rule = compute([enough])[0]
     tops, lost = _climbed(fit_settings, shards, rule, found[: 1 + _RIVALS], options.steps)
     ridges += [*lost, *(other.peak for other in found[1 + _RIVALS :])]

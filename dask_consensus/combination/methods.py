@@ -37,7 +37,10 @@ def locate(plan: Plan, shards: Shards) -> Guess | None:
     ridges: list[Peak] = []
     if not because:
         starts = prior_points(model, plan.example, options.seed, POINTS)
-        approximation, ridges = laplace(_fit_settings(plan), shards, starts, options.laplace)
+        corrected = not plan.uncorrected_because
+        approximation, ridges = laplace(
+            _fit_settings(plan), shards, starts, options.laplace, corrected=corrected
+        )
         if approximation is not None:
             others = (*approximation.others, *approximation.along)
             shard_precision = inverse(approximation.covariance) / plan.n_shards

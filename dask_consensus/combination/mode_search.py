@@ -23,6 +23,7 @@ from .ascent import Array, Peak, ascend
 from .symmetry import images
 
 FAR = float(scipy.stats.norm.isf(1e-6 / 2))  # sds beyond which a mode is another one
+DISPLACED = 0.1  # sds by which too few nodes may displace the mode
 _COMPARABLE = 12.0  # log density by which another mode may be lower and still count
 _ROWS = 512  # of a shard that many points are tried on
 _POLISHED = 12  # peaks of such rows that are looked at on a whole shard, at most
@@ -30,7 +31,6 @@ _VALLEY = 2.0  # fall of the log density half way between two ends that parts th
 _EVALUATIONS = 200  # of one search of such rows, at most
 _STRETCH = 2.0  # of half the points beyond the prior's bulk, from its median
 _POLISH = 12  # expansions at most to polish a search of one shard
-_BIAS = 0.1  # sds by which too few nodes may displace the mode
 _SAME = 1e-6  # relative difference of log densities by more than which fewer nodes do not do
 
 
@@ -347,8 +347,10 @@ def _descend(
     return start + scale * ended.x, -float(ended.fun), (guess + guess.T) / 2.0
 
 
-def enough_nodes(data: ShardData, model: ShardModel, peak: Peak, n_shards: int) -> Rule:
-    """Take as few nodes as displace the mode of all shards by next to nothing.
+def enough_nodes(
+    data: ShardData, model: ShardModel, peak: Peak, n_shards: int, displaced: float = DISPLACED
+) -> Rule:
+    """Take as few nodes as displace the mode of all shards by no more than is allowed.
 
     Parameters
     ----------
@@ -357,6 +359,8 @@ def enough_nodes(data: ShardData, model: ShardModel, peak: Peak, n_shards: int) 
     model : ShardModel
     peak : Peak
     n_shards : int
+    displaced : float
+        Posterior sds.
     """
     engine = engine_of(model)
     n_modes = engine.most_modes(few_units(data, model.codes), peak.u[None])
@@ -370,7 +374,7 @@ def enough_nodes(data: ShardData, model: ShardModel, peak: Peak, n_shards: int) 
         more = gradient(more_nodes)
         error = more - fewer
         # Errors of shards add up, and the sd shrinks.
-        if np.sqrt(n_shards * error @ peak.covariance @ error) < _BIAS:
+        if np.sqrt(n_shards * error @ peak.covariance @ error) < displaced:
             return Rule(n_nodes, n_modes)
         fewer = more
     return Rule(engine.gradient_nodes[-1], n_modes)

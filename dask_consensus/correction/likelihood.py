@@ -251,6 +251,12 @@ class LogPosterior(NamedTuple):
             by_rule = by_rule[1:]
         return self._replace(rule=rules[-1]), compile_seconds
 
+    def with_fewer_nodes(self) -> LogPosterior:
+        """Take the next coarser rule, but for the coarsest: that of Laplace errs by far more."""
+        ladder = engine_of(self.model).value_nodes
+        coarser = max(ladder.index(self.rule.n_nodes) - 1, min(1, len(ladder) - 1))
+        return self._replace(rule=self.rule._replace(n_nodes=ladder[coarser]))
+
     def _most_modes(self, points: Array) -> int:
         """Count the modes of the local effects of those groups that have most, on some shards."""
         tasks = [
