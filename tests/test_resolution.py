@@ -9,6 +9,7 @@ from dask_consensus.frame.arrays import Column, Layout
 from dask_consensus.frame.resolution import (
     ROWS,
     Sample,
+    cancelled,
     merge_samples,
     sample_rows,
     too_coarse,
@@ -138,3 +139,45 @@ def test_a_plan_names_column_and_remedy():
         plan(frame, model, columns=columns)
     frame = frame.assign(**{"time": frame["time"] - frame["time"].mean()})
     assert plan(frame, model, columns=columns).n_shards == 1
+
+
+BEGIN = 1.6e9 + RNG.uniform(0, 1e8, N)
+PAIRS = {
+    "begin and end": ((BEGIN, BEGIN + RNG.gamma(4.0, 30.0, N)), True),
+    "with a few that lasted long": (
+        (BEGIN, BEGIN + np.where(np.arange(N) % 100, RNG.gamma(4.0, 30.0, N), 1e7)),
+        True,
+    ),
+    "before and after": ((1e6 * NORMAL, 1e6 * NORMAL + RNG.normal(size=N)), True),
+    "begin alone": ((BEGIN, RNG.gamma(4.0, 30.0, N)), False),
+    "a minute later": ((BEGIN, BEGIN + 60.0), False),
+    "the same": ((BEGIN, BEGIN), False),
+    "whole days": ((86_400.0 * np.arange(N), 86_400.0 * (np.arange(N) + 1)), False),
+    "months later": ((BEGIN, BEGIN + 1e7 * RNG.random(N)), False),
+    "a tenth more": ((1e5 * NORMAL, 1.1e5 * NORMAL), False),
+    "collinear": ((np.exp(10 + NORMAL / 2), 1.01 * np.exp(10 + NORMAL / 2) + 300 * NORMAL), False),
+    "noise of measurement": ((NORMAL, NORMAL + 0.01 * RNG.normal(size=N)), False),
+}
+
+
+@pytest.mark.parametrize(("columns", "coarse"), PAIRS.values(), ids=PAIRS)
+def test_columns_whose_difference_is_rounded_away_are_refused(columns, coarse):
+    values = [np.asarray(column, np.float64) for column in columns]
+    sample = merge_samples([sample_rows(None, NO_GROUPS, values, N)])
+    found = cancelled(sample, np.dtype("float32"))
+    assert [pair[:2] for pair in found] == ([(0, 1)] if coarse else [])
+    assert not cancelled(sample, np.dtype("float64"))
+
+
+def test_a_plan_names_both_columns_and_the_remedy():
+    import numpyro
+    import numpyro.distributions as dist
+
+    def model(begin, end, y=None):
+        b = numpyro.sample("b", dist.Normal(0, 1))
+        with numpyro.plate("rows", len(begin)):
+            numpyro.sample("obs", dist.Normal(b * (end - begin), 1), obs=y)
+
+    frame = pd.DataFrame({"begin": BEGIN, "end": BEGIN + RNG.gamma(4.0, 30.0, N), "y": NORMAL})
+    with pytest.raises(ValueError, match=r"'begin'.*'end'.*32-bit.*give the model the difference"):
+        plan(dd.from_pandas(frame, npartitions=1), model)

@@ -37,6 +37,8 @@ that lie in several clumps, whose spread as a whole is large.
 """
 _FAR = 1 / np.sqrt(np.finfo(float).eps)
 """Largest distance from zero, in spreads: its square is lost in the rounding of a double."""
+_CANCELLED = 0.05  # of the spread of either, that the spread of a difference is small against
+_GLANCE = 64  # rows
 _FEW = 8  # values that say nothing of a spread
 _SHARE = 0.05  # of the sample, that values of like size must have to be looked at by themselves
 
@@ -110,6 +112,38 @@ def too_coarse(sample: Sample, column: int, rows: int, dtype: np.dtype) -> str:
     if ratio > within:
         return f"values of a group, with a spread of {spread:.2g}, are rounded by {ratio:.2g} of it"
     return ""
+
+
+def cancelled(sample: Sample, dtype: np.dtype) -> list[tuple[int, int, str]]:
+    """Say which pairs of columns differ by what floats of a dtype do not hold: a begin and an end.
+
+    Each by itself may be known well enough, its values being spread over years; of their difference
+    little is left where it is some minutes.
+    """
+    values = sample.values[np.isfinite(sample.values).all(axis=1)]
+    if len(values) < _FEW or values.shape[1] < 2:
+        return []
+    error = values.astype(dtype).astype(np.float64) - values
+    rounded = (error != 0).any(axis=0)
+    few = values[:: max(1, len(values) // _GLANCE)]
+    spreads = np.array([_spread(np.sort(column)) for column in values.T])
+    found = []
+    for i in range(values.shape[1] - 1):
+        # Most pairs are told apart at a glance.
+        away = few[:, [i]] - few[:, i + 1 :]
+        glance = np.median(np.abs(away - np.median(away, axis=0)), axis=0)
+        least = np.minimum(spreads[i], spreads[i + 1 :])
+        suspect = (glance < 2 * _CANCELLED * least) & (rounded[i] | rounded[i + 1 :])
+        for j in (i + 1 + np.flatnonzero(suspect)).tolist():
+            spread = _spread(np.sort(values[:, i] - values[:, j]))
+            missed = float(np.abs(error[:, i] - error[:, j]).max())
+            # What doubles round away is no difference.
+            tiny = _CONSTANT * np.abs(values[:, i]).max()
+            near = _CANCELLED * min(spreads[i], spreads[j])
+            if tiny < spread < near and missed > _WITHIN * spread:
+                problem = f"differences, with a spread of {spread:.2g}, are rounded by {missed:.2g}"
+                found.append((i, j, problem))
+    return found
 
 
 def far_off(sample: Sample, column: int) -> str:

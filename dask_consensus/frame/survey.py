@@ -28,7 +28,7 @@ from .defects import (
 )
 from .key_kinds import read_keys
 from .keys import Form, Keys, common_form, conflicts, hash_keys
-from .resolution import Sample, far_off, merge_samples, sample_rows, too_coarse
+from .resolution import Sample, cancelled, far_off, merge_samples, sample_rows, too_coarse
 from .tallies import HEAVIEST, Heavy, add_up, coarsen, merge_first, merge_found, merge_heaviest
 from .values import exact_numbers, missing
 
@@ -321,6 +321,15 @@ def _coarse_columns(survey: Survey, layout: Layout) -> list[str]:
                 f"in double precision{_centred(column, ' (`{}`)')}, or enable 64-bit numbers in "
                 "JAX (`jax.config.update('jax_enable_x64', True)`)"
             )
+    columns = layout.values
+    for i, j, problem in cancelled(survey.sample, precision):
+        one, other = columns[i], columns[j]
+        told.setdefault(one.argument, []).append(
+            f"arguments {one.argument!r} (column {one.label!r}) and {other.argument!r} (column "
+            f"{other.label!r}): {precision.itemsize * 8}-bit floats are too coarse for what they "
+            f"differ by: {problem}; give the model the difference as a column, or enable 64-bit "
+            "numbers in JAX (`jax.config.update('jax_enable_x64', True)`)"
+        )
     return [line for argument, lines in told.items() for line in few(lines, argument)]
 
 
