@@ -244,3 +244,14 @@ class Shape:
 def test_mirror_images_beside_crossed_effects_are_counted(mode, log_density, images):
     best = Peak(np.array([mode, -1.0]), np.diag([0.01, 0.5]), 0.0)
     assert mirrored(Shape(log_density), best) == images
+    assert mirrored(Shape(log_density), best, [best._replace(u=np.array([-mode, -1.0]))]) == 0
+
+
+def test_exchanged_sites_beside_crossed_effects_are_counted():
+    """Two coordinates, of which only the sum and the product are known."""
+    best = Peak(np.array([1.0, -0.5]), 0.001 * np.eye(2), 0.0)
+
+    def log_density(u):
+        return -500 * ((u.sum(axis=1) - 0.5) ** 2 + (u.prod(axis=1) + 0.5) ** 2)
+
+    assert mirrored(Shape(log_density), best) == 1

@@ -1,5 +1,7 @@
 """Newton steps to the mode: curvature in closed form, rival modes, what has no mode to find."""
 
+from types import SimpleNamespace
+
 import dask
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from dask_consensus.combination.ascent import (
     inverse_curvature,
     positive_curvature,
 )
+from dask_consensus.combination.enough import Top, blind, lone
 from dask_consensus.combination.gaussian import square_root
 from dask_consensus.combination.laplace import draws_of
 from dask_consensus.combination.mode_search import distinct
@@ -133,6 +136,19 @@ def test_peaks_count_once_and_only_if_they_are_comparable():
     assert distinct([]) == []
 
 
+def test_a_low_peak_counts_if_it_is_wide():
+    narrow, wide = Peak(np.zeros(6), 1e-4 * np.eye(6), 0.0), Peak(np.full(6, 9.0), np.eye(6), -30.0)
+    assert len(distinct([narrow, wide])) == 2
+    assert len(distinct([narrow, wide._replace(covariance=1e-2 * np.eye(6))])) == 1
+
+
+def test_a_needle_within_a_wide_peak_is_another():
+    needle, wide = Peak(np.zeros(2), 1e-6 * np.eye(2), 0.0), Peak(np.ones(2), np.eye(2), -9.0)
+    assert len(distinct([needle, wide])) == 2
+    assert len(distinct([needle, wide._replace(covariance=1e-5 * np.eye(2), u=needle.u)])) == 1
+    assert len(distinct([wide, wide._replace(u=np.zeros(2), covariance=9 * np.eye(2))])) == 1
+
+
 def test_laplace_alone_is_the_posterior_of_a_conjugate_model():
     rng = np.random.default_rng(0)
     x = rng.normal(size=600)
@@ -213,3 +229,42 @@ def test_what_the_last_step_may_be_wrong_by_is_part_of_the_error():
     np.testing.assert_allclose(approximate_error(combined, approximation), 0.1)
     without = approximation._replace(expansions=None)
     np.testing.assert_allclose(approximate_error(combined, without), 0.01)
+
+
+def top(u, reached, height=0.0):
+    return Top(Peak(np.array(u), np.eye(2), height), None, reached)
+
+
+@pytest.mark.parametrize(
+    ("tops", "n_lone"),
+    [
+        ([top([0, 0], 20), top([9, 0], 1, -1.0), top([0, 9], 1, -1.0)], 2),
+        ([top([0, 0], 20), top([9, 0], 1), top([9.5, 0], 1)], 0),  # one mode, reached twice
+        ([top([0, 0], 20), top([9, 0], 0)], 0),  # an image is known without a search
+        ([top([0, 0], 20), top([9, 0], 1, -9.0)], 0),  # so low that its like do not matter
+        ([top([0, 0], 1)], 0),  # judged by itself
+        ([], 0),
+    ],
+)
+def test_modes_that_one_search_alone_reached_have_their_like(tops, n_lone):
+    assert lone(tops) == n_lone
+
+
+@pytest.mark.parametrize(("knows", "shard"), [(4, 4), (0, None), (9, None), (None, None)])
+def test_a_direction_of_which_searched_shards_know_nothing_is_found(knows, shard):
+    """Ten shards; one alone knows the sum of two coordinates."""
+    along = np.array([1.0, 1.0]) / np.sqrt(2)
+    across = np.outer([1, -1], [1, -1]) / 2
+    precision = np.array([across + (0.01 if knows is not None else 1.0) * np.eye(2)] * 10)
+    if knows is not None:
+        precision[knows] += 10 * np.outer(along, along)
+    covariance = np.linalg.inv(precision.sum(axis=0))
+    none = np.zeros((10, 2))
+    told = Expansions(
+        np.zeros(2), STEP * square_root(covariance), np.zeros(2), none[:, 0], none, precision, none
+    )
+    shards = SimpleNamespace(n=10, weights=np.full(10, 0.1), median=lambda: 5)
+    assert blind(told, shards) == shard
+    # What cancels among those that were searched is known to them.
+    precision[[0, 9]] += 10 * np.outer(along, along) * np.array([1, -1])[:, None, None]
+    assert blind(told, shards) is None

@@ -73,6 +73,18 @@ def test_images_are_mirrored_and_exchanged(monkeypatch):
     assert len(found) <= 200
 
 
+def test_sites_of_one_shape_are_exchanged_and_shares_turned():
+    def lines(y=None):
+        a, b, c, d = (numpyro.sample(name, dist.Normal(0, 1)) for name in "abcd")
+        share = numpyro.sample("share", dist.Uniform(0, 1))
+        numpyro.sample("y", dist.Normal(a + b + c + d + share, 1), obs=y)
+
+    found = images(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), read(lines, {"y": np.zeros(4)}).shared)
+    rows = set(map(tuple, found.tolist()))
+    assert (3.0, 2.0, 1.0, 4.0, 5.0) in rows  # one site with another
+    assert (3.0, 4.0, 1.0, 2.0, -5.0) in rows  # two lines, and the share of the first
+
+
 def test_points_lie_in_and_beyond_the_prior():
     draws = np.random.default_rng(0).normal(size=(256, 3))
     points = beyond(draws, np.random.default_rng(1))
@@ -84,6 +96,8 @@ def test_searches_that_end_alike_are_one():
     sd = np.ones(1)
     ends = [Ended(np.array([u]), h, sd) for u, h in ((0.0, 1.0), (0.5, 2.0), (40.0, 0.0))]
     assert [(end.height, count) for end, count in merged(ends)] == [(2.0, 2), (0.0, 1)]
+    needle = Ended(np.full(1, 0.01), 9.0, np.array([1e-3]))
+    assert [count for _, count in merged([*ends, needle])] == [1, 2, 1]
 
 
 def even(x, y=None):

@@ -5,7 +5,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dask_consensus.shard.subsets import Part, parts, piece, shapes, together, units_of
+from dask_consensus.shard import subsets
+from dask_consensus.shard.subsets import (
+    Part,
+    few_units,
+    parts,
+    piece,
+    pieces_of,
+    shapes,
+    some_units,
+    together,
+    units_of,
+)
 from dask_consensus.shard_data import ROWS, Shard, ShardData, Size, pad, size_of
 
 CODES = {"region": 0, "county": 1}
@@ -102,3 +113,25 @@ def test_of_single_groups_every_other_piece_is_short():
     one.arguments["region"][:] = 0
     rows = [piece(padded(one), {"region": 0}, Size(200, (1, 1)), place).rows for place in range(4)]
     assert rows == [25, 3, 25, 3]
+
+
+@pytest.mark.parametrize("codes", ALL_CODES)
+def test_pieces_have_all_units_once_in_one_shape(codes, monkeypatch):
+    monkeypatch.setattr(subsets, "PIECE", 32)
+    data = padded(shard(codes))
+    taken = list(pieces_of(data, codes, 0, 10**6))
+    assert len({piece.size for piece in taken}) == 1
+    rows = np.concatenate([one.arguments["row"][: int(one.rows.sum())] for one in taken])
+    assert sorted(rows) == list(range(120))
+    first = few_units(data, codes)
+    np.testing.assert_array_equal(first.arguments["row"], taken[0].arguments["row"])
+    assert len(list(pieces_of(data, codes, 0, 40))) == 2
+
+
+@pytest.mark.parametrize("codes", ALL_CODES)
+def test_units_with_rare_values_come_first_if_they_are_wanted(codes):
+    room = Size(30, tuple(count - 1 for count in (10, 20)) if codes else ())
+    for seed in range(4):
+        data = padded(shard(codes, seed=seed))
+        some = some_units(data, codes, room, 1, rare_first=True)
+        assert (some.arguments["sparse"] > 0).any()

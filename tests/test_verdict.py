@@ -260,6 +260,16 @@ def test_chains_on_all_rows_must_have_been_at_every_mode():
     assert verdict(sampled(one), approximation=low, modes=2).good
 
 
+def test_modes_beside_the_highest_may_be_lone():
+    found = two_modes(reached=20)._replace(lone=1, searched=72)
+    near = correction(landmark_log_ratio=-3.0)
+    reasons = verdict(combined(reports()), near, approximation=found, modes=2).reasons
+    assert [reason.code for reason in reasons] == ["lone-mode"]
+    assert "of 2 modes 1 were reached by one each of 72 searches" in reasons[0].problem
+    few = found._replace(lone=0)
+    assert verdict(combined(reports()), near, approximation=few, modes=2).good
+
+
 def test_chains_that_come_to_a_lone_mode_are_as_many_searches():
     lone = two_modes(reached=1)._replace(others=())
     there = np.random.default_rng(0).normal(size=(4, 100, 2))

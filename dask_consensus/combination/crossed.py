@@ -10,7 +10,7 @@ then a log density of ``t`` alone, of a few dimensions, that is climbed here.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +46,7 @@ _MOST_STEPS = 25
 _FEW_ROWS = 50_000  # that a search begins with
 _STARTS, _CLIMBS = 12, 3  # points of the prior that are looked at; from which it is climbed
 _AS_HIGH, _APART = 5.0, 3.0  # log units, and sds, of modes that count as several
+_IMAGES = 32  # of a mode, that are looked at
 _VALLEY = 2.0  # fall of the log density half way between two places that parts them
 _TERMS_A_POINT = 0.5  # of a polynomial that says where modes are
 
@@ -257,7 +258,7 @@ def crossed_mode(
         mean=mean,
         covariance=covariance,
         shift=np.full(model.dim, np.nan),  # not known
-        modes=1 + len(others) + mirrored(few, best),
+        modes=1 + len(others) + mirrored(few, best, others),
         rounds=[_round(everyone, mean, covariance, began)],
         reached=sum(_distance(best, peak) <= _APART for peak in peaks),
         searched=searched,
@@ -306,8 +307,10 @@ def _distance(best: Peak, other: Peak) -> float:
     return float(np.sqrt(away @ np.linalg.solve(best.covariance, away)))
 
 
-def mirrored(few: CrossedEffects, best: Peak) -> int:
-    """Count the mirror images of a mode, and exchanged entries, that are as high and beside it.
+def mirrored(few: CrossedEffects, best: Peak, known: Sequence[Peak] = ()) -> int:
+    """Count mirror images of a mode, and exchanged entries, that are as high and beside it.
+
+    Those that are `known` modes are not counted.
 
     Where a likelihood is even in a coefficient all climbs may end on one side.
     """
@@ -315,15 +318,20 @@ def mirrored(few: CrossedEffects, best: Peak) -> int:
     places = images(best.u, [site for site in few.model.shared if site.name not in taken])
     if not len(places):
         return 0
-    heights = few.log_density(np.concatenate([places, (places + best.u) / 2]), "search")
-    there, between = np.split(heights, 2)
+    places = places[:_IMAGES]
+    there = few.log_density(places, "search")
+    high = there > best.height - _AS_HIGH
+    if not high.any():
+        return 0
+    places, there = places[high], there[high]
+    between = few.log_density((places + best.u) / 2, "search")
     beside: list[Peak] = []
     for u, height, valley in zip(places, there, between, strict=True):
-        high = height > best.height - _AS_HIGH
         apart = all(
-            _distance(one, Peak(u, best.covariance, height)) > _APART for one in (best, *beside)
+            _distance(one, Peak(u, best.covariance, height)) > _APART
+            for one in (best, *known, *beside)
         )
-        if high and apart and valley < min(height, best.height) - _VALLEY:
+        if apart and valley < min(height, best.height) - _VALLEY:
             beside.append(Peak(u, best.covariance, float(height)))
     return len(beside)
 

@@ -36,12 +36,21 @@ from .ascent import (
     inverse_curvature,
     positive_curvature,
 )
-from .mode_search import DISPLACED, Found, distinct, enough_nodes, find_peaks, spread, united
+from .enough import Top, blind, highest, lone, n_reached
+from .mode_search import (
+    DISPLACED,
+    Found,
+    apart,
+    distinct,
+    enough_nodes,
+    find_peaks,
+    spread,
+    united,
+)
 from .reports import Anchor, Combined, Expansions, FitSettings, LaplaceApproximation, Report, Round
 from .ridges import Ridge, bends, close_to, follow, widest
 
 _ATTEMPTS = 3  # at a mode that more than one search reaches
-_AS_HIGH = 1.0  # log density by which images of a mode differ at most
 _RIDGES = 4  # points on ridges that are looked at on all shards
 _FOLLOWED = 4  # modes whose ridges are followed
 _FLATTEST = 1e-3  # curvature of a shard, in its share of all
@@ -79,27 +88,16 @@ def laplace(
     landmarks : list of Peak
         Points on ridges and at edges, which searches have ended on.
     """
-    n, model, scale = shards.n, fit_settings.model, spread(starts[1])
-    searched = 0
-    found: list[Found] = []
-    ridges: list[Peak] = []
-    # A mode that one search alone has reached may have higher neighbours that none has.
-    for attempt in range(_ATTEMPTS):
-        seed = fit_settings.seed + attempt
-        searched += options.searches
-        more, unsettled = find_peaks(model, shards, starts, options.searches, seed)
-        found, ridges = united([*found, *more]), ridges + unsettled
-        if not found or _reached(found) > 1:
-            break
-    if not found and not ridges:
-        return None, []
-    first = found[0].peak if found else ridges[0]
-    data = shards.data[shards.median()]
+    n, scale = shards.n, spread(starts[1])
     displaced = _DISPLACED if corrected else DISPLACED
-    enough = on_worker(shards.execution, enough_nodes, data, broadcast(model), first, n, displaced)
-    rule = compute([enough])[0]
-    tops, lost = _climbed(fit_settings, shards, rule, found[: 1 + _RIVALS], options.steps)
-    ridges += [*lost, *(other.peak for other in found[1 + _RIVALS :])]
+    climbs = _Climbs(fit_settings, shards, options.steps, displaced)
+    search = _searched(climbs, starts, options.searches)
+    if not search.found and not search.ridges:
+        return None, []
+    search = _searched_elsewhere(climbs, starts, options.searches, search)
+    tops, rule, searched = search.tops, climbs.rule_at(search.first), search.searched
+    ridges = [*search.ridges, *climbs.lost]
+    ridges += [other.peak for other in search.found[1 + _RIVALS :]]
     near = [
         approach(_Posterior(fit_settings, shards, rule).expand, ridge.u, ridge.covariance / n, 3)
         for ridge in sorted(ridges, key=lambda ridge: -ridge.height)[:_RIDGES]
@@ -111,20 +109,20 @@ def laplace(
         if approximation is None:
             return None, landmarks
         return approximation._replace(reached=len(ridges), searched=searched), landmarks
-    summits = distinct([top for top, _ in tops])
+    summits = distinct([top.peak for top in tops])
     along: list[Peak] = []
     for summit in summits[:_FOLLOWED]:
         if not any(close_to(summit, place) for place in along):
             ridge = _ridge_of(fit_settings, shards, rule, summit, scale)
             along += ridge.places
             landmarks += ridge.beyond
-    highest = max(tops, key=lambda pair: pair[0].height)[1]
     # Peaks that were not looked at on all shards may be modes as well.
-    modes = len(summits) + max(len(found) - 1 - _RIVALS, 0)
-    approximation = highest._replace(
+    modes = len(summits) + max(len(search.found) - 1 - _RIVALS, 0)
+    approximation = highest(tops).approximation._replace(
         modes=modes,
-        reached=_reached(found),
+        reached=search.reached,
         searched=searched,
+        lone=0 if along else lone(tops),
         height=summits[0].height,
         others=tuple(summits[1:]),
         along=tuple(along),
@@ -132,30 +130,137 @@ def laplace(
     return approximation, landmarks
 
 
+class _Search(NamedTuple):
+    """What searches of some shards have found, and the modes of all shards that it led to."""
+
+    found: list[Found]
+    ridges: list[Peak]
+    tops: list[Top]
+    reached: int  # how many reached the highest
+    searched: int
+
+    @property
+    def first(self) -> Peak:
+        """The best of what was found."""
+        return self.found[0].peak if self.found else self.ridges[0]
+
+
+def _searched(climbs: _Climbs, starts: tuple[Array, Array], n_searches: int) -> _Search:
+    """Search some shards, and again while what was found is found by one search alone.
+
+    Such a mode may have higher neighbours, or others as high, that none has reached.
+    """
+    found: list[Found] = []
+    ridges: list[Peak] = []
+    tops: list[Top] = []
+    for attempt in range(_ATTEMPTS):
+        seed = climbs.fit_settings.seed + attempt
+        model, shards = climbs.fit_settings.model, climbs.shards
+        more, unsettled = find_peaks(model, shards, starts, n_searches, seed)
+        found, ridges = united([*found, *more]), ridges + unsettled
+        if not found:
+            break
+        if n_reached(found) > 1 or attempt + 1 == _ATTEMPTS:
+            tops = climbs.from_all(found)
+            if not lone(tops):
+                break
+    reached = n_reached(found) if found else 0
+    return _Search(found, ridges, tops, reached, (attempt + 1) * n_searches)
+
+
+def _searched_elsewhere(
+    climbs: _Climbs, starts: tuple[Array, Array], n_searches: int, before: _Search
+) -> _Search:
+    """Search a shard that alone knows of a direction: no search of others can have found that."""
+    k = blind(climbs.told(before.tops), climbs.shards)
+    if k is None:
+        return before
+    one, fit_settings = climbs.shards.some([k]), climbs.fit_settings
+    more, _ = find_peaks(fit_settings.model, one, starts, n_searches, fit_settings.seed)
+    tops = climbs.from_all(more, known=before.tops)
+    reached = before.reached
+    if tops and not any(top.peak.height > highest(tops).peak.height for top in before.tops):
+        reached = n_reached(more)
+    return before._replace(
+        tops=[*before.tops, *tops], reached=reached, searched=before.searched + n_searches
+    )
+
+
+def _of_one(peak: Peak, n_shards: int) -> Peak:
+    """Make a mode of all shards as wide as that of one."""
+    return peak._replace(covariance=peak.covariance * n_shards)
+
+
+class _Climbs:
+    """Climbs on all shards from peaks of one, each of them once."""
+
+    def __init__(
+        self, fit_settings: FitSettings, shards: Shards, most: int, displaced: float
+    ) -> None:
+        self.fit_settings, self.shards = fit_settings, shards
+        self.lost: list[Peak] = []  # peaks that led to no mode
+        self._most, self._displaced = most, displaced
+        self._rule: Rule | None = None
+        self._last: Expansions | None = None
+        self._known: list[tuple[Peak, Top | None]] = []
+
+    def rule_at(self, first: Peak) -> Rule:
+        """Take as many nodes for local effects as a peak asks for; the first that is asked."""
+        if self._rule is None:
+            shards = self.shards
+            data, model = shards.data[shards.median()], broadcast(self.fit_settings.model)
+            question = first, shards.n, self._displaced
+            asked = on_worker(shards.execution, enough_nodes, data, model, *question)
+            self._rule = compute([asked])[0]
+        return self._rule
+
+    def from_all(self, found: Sequence[Found], known: Sequence[Top] = ()) -> list[Top]:
+        """Climb from the highest peaks that lead to no known mode: the modes that they lead to."""
+        tops = []
+        for peak, reached in found[: 1 + _RIVALS]:
+            # All shards know more than one: a mode of theirs is as narrow.
+            if any(not apart(_of_one(top.peak, self.shards.n), peak) for top in known):
+                continue
+            top = self._from(peak, self.rule_at(found[0].peak))
+            if top is not None:
+                tops.append(top._replace(reached=reached))
+        return tops
+
+    def told(self, tops: Sequence[Top]) -> Expansions | None:
+        """Give what shards said of the highest mode, or of where a climb ended if there is none."""
+        return highest(tops).approximation.expansions if tops else self._last
+
+    def _from(self, peak: Peak, rule: Rule) -> Top | None:
+        for start, top in self._known:
+            if not apart(start, peak):
+                return top
+        top, self._last = _climbed(self.fit_settings, self.shards, rule, peak, self._most)
+        self._known.append((peak, top))
+        if top is None:
+            self.lost.append(peak)
+        return top
+
+
 def _climbed(
-    fit_settings: FitSettings, shards: Shards, rule: Rule, found: Sequence[Found], most: int
-) -> tuple[list[tuple[Peak, LaplaceApproximation]], list[Peak]]:
-    """Climb on all shards from the peaks of one: the modes, and the peaks that led to none."""
-    tops, lost = [], []
-    for peak, _ in found:
-        start = _nearer(fit_settings, shards, rule, peak, most)
-        posterior = _Posterior(fit_settings, shards, rule)
-        arrived = ascend(posterior.expand, *start, most)
-        if arrived is None:
-            lost.append(peak)
-            continue
-        top, shift = arrived
-        assert posterior.last is not None
-        approximation = LaplaceApproximation(
-            mean=top.u + shift,
-            covariance=top.covariance,
-            shift=shift / np.sqrt(np.diag(top.covariance)),
-            modes=1,
-            rounds=posterior.rounds,
-            expansions=posterior.last._replace(step=top.u - posterior.last.u),
-        )
-        tops.append((top, approximation))
-    return tops, lost
+    fit_settings: FitSettings, shards: Shards, rule: Rule, peak: Peak, most: int
+) -> tuple[Top | None, Expansions | None]:
+    """Climb on all shards from a peak of one; and what shards said of the last place."""
+    start = _nearer(fit_settings, shards, rule, peak, most)
+    posterior = _Posterior(fit_settings, shards, rule)
+    arrived = ascend(posterior.expand, *start, most)
+    if arrived is None:
+        return None, posterior.last
+    top, shift = arrived
+    assert posterior.last is not None
+    approximation = LaplaceApproximation(
+        mean=top.u + shift,
+        covariance=top.covariance,
+        shift=shift / np.sqrt(np.diag(top.covariance)),
+        modes=1,
+        rounds=posterior.rounds,
+        expansions=posterior.last._replace(step=top.u - posterior.last.u),
+    )
+    return Top(top, approximation, 0), posterior.last
 
 
 def _nearer(
@@ -212,12 +317,6 @@ def _level_ridge(
         height=first.height,
         along=tuple(others),
     )
-
-
-def _reached(found: list[Found]) -> int:
-    """Count the searches that reached the highest mode, or an image that is as high."""
-    highest = found[0].peak.height
-    return sum(one.reached for one in found if one.peak.height > highest - _AS_HIGH)
 
 
 def draws_of(

@@ -24,6 +24,7 @@ from .symmetry import images
 
 FAR = float(scipy.stats.norm.isf(1e-6 / 2))  # sds beyond which a mode is another one
 DISPLACED = 0.1  # sds by which too few nodes may displace the mode
+_NEEDLE = 10.0  # times as wide as which a mode is another one than one within it
 _COMPARABLE = 12.0  # log density by which another mode may be lower and still count
 _ROWS = 512  # of a shard that many points are tried on
 _POLISHED = 12  # peaks of such rows that are looked at on a whole shard, at most
@@ -46,20 +47,38 @@ def spread(draws: Array) -> Array:
 
 
 def distinct(peaks: Sequence[Peak]) -> list[Peak]:
-    """Peaks that are comparable with the highest and apart from each other, highest first."""
+    """Peaks that are comparable with the highest and apart from each other, highest first.
+
+    A low one that is wide may have as much mass as one that is high and narrow, or more.
+    """
+    if not peaks:
+        return []
+    masses = [peak.height + np.linalg.slogdet(peak.covariance)[1] / 2 for peak in peaks]
+    highest, heaviest = max(peak.height for peak in peaks), max(masses)
     kept: list[Peak] = []
-    for peak in sorted(peaks, key=lambda peak: -peak.height):
-        if kept and not comparable(peak.height, kept[0].height, len(peak.u)):
-            break
-        if all(apart(peak, other) for other in kept):
+    for k in sorted(range(len(peaks)), key=lambda k: -peaks[k].height):
+        peak = peaks[k]
+        high = comparable(peak.height, highest, len(peak.u))
+        heavy = masses[k] >= heaviest - _COMPARABLE
+        if (high or heavy) and all(apart(peak, other) for other in kept):
             kept.append(peak)
     return kept
 
 
 def apart(peak: Peak, other: Peak) -> bool:
     """Tell whether two peaks are two, and not one that was reached twice."""
-    variances = np.maximum(np.diag(peak.covariance), np.diag(other.covariance))
-    return bool(np.max(np.abs(peak.u - other.u) / np.sqrt(variances)) > FAR)
+    sds = np.sqrt(np.diag(peak.covariance)), np.sqrt(np.diag(other.covariance))
+    return _far(peak.u - other.u, *sds)
+
+
+def _far(away: Array, sd: Array, other: Array) -> bool:
+    """Tell whether places are two: far in the wider one's sds; or in the narrower one's, a needle.
+
+    Reached twice a place would be as wide.
+    """
+    wide, narrow = np.maximum(sd, other), np.minimum(sd, other)
+    needle = (wide > _NEEDLE * narrow) & (np.abs(away) > FAR * narrow)
+    return bool((np.abs(away) > FAR * wide).any() or needle.any())
 
 
 class Found(NamedTuple):
@@ -111,8 +130,7 @@ def find_peaks(
         Where searches ended that are as high, but no peaks: on a ridge, or at an edge.
     """
     execution, given = shards.execution, broadcast(model)
-    median = shards.median()
-    chosen = sorted({0, median, shards.n - 1})
+    median, chosen = shards.median(), searched_shards(shards)
     pieces = [on_worker(execution, few_rows, shards.data[k], model) for k in chosen]
     points, scale = _starting_points(starts, seed)
     parts, n_each = np.array_split(points, len(chosen)), -(-n_searches // len(chosen))
@@ -137,6 +155,11 @@ def find_peaks(
     ]
     polished = compute_with_progress(polishing, execution, "polishing", "peak")
     return _told_apart(polished, [count for _, count in candidates])
+
+
+def searched_shards(shards: Shards) -> list[int]:
+    """Give the numbers of the shards of which some rows are searched."""
+    return sorted({0, shards.median(), shards.n - 1})
 
 
 def _starting_points(starts: tuple[Array, Array], seed: int) -> tuple[Array, Array]:
@@ -171,12 +194,14 @@ def _candidates(
     across = [end for end, fall in zip(ended, falls, strict=True) if not fall <= _VALLEY]
     candidates = [*merged(beside), *merged(across)]
     mirrored = images(best.u, model.shared)
+    # A point that is its own image has many that are none.
+    mirrored = mirrored[[_far(u - best.u, best.sd, best.sd) for u in mirrored]]
     if len(mirrored):
-        candidates += [
-            (Ended(u, float(h), best.sd), 0)
-            for u, h in zip(mirrored, height(mirrored), strict=True)
-            if comparable(float(h), best.height, len(u))
+        there = [
+            Ended(u, float(h), best.sd) for u, h in zip(mirrored, height(mirrored), strict=True)
         ]
+        high = [end for end in there if comparable(end.height, best.height, len(end.u))]
+        candidates += [(end, 0) for end, _ in merged(high)]
     return sorted(candidates, key=lambda pair: -pair[0].height)[:_POLISHED]
 
 
@@ -228,7 +253,7 @@ def merged(ended: Sequence[Ended]) -> list[tuple[Ended, int]]:
     kept: list[tuple[Ended, int]] = []
     for end in sorted(ended, key=lambda end: -end.height):
         for k, (other, count) in enumerate(kept):
-            if np.max(np.abs(end.u - other.u) / np.maximum(end.sd, other.sd)) < FAR:
+            if not _far(end.u - other.u, end.sd, other.sd):
                 kept[k] = other, count + 1
                 break
         else:
@@ -240,9 +265,9 @@ def merged(ended: Sequence[Ended]) -> list[tuple[Ended, int]]:
 
 
 def few_rows(data: ShardData, model: ShardModel) -> ShardData:
-    """Take some units of a shard."""
+    """Take some units of a shard, many of those that hold what is rare: they may know most."""
     room = Size(_ROWS, tuple(min(count, _ROWS) for count in data.size.groups))
-    return some_units(data, model.codes, room, 1)
+    return some_units(data, model.codes, room, 1, rare_first=True)
 
 
 def heights_of(data: ShardData, model: ShardModel, points: Array) -> Array:
@@ -273,14 +298,18 @@ def _search_nodes(engine: Engine, height: Callable[[int], float]) -> int:
 def search_rows(
     data: ShardData, model: ShardModel, points: Array, scale: Array, n: int
 ) -> list[Ended]:
-    """Search from the best of `points`: half of the `n` from the highest, half from all over."""
+    """Search from the best of `points`: half of the `n` from the highest, others from all over."""
     heights = heights_of(data, model, points)
     order = np.argsort(-heights, kind="stable")
     best = order[: n // 2]
-    # The winners of heats among the others: good ones, of many places.
-    heats = np.array_split(np.setdiff1d(np.arange(len(points)), best), n - len(best))
+    # The winners of heats among the others: good ones, of many places. And points at random: where
+    # a density is low, and wide, none wins.
+    rest = np.setdiff1d(np.arange(len(points)), best)
+    n_random = (n - len(best)) // 2
+    heats = np.array_split(rest[n_random:], n - len(best) - n_random)
     winners = [int(heat[np.argmax(heights[heat])]) for heat in heats if len(heat)]
-    begins = [k for k in (*best.tolist(), *winners) if np.isfinite(heights[k])]
+    begins = [*best.tolist(), *winners, *rest[:n_random].tolist()]
+    begins = [k for k in begins if np.isfinite(heights[k])]
     if not begins:
         return []
     engine, first = engine_of(model), points[begins[:1]]

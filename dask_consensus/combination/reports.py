@@ -190,6 +190,8 @@ class LaplaceApproximation(NamedTuple):
         Newton steps that led there.
     reached, searched : int
         How many of so many searches, of some rows, led there.
+    lone : int
+        Modes that one of them alone led to, so that there may be others like them.
     height : float
         Log density at the mode.
     others : tuple of Peak
@@ -207,6 +209,7 @@ class LaplaceApproximation(NamedTuple):
     rounds: list[Round]
     reached: int = 1
     searched: int = 1
+    lone: int = 0
     height: float = 0.0
     others: tuple[Peak, ...] = ()
     along: tuple[Peak, ...] = ()

@@ -14,18 +14,24 @@ import numpy as np
 from ..model.model import Latent
 from .ascent import Array
 
-_MOST = 100  # images of either kind
+_MOST = 100  # images of each kind
+_TURNED = 2  # coordinates beside exchanged sites whose signs are tried
 
 
 def images(u: Array, sites: Sequence[Latent]) -> Array:
     """Images of a point ``(d,)`` of the raveled sites: ``(n, d)``.
 
     Signs of one or two coordinates, or of a whole site, are changed; two entries along an axis of
-    one length are exchanged in all sites that have it, and in each alone.
+    one length are exchanged in all sites that have it, and in each alone; and sites of one shape,
+    a pair or two pairs of them, whether or not a coordinate of another changes its sign: of two
+    components by names of their own, and the share of one.
     """
     places = _places(sites)
     changed = [_mirrored(u, where) for where in islice(_signs(places), _MOST)]
     changed += [_exchanged(u, group) for group in islice(_exchanges(places), _MOST)]
+    for group, rest in islice(_sites_exchanged(places), _MOST):
+        image = _exchanged(u, group)
+        changed += [image, *(_mirrored(image, where) for where in rest)]
     return np.array(changed).reshape(-1, len(u))
 
 
@@ -55,6 +61,24 @@ def _exchanges(places: Sequence[np.ndarray]) -> Iterator[list[tuple[np.ndarray, 
         for i, j in combinations(range(length), 2):
             for group in groups:
                 yield [(where[i].ravel(), where[j].ravel()) for where in group]
+
+
+def _sites_exchanged(
+    places: Sequence[np.ndarray],
+) -> Iterator[tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]]:
+    """Pairs of sites that change places together, and coordinates of others that may turn."""
+    pairs = [
+        (i, j)
+        for i, j in combinations(range(len(places)), 2)
+        if places[i].shape == places[j].shape and places[i].size
+    ]
+    single = sorted((pair,) for pair in pairs)
+    double = (two for two in combinations(pairs, 2) if len({*two[0], *two[1]}) == 4)
+    for chosen in chain(single, double):
+        taken = {place for pair in chosen for place in pair}
+        group = [(places[i].ravel(), places[j].ravel()) for i, j in chosen]
+        rest = [p.ravel() for k, p in enumerate(places) if k not in taken and p.size == 1]
+        yield group, rest[:_TURNED]
 
 
 def _mirrored(u: Array, where: np.ndarray) -> Array:

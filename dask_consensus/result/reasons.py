@@ -213,15 +213,23 @@ def _several_modes(evidence: Evidence) -> Iterator[Reason]:
         )
         remedy += ", and write shared sites that have a scale of their own non-centred"
         yield Reason("modes", missed, limit, "", problem, remedy)
-    lone = approximation is not None and approximation.reached == 1 < approximation.searched
+    if approximation is None:
+        return
+    lone = approximation.reached == 1 < approximation.searched
     if lone and evidence.alone:
         # Chains that began elsewhere, each by itself, and came there are as many more searches.
         lone = not visited(evidence.combined.draws, approximation, evidence.modes, by_all=True)
-    if approximation is not None and lone:
+    problem = (
+        f"only 1 of {approximation.searched} searches reached the highest mode that was found, "
+        "so there may be a higher one that none has"
+    )
+    if not lone and not evidence.alone:
+        lone = approximation.lone > 0
         problem = (
-            f"only 1 of {approximation.searched} searches reached the highest mode that was found, "
-            "so there may be a higher one that none has"
+            f"of {approximation.modes} modes {approximation.lone} were reached by one each of "
+            f"{approximation.searched} searches, so there may be others that none has"
         )
+    if lone:
         remedy = f"raise consensus.laplace.searches (now {evidence.options.laplace.searches})"
         yield Reason("lone-mode", 1, 1, "", problem, f"{remedy}, or give narrower priors")
 

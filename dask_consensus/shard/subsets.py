@@ -7,14 +7,15 @@ rare, beside parts at random; and small ones, since a threshold may be passed by
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..shard_data import ROWS, Shard, ShardData, Size, pad
 
-_CLOSELY = 1024  # rows of a shard whose units are looked at more closely
+PIECE = 1024
+"""Rows of a shard whose units are looked at more closely."""
 _MOST_ROWS = 50_000  # of units put together: more take longer, and show no more
 _FEW_ROWS = 12  # of a small part, at most
 _SHORT = 3  # rows that are taken of some units, so that there are small parts of large groups too
@@ -60,24 +61,56 @@ def piece(data: ShardData, codes: Mapping[str, int], room: Size, place: int) -> 
     return _taken(shard, np.flatnonzero(np.isin(units, kept) & (rank < most[units])))[0]
 
 
-def some_units(data: ShardData, codes: Mapping[str, int], room: Size, seed: int) -> ShardData:
-    """Take whole units of a shard at random, as many as there is room for, padded to it."""
+def some_units(
+    data: ShardData, codes: Mapping[str, int], room: Size, seed: int, *, rare_first: bool = False
+) -> ShardData:
+    """Take whole units of a shard at random, as many as there is room for, padded to it.
+
+    Those with rare values come by turns with the others if they are wanted.
+    """
     shard = _unpadded(data, codes)
     if shard.rows <= room.rows:
         return data
-    order = np.random.default_rng([seed, shard.rows]).permutation(int(units_of(shard).max()) + 1)
+    rng = np.random.default_rng([seed, shard.rows])
+    order = _shuffled(shard, rng) if rare_first else rng.permutation(_n_units(shard))
+    return _padded_part(shard, order, room)[0]
+
+
+def pieces_of(
+    data: ShardData, codes: Mapping[str, int], seed: int, rows: int
+) -> Iterator[ShardData]:
+    """Take so many rows, at least, of whole units at random, all if it has no more; in pieces.
+
+    They have the shape of :func:`few_units`, so that its code serves them.
+    """
+    room, shard = _few(data), _unpadded(data, codes)
+    if shard.rows <= room.rows:
+        yield data
+        return
+    order = np.random.default_rng([seed, shard.rows]).permutation(_n_units(shard))
+    while rows > 0 and len(order):
+        piece, taken = _padded_part(shard, order, room)
+        order, rows = order[taken:], rows - int(np.sum(piece.rows))
+        yield piece
+
+
+def _padded_part(shard: Shard, order: np.ndarray, room: Size) -> tuple[ShardData, int]:
+    """Take the first units that there is room for, padded to it; and say how many."""
     # Padding needs a group to belong to.
-    fitting = Size(room.rows, tuple(count - 1 for count in room.groups))
-    chosen = _taken(shard, _rows_of(shard, _fitting(shard, order, fitting)))[0]
+    kept = _fitting(shard, order, Size(room.rows, tuple(count - 1 for count in room.groups)))
+    chosen = _taken(shard, _rows_of(shard, kept))[0]
     rows = max(room.rows, chosen.rows)
     groups = np.maximum(room.groups, np.array(chosen.groups, int) + 1)
-    return pad(chosen, Size(rows, tuple(groups.tolist())))
+    return pad(chosen, Size(rows, tuple(groups.tolist()))), len(kept)
 
 
 def few_units(data: ShardData, codes: Mapping[str, int]) -> ShardData:
     """Take those units of a shard whose effects are looked at more closely."""
-    room = Size(_CLOSELY, tuple(min(count, _CLOSELY) for count in data.size.groups))
-    return some_units(data, codes, room, 0)
+    return some_units(data, codes, _few(data), 0)
+
+
+def _few(data: ShardData) -> Size:
+    return Size(PIECE, tuple(min(count, PIECE) for count in data.size.groups))
 
 
 def some_groups(
@@ -132,6 +165,10 @@ def units_of(shard: Shard) -> np.ndarray:
         return np.arange(shard.rows)
     outermost = min(shard.levels, key=lambda name: shard.levels[name])
     return np.asarray(shard.arguments[outermost])
+
+
+def _n_units(shard: Shard) -> int:
+    return int(units_of(shard).max()) + 1
 
 
 def parts(whole: Shard, origin: np.ndarray, seed: int, size: Size, small: Size) -> list[Part]:
