@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import islice, pairwise
+from typing import NamedTuple
 
 import numpy as np
 import scipy.special
@@ -19,19 +19,18 @@ from ..shard.effects import unit_level
 from ..shard.engine import engine_of
 from ..shard.quadrature import Rule
 from ..shard.second_opinion import Opinions
-from ..shard.subsets import few_units
+from ..shard.subsets import PIECE, few_units, pieces_of
 from ..shard.target import log_prior
 from ..shard_data import ROWS, ShardData
 from .proposals import Array
 from .sample import Sample, polynomials
 
-if TYPE_CHECKING:
-    from dask.delayed import Delayed
-
 _SHARDS = 3  # of which some units are looked at more closely
 _FEW_DRAWN = 2  # of a sample, whose nodes are compared
 _T, _W = scipy.special.roots_hermitenorm(5)
 _DISTANCES, _SHARES = np.delete(_T, 2), np.delete(_W / _W.sum(), 2)  # nodes but for the center
+_SCOUTED = 65_536  # rows whose groups' modes are counted at one point, where rows are no more all
+_TORN = 2  # pieces of shards, beside others, whose integrals are looked at again
 _MODES_AT = 8  # points at which modes of local effects are counted, beside those on axes
 _OF_HALVES = 2.0  # times what the halves of a second opinion differ by, that it may differ by
 _MANY_UNITS = 1_000_000  # from which on a second opinion takes more points
@@ -100,6 +99,9 @@ class LogPosterior(NamedTuple):
         How the local effects are integrated out.
     sample : Sample or None
         Shards that are asked, and speak for all; None for all.
+    torn : tuple of pairs of int
+        Shards, and pieces of them, with groups whose effects have more modes than those have that
+        integrals are looked at again of.
     """
 
     model: ShardModel
@@ -108,6 +110,7 @@ class LogPosterior(NamedTuple):
     center: Array
     rule: Rule = Rule(0)
     sample: Sample | None = None
+    torn: tuple[tuple[int, int], ...] = ()
 
     @property
     def few_points(self) -> bool:
@@ -235,7 +238,8 @@ class LogPosterior(NamedTuple):
             ladder = ladder[ladder.index(self.rule.n_nodes) :]
         if len(ladder) == 1:
             return self._replace(rule=Rule(ladder[0])), 0.0
-        n_modes = self._most_modes(np.concatenate([along, points[:_MODES_AT]]))
+        n_modes, torn = self._most_modes(np.concatenate([along, points[:_MODES_AT]]))
+        there = self._replace(torn=torn)
         few = np.concatenate([along, points[:_PROBE]])
         rules = [Rule(n_nodes, n_modes) for n_nodes in ladder]
         asked = self._fewer()
@@ -247,9 +251,9 @@ class LogPosterior(NamedTuple):
             change = by_rule[1].log_likelihood - by_rule[0].log_likelihood
             moved = first_order(change[: -len(points[:_PROBE])])
             if np.std(change) < _INTEGRATION and np.max(np.abs(moved)) < _INTEGRATION:
-                return self._replace(rule=rule), compile_seconds
+                return there._replace(rule=rule), compile_seconds
             by_rule = by_rule[1:]
-        return self._replace(rule=rules[-1]), compile_seconds
+        return there._replace(rule=rules[-1]), compile_seconds
 
     def with_fewer_nodes(self) -> LogPosterior:
         """Take the next coarser rule, but for the coarsest: that of Laplace errs by far more."""
@@ -257,13 +261,35 @@ class LogPosterior(NamedTuple):
         coarser = max(ladder.index(self.rule.n_nodes) - 1, min(1, len(ladder) - 1))
         return self._replace(rule=self.rule._replace(n_nodes=ladder[coarser]))
 
-    def _most_modes(self, points: Array) -> int:
-        """Count the modes of the local effects of those groups that have most, on some shards."""
-        tasks = [
-            on_worker(self.shards.execution, _modes_of_some, data, self.model, points)
-            for data in self._some_shards()
+    def _most_modes(self, points: Array) -> tuple[int, tuple[tuple[int, int], ...]]:
+        """Count the modes of the local effects of those groups that have most.
+
+        Some groups of some shards are looked at at all points. One group of all may be torn between
+        two places, and matter: as many as time allows are looked at at the first point, and pieces
+        of shards are named in which one has more modes than any of the former.
+        """
+        execution, chosen = self.shards.execution, self._some_shards()
+        usual = [
+            on_worker(execution, _modes_of_some, self.shards.data[k], self.model, points)
+            for k in chosen
         ]
-        return max(compute(tasks))
+        scouted, rows = self._scouted()
+        everywhere = [
+            on_worker(execution, _modes_of_many, self.shards.data[k], self.model, points[:1], rows)
+            for k in scouted
+        ]
+        answers = compute([*usual, *everywhere])
+        most = max(answers[: len(usual)])
+        counted = [
+            (count, (k, i))
+            for k, counts in zip(scouted, answers[len(usual) :], strict=True)
+            for i, count in enumerate(counts)
+            if count > most and not (i == 0 and k in chosen)
+        ]
+        counted.sort(key=lambda pair: -pair[0])
+        return max([most, *(count for count, _ in counted)]), tuple(
+            where for _, where in counted[:_TORN]
+        )
 
     def _fewer(self) -> LogPosterior:
         """Ask fewer shards of a sample for what is looked at again in the end."""
@@ -277,10 +303,17 @@ class LogPosterior(NamedTuple):
         sizes = self.shards.sizes
         return sum(size.rows if level == ROWS else size.groups[level] for size in sizes)
 
-    def _some_shards(self) -> list[Delayed]:
+    def _scouted(self) -> tuple[list[int], int]:
+        """Choose shards whose groups' modes are counted at one point, and the rows of each."""
+        of_each = min(PIECE, max(size.rows for size in self.shards.sizes))
+        n = min(self.shards.n, max(_SHARDS, _SCOUTED // of_each))
+        chosen = np.linspace(0, self.shards.n - 1, n).round().astype(int)
+        return chosen.tolist(), max(1, _SCOUTED // n)
+
+    def _some_shards(self) -> list[int]:
         """Take a few shards that stand for all, which are alike: groups are dealt out by a hash."""
         chosen = np.linspace(0, self.shards.n - 1, _SHARDS).round().astype(int)
-        return [self.shards.data[k] for k in sorted(set(chosen.tolist()))]
+        return sorted(set(chosen.tolist()))
 
     def integration_error(self, axes: Array) -> tuple[Array, Array]:
         """First-order change of means, in sds, and of log sds, were integrals taken otherwise.
@@ -319,17 +352,26 @@ class LogPosterior(NamedTuple):
         # The more groups some speak for, the better must be known what they say.
         effort = max(1.0, self._n_units() / _MANY_UNITS) ** 0.5
         execution, question = self.shards.execution, (self.rounded(points), self.rule, effort)
+        _, each = self._scouted()
+        pieces = [*((k, 0, 1) for k in self._some_shards()), *((k, i, each) for k, i in self.torn)]
         tasks = [
-            on_worker(execution, _opinions_of_some, data, self.model, *question)
-            for data in self._some_shards()
+            on_worker(
+                execution, _opinions_of_some, self.shards.data[k], self.model, i, rows, *question
+            )
+            for k, i, rows in pieces
         ]
         opinions = compute(tasks)
-        looked_at = sum(opinion.units for opinion in opinions)
-        share = looked_at / self._n_units()
-        change = sum(opinion.second - opinion.first for opinion in opinions) / share
-        of_units = np.concatenate([opinion.noise for opinion in opinions], axis=1) / share
+        n_usual = len(pieces) - len(self.torn)
+        # Pieces with torn groups speak for themselves, the others for all the rest.
+        alone = sum(opinion.units for opinion in opinions[n_usual:])
+        looked_at = sum(opinion.units for opinion in opinions[:n_usual])
+        share = looked_at / max(self._n_units() - alone, looked_at)
+        shares = [share] * n_usual + [1.0] * len(self.torn)
+        told = list(zip(opinions, shares, strict=True))
+        change = sum((opinion.second - opinion.first) / part for opinion, part in told)
+        of_units = np.concatenate([opinion.noise / part for opinion, part in told], axis=1)
+        bias = np.abs(first_order(sum(opinion.bias / part for opinion, part in told)))
         size = np.abs(first_order(change))
-        bias = np.abs(first_order(sum(opinion.bias for opinion in opinions) / share))
         # Of few units the halves differ by chance; of skewed ones all may err alike.
         by_halves = np.abs(first_order(of_units.sum(axis=1)))
         by_units = np.sqrt((first_order(of_units) ** 2).sum(axis=-1))
@@ -365,12 +407,24 @@ def _modes_of_some(data: ShardData, model: ShardModel, points: Array) -> int:
     return engine_of(model).most_modes(few_units(data, model.codes), points)
 
 
+def _modes_of_many(data: ShardData, model: ShardModel, points: Array, rows: int) -> list[int]:
+    """Most modes of a unit at points, in pieces of so many of a shard's rows; runs on a worker."""
+    engine = engine_of(model)
+    return [engine.most_modes(piece, points) for piece in pieces_of(data, model.codes, 0, rows)]
+
+
 def _opinions_of_some(
-    data: ShardData, model: ShardModel, points: Array, rule: Rule, effort: float
+    data: ShardData,
+    model: ShardModel,
+    number: int,
+    rows: int,
+    points: Array,
+    rule: Rule,
+    effort: float,
 ) -> Opinions:
-    """Two opinions on some of a shard's units; runs on a worker."""
-    few = few_units(data, model.codes)
-    return engine_of(model).opinions(few, points, rule, data.size, effort)
+    """Two opinions on the units of one of the pieces of a shard's rows; runs on a worker."""
+    piece = next(islice(pieces_of(data, model.codes, 0, rows), number, None))
+    return engine_of(model).opinions(piece, points, rule, data.size, effort)
 
 
 def _evaluate(data: ShardData, question: tuple[ShardModel, Array, Array, Sequence[Rule]]) -> Answer:
