@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dask_consensus.correction.far import beyond
+from dask_consensus.correction.far import beyond, level_sides
 from dask_consensus.correction.proposals import MixtureProposal, single
 from dask_consensus.correction.weights import weigh
 
@@ -27,8 +27,8 @@ def exponential(points):
     return skewed - 0.5 * (points[:, 1:] ** 2).sum(axis=1)
 
 
-def found(log_density):
-    proposal = single(np.zeros(3), 2.0 * np.eye(3))
+def found(log_density, d=3):
+    proposal = single(np.zeros(d), 2.0 * np.eye(d))
     points = proposal.draw(4096, (0, 0))
     mixture = MixtureProposal().and_from(proposal, len(points))
     estimate = weigh(log_density(points), points, mixture).estimate(points)
@@ -38,7 +38,9 @@ def found(log_density):
         asked.append(len(points))
         return log_density(points)
 
-    return beyond(ask, estimate), estimate, sum(asked)
+    line = np.array([-2, -4, -8, -16, -32, 0, 2, 4, 8, 16, 32])[:, None, None] * np.eye(d)
+    height = log_density(line.reshape(-1, d)).reshape(-1, d)
+    return beyond(ask, estimate, level_sides(height)), estimate, sum(asked)
 
 
 @pytest.mark.parametrize("log_density", [gaussian, exponential])
@@ -61,3 +63,24 @@ def test_mass_off_every_line_is_found_and_what_it_changes():
 def test_a_density_that_ends_is_no_mistake():
     far, _, _ = found(lambda points: np.where(points[:, 0] > 3.5, -np.inf, gaussian(points)))
     assert far.sd.max() < 0.02
+
+
+def plain(points):
+    """A change far out on the first of eight coordinates leaves the second to its prior."""
+    near = gaussian(points)
+    wide = np.r_[1.0, 25.0, np.ones(6)]
+    out = -0.5 * (((points - 5.0 * np.eye(8)[1]) / wide) ** 2)[:, 1:].sum(axis=1) - 8.0
+    level = np.where(points[:, 0] < -6, out + (points[:, 0] + 6) / 30, -np.inf)
+    return np.logaddexp(near, level)
+
+
+def test_in_many_dimensions_level_lines_are_followed():
+    far, estimate, asked = found(plain, 8)
+    mass = np.exp(-8.0) * 25.0 * 30.0 / np.sqrt(2 * np.pi)  # beside the rest's
+    assert estimate.covariance[1, 1] < 1.5
+    assert far.where == 0
+    # Of the distances between 6 and 48, a part.
+    added = mass * (1 - np.exp(-42 / 30)) * (25.0**2 + 25.0)
+    assert 0.3 < (np.exp(2 * far.sd[1]) - 1) / added < 2
+    assert asked < 1_000
+    assert found(gaussian, 8)[2] == 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..combination.gaussian import square_root
 from .emulator import fit as emulate
-from .far import Beyond, beyond
+from .far import Beyond, beyond, level_sides
 from .likelihood import Evaluated, LogPosterior
 from .peaks import refitted
 from .proposals import Array
@@ -211,12 +211,16 @@ def finished(
         seconds=time.perf_counter() - began,
         compile_seconds=state.compile_seconds,
         known=_known(state, tails, marks),
-        beyond=_beyond(everyone, estimate, weighed, emulator_error),
+        beyond=_beyond(everyone, estimate, weighed, emulator_error, probes),
     )
 
 
 def _beyond(
-    log_posterior: LogPosterior, estimate: Estimate, weighed: Weighed, emulator_error: float
+    log_posterior: LogPosterior,
+    estimate: Estimate,
+    weighed: Weighed,
+    emulator_error: float,
+    probes: Probes,
 ) -> Beyond | None:
     """Look far out off the straight lines, where the posterior has no shape that an emulator has.
 
@@ -224,7 +228,8 @@ def _beyond(
     """
     if np.isfinite(emulator_error) or not weighed.k_hat < USABLE_K_HAT:
         return None
-    return beyond(lambda points: log_posterior(points, "far out").log_density, estimate)
+    level = level_sides(probes.height)
+    return beyond(lambda points: log_posterior(points, "far out").log_density, estimate, level)
 
 
 def _known(state: CorrectionState, tails: Probes, landmarks: Evaluated | None) -> Known:

@@ -10,7 +10,7 @@ and what that would add to means and variances is compared with what the points 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,9 @@ from .weights import Estimate
 
 _DISTANCES = (4.0, 8.0, 16.0, 32.0)  # sds at which a coordinate is held
 _BEYOND = 3.0  # from which on, up to 1.5 times the last of these, mass is added up
-MOST_DIMENSIONS = 5  # a quadratic in more takes too many points
+_EVERYWHERE = 5  # dimensions; in more only coordinates are held whose line is level far out,
+MOST_DIMENSIONS = 12  # a quadratic in more takes too many points
+_LEVEL = 20.0  # fall of the log density from 8 to 32 sds, where a Gaussian's is 480
 _ROUNDS = 8
 _ARRIVED = 0.3  # sds of the last step
 _ALIKE = 4.0  # factor by which curvature may differ from what points were spaced by
@@ -68,7 +70,27 @@ class _Place(NamedTuple):
         return np.delete(np.arange(len(self.u)), self.held)
 
 
-def beyond(ask: Callable[[Array], Array], estimate: Estimate) -> Beyond:
+def level_sides(height: Array) -> set[tuple[int, int]]:
+    """Name coordinates, and sides of them, -1 or 1, along whose line a density is level far out.
+
+    Parameters
+    ----------
+    height : (steps, d) array
+        As :class:`.tails.Probes` has it: 2, 4, 8, 16 and 32 sds below, none, and above.
+    """
+    top = height.max()
+    sides = set()
+    for sign, near, far in ((-1, 2, 4), (1, 8, 10)):
+        with np.errstate(invalid="ignore"):
+            level = height[near] - height[far] < _LEVEL
+        there = np.isfinite(height[far]) & (height[far] > top - _HOPELESS) & level
+        sides |= {(int(j), sign) for j in np.flatnonzero(there)}
+    return sides
+
+
+def beyond(
+    ask: Callable[[Array], Array], estimate: Estimate, level: set[tuple[int, int]]
+) -> Beyond:
     """Say what the mass that lies far out, and that no point has seen, would change.
 
     Parameters
@@ -77,6 +99,8 @@ def beyond(ask: Callable[[Array], Array], estimate: Estimate) -> Beyond:
         Of points ``(G, d)``, their log density, minus infinity where it is not finite.
     estimate : Estimate
         Its `log_total` is that of this density.
+    level : set of pairs of int
+        See :func:`level_sides`; in many dimensions these alone are looked at.
     """
     mean, covariance = estimate.mean, estimate.covariance
     d, sd = len(mean), np.sqrt(np.diag(covariance))
@@ -85,7 +109,11 @@ def beyond(ask: Callable[[Array], Array], estimate: Estimate) -> Beyond:
         return nothing
     shift, square = np.zeros((d, d)), np.zeros((d, d))  # by the coordinate held
     points, weights = estimate.measure
-    for place in _climbed(ask, mean, covariance):
+    every = {(j, sign) for j in range(d) for sign in (-1, 1)}
+    sides = sorted(every if d <= _EVERYWHERE else level)
+    if not sides:
+        return nothing
+    for place in _climbed(ask, mean, covariance, sides):
         j, others = place.held, place.others
         log_volume = np.log(np.abs(np.linalg.det(place.axes))) + (d - 1) / 2 * np.log(2 * np.pi)
         low, high = _shell(abs(place.away))
@@ -115,14 +143,19 @@ def _shell(distance: float) -> tuple[float, float]:
     return edges[k], edges[k + 1]
 
 
-def _climbed(ask: Callable[[Array], Array], mean: Array, covariance: Array) -> list[_Place]:
+def _climbed(
+    ask: Callable[[Array], Array],
+    mean: Array,
+    covariance: Array,
+    sides: Sequence[tuple[int, int]],
+) -> list[_Place]:
     """Climb from places on the regression lines, in step: those that arrived anywhere."""
     d, sd = len(mean), np.sqrt(np.diag(covariance))
     left = []
-    for j in range(d):
+    for j, sign in sides:
         line = covariance[:, j] / sd[j]
         given = np.delete(np.delete(covariance - np.outer(line, line), j, 0), j, 1)
-        for away in np.multiply.outer([-1.0, 1.0], _DISTANCES).ravel():
+        for away in sign * np.array(_DISTANCES):
             u = mean + away * line
             left.append(_Place(j, float(away), u, square_root(given), u, -np.inf, 0, False))
     top, white = float(ask(mean[None])[0]), design(d - 1)
