@@ -33,9 +33,11 @@ from benchmarks import (
 from benchmarks.cases.drawn import LIKELIHOODS, drawn_trial
 from benchmarks.cases.hostile import TRIALS
 from benchmarks.measure import odd
+from benchmarks.measure.posterior import posterior
 from benchmarks.measure.ranks import uniformity
 from benchmarks.measure.script import RESULTS
 from benchmarks.measure.watch import Watched
+from benchmarks.tables.verdict import judged
 
 from .answers import slow_or_broken
 
@@ -343,6 +345,16 @@ def test_rows_of_a_trial_have_one_shape_and_follow_the_seed(name: str) -> None:
     assert first.equals(again)
     assert first.shape == other.shape
     assert not first.equals(other)
+
+
+# Each was called good once, and was wrong.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["needle", "alias", "rare-wave", "torn-group", "durations"])
+def test_a_trial_that_was_wrong_is_right_or_refused_for_a_true_reason(name: str) -> None:
+    trial = TRIALS[name]
+    row = verdict.fits(name)({"seed": 0, "shards": trial.shards[0]})
+    fit = judged(row, verdict.compact(posterior(trial.at(0), None)), trial)
+    assert fit.outcome in ("good", "refused"), (fit.first, fit.mean)
 
 
 @pytest.mark.parametrize("number", range(2 * len(LIKELIHOODS)))

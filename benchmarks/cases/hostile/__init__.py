@@ -5,11 +5,14 @@ from __future__ import annotations
 from . import (  # noqa: F401  register their trials
     effects,
     groups,
+    images,
     levels,
     modes,
+    rare,
     responses,
     shared,
     spreads,
+    tails,
 )
 from .trial import TRIALS, Trial
 

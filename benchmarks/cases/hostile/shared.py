@@ -12,7 +12,7 @@ from scipy.special import expit
 
 from ..case import Problem, takes
 from ..failing import grouped_rows
-from .trial import CHAINS, WEIGHTS, trial
+from .trial import CHAINS, WEIGHTS, Moments, moments_on_grid, statistics, trial
 
 FAR = (*WEIGHTS, *CHAINS)
 
@@ -209,6 +209,63 @@ def rare_coupling(x, y=None):
     relative = x / jnp.maximum(x.max(), 1e-6)
     with numpyro.plate("rows", len(x)):
         numpyro.sample("obs", dist.Normal(alpha + beta * relative, sigma), obs=y)
+
+
+# Priors that know how many rows, or groups, there are: a shard has others.
+
+
+def informed_rows(rng: np.random.Generator) -> pd.DataFrame:
+    x = rng.normal(size=900)
+    return pd.DataFrame({"x": x, "y": rng.normal(0.3 + 0.1 * x)})
+
+
+def _informed_moments(frame: pd.DataFrame) -> Moments:
+    design = np.stack([np.ones(len(frame)), frame["x"].to_numpy()], axis=1)
+    covariance = np.linalg.inv(design.T @ design + np.diag([0.04, len(frame)]))
+    mean, sd = covariance @ design.T @ frame["y"].to_numpy(), np.sqrt(np.diag(covariance))
+    return dict(zip(("alpha", "beta"), zip(mean, sd, strict=True), strict=True))
+
+
+@trial(
+    "unit-information",
+    draw=informed_rows,
+    exact=_informed_moments,
+    truths=("coupled", "coupling", "error"),
+    notable=True,
+)
+def unit_information(x, y=None):
+    alpha = numpyro.sample("alpha", dist.Normal(0.0, 5.0))
+    beta = numpyro.sample("beta", dist.Normal(0.0, len(x) ** -0.5))
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("obs", dist.Normal(alpha + beta * x, 1.0), obs=y)
+
+
+def counted_rows(rng: np.random.Generator) -> pd.DataFrame:
+    group = np.repeat(np.arange(40), 5)
+    return pd.DataFrame({"group": group, "y": rng.normal(1.0 + 0.2 * rng.normal(size=40)[group])})
+
+
+def _counted_moments(frame: pd.DataFrame) -> Moments:
+    known, mu = statistics(frame, "group"), np.linspace(-1.0, 3.0, 2_001)
+    spread = np.sqrt(1 / known["n"] + 1 / len(known["n"]))
+    heights = -(((known["mean"] - mu[:, None]) / spread) ** 2).sum(axis=1) / 2 - mu**2 / 50
+    return moments_on_grid(heights, {"mu": mu})
+
+
+@trial(
+    "counted-groups",
+    draw=counted_rows,
+    by="group",
+    exact=_counted_moments,
+    truths=("coupled", "coupling", "error"),
+    notable=True,
+)
+def counted_groups(group, y=None, *, n_group):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+    with numpyro.plate("groups", n_group):
+        a = numpyro.sample("a", dist.Normal(mu, n_group**-0.5))
+    with numpyro.plate("rows", len(group)):
+        numpyro.sample("obs", dist.Normal(a[group], 1.0), obs=y)
 
 
 def keyed_rows(rng: np.random.Generator) -> pd.DataFrame:
