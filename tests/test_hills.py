@@ -138,3 +138,21 @@ def test_a_unit_of_which_no_mode_was_found_is_integrated_over_its_prior():
 
     told = log_averages(values, proposals_of(found, around), sobol, 1)
     np.testing.assert_allclose(told, np.log(128), atol=0.02)
+
+
+@pytest.mark.parametrize("apart", [6.0, 40.0])
+def test_heavy_shoulders_of_modes_are_integrated_too(apart):
+    """Two rows of a group that disagree, both Cauchy: an eighth of the mass is in their tails."""
+    centers = np.array([0.0, apart]).reshape(2, 1, 1)
+    found = jax.tree.map(
+        jnp.asarray, Hills(centers, np.full((2, 1, 1, 1), 2**0.5), np.zeros((2, 1)))
+    )
+    around = Surroundings(jnp.zeros((1, 1)), jnp.full((1, 1), 1e4))  # the prior's, which has no sd
+    sobol = jnp.asarray(scipy.stats.qmc.Sobol(1, rng=0).random(256), found.effects.dtype)
+
+    def values(effects):
+        return -jnp.log1p(effects.T**2) - jnp.log1p((effects.T - apart) ** 2)
+
+    told = log_averages(values, proposals_of(found, around), sobol, 1)
+    exact = 2 * np.pi / (apart**2 + 4)  # the density of the difference of two
+    np.testing.assert_allclose(told, np.log(256 * exact / np.sqrt(2 * np.pi)), atol=0.03)

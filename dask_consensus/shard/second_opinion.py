@@ -1,12 +1,13 @@
 """Integrals of the local effects by a rule of another kind: a second opinion on the first.
 
 Finer rules around the same modes agree with each other on what all of them miss. Importance
-sampling misses other things: its points are drawn around every mode that many ascents reach, and
-from wide densities about the local prior, weighted by all of these together (Veach and Guibas
-1995). The same points serve every u, so that differences between points of u are known far better
-than the integrals. Every unit has points of its own, in two halves, whose differences say how well
-the sum is known. The log of an average of few is too low, of twice as many half as much, which is
-taken away (Quenouille 1956, Biometrika 43) and counts as doubt.
+sampling misses other things: its points are drawn around every mode that many ascents reach, near
+it and as far as heavy tails go, and from wide densities about the local prior, weighted by all of
+these together (Veach and Guibas 1995). The same points serve every u, so that differences between
+points of u are known far better than the integrals. Every unit has points of its own, in two
+halves, whose differences say how well the sum is known. The log of an average of few is too low, of
+twice as many half as much, which is taken away (Quenouille 1956, Biometrika 43) and counts as
+doubt.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .subsets import in_shape
 
 _WORK = 2**25  # rows times points of u times points of a unit
 _POINTS = (32, 512)  # of each density and half, at least and at most
-_NARROW = (1.1, 2.5)  # scales of the densities around each mode, in those of its expansion
+_NARROW = (1.1, 2.5, 8.0, 30.0)  # scales of the densities around each mode, in its expansion's
 _WIDE = (1.5, 5.0)  # and of those about the local prior, in its sds
 _HALVES = 2
 _LEAST_SD = 1e-3
