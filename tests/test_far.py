@@ -60,6 +60,19 @@ def test_mass_off_every_line_is_found_and_what_it_changes():
     assert asked < 1500
 
 
+def test_points_drawn_there_see_it():
+    """And nothing is beyond them: of a normal in two parts both are known to have their shares."""
+    near, far = single(np.zeros(3), 2.0 * np.eye(3)), found(plateau)[0].places
+    mixture = MixtureProposal().and_from(near, 2048).and_from(far, 2048)
+    points = np.concatenate([near.draw(2048, (0, 0)), far.draw(2048, (0, 1))[:2048]])
+    estimate = weigh(plateau(points), points, mixture).estimate(points)
+    mean = SHARE / (1 + SHARE) * CORNER
+    there = np.diag([9.0, 0.25, 625.0]) + np.outer(CORNER, CORNER)
+    covariance = (np.eye(3) + SHARE * there) / (1 + SHARE) - np.outer(mean, mean)
+    np.testing.assert_allclose(np.diag(estimate.covariance), np.diag(covariance), rtol=0.1)
+    assert not beyond(plateau, estimate, set()).places.proposals
+
+
 def test_a_density_that_ends_is_no_mistake():
     far, _, _ = found(lambda points: np.where(points[:, 0] > 3.5, -np.inf, gaussian(points)))
     assert far.sd.max() < 0.02

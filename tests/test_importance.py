@@ -17,7 +17,7 @@ import scipy.stats
 from dask_consensus import fit as fit_module
 from dask_consensus.combination.subposterior import SamplingFailed
 from dask_consensus.config import CorrectionOptions, Options
-from dask_consensus.correction.assessment import finished
+from dask_consensus.correction.assessment import finished, outskirts_of
 from dask_consensus.correction.draws import equal_weight_draws
 from dask_consensus.correction.importance import correct, done, init, step
 from dask_consensus.correction.likelihood import LogPosterior
@@ -360,7 +360,8 @@ def test_a_correction_goes_on_from_a_stored_state(loop):
         assert_equal(step(settings, prepared, state), step(settings, prepared, state))
         while not done(settings, state):
             state = step(settings, prepared, state)
-    assert_equal(finished(settings, prepared, state, 0.0), whole)
+        outskirts = outskirts_of(settings, prepared, state)
+    assert_equal(finished(settings, prepared, state, outskirts, 0.0), whole)
     # Later iterations and their bookkeeping: 64 points and then 128 each.
     assert state.iterations == 3
     assert np.bincount(whole.iteration).tolist() == list(state.mixture.counts) == [64, 128, 128]

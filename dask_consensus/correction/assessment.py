@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from .emulator import fit as emulate
 from .far import Beyond, beyond, level_sides
 from .likelihood import Evaluated, LogPosterior
 from .peaks import refitted
-from .proposals import Array
+from .proposals import Array, MixtureProposal
 from .state import (
     Assessment,
     Correction,
@@ -22,7 +23,7 @@ from .state import (
     SamplingError,
 )
 from .tails import Probes, missed_by, probe, tail_log_ratio
-from .weights import Estimate, Weighed, shrunk_moments, tempered_weights, weigh
+from .weights import Estimate, shrunk_moments, tempered_weights, weigh
 
 TEMPERED_DRAWS_A_DIMENSION = 10.0  # that the next proposal is made from, at least
 USABLE_DRAWS_A_DIMENSION = 5.0  # fewer do not even describe the posterior
@@ -151,29 +152,66 @@ def moved_by(changes: Array, points: Array, weights: Array) -> Array:
     return np.asarray(changes @ (weights[:, None] * every), np.float64)
 
 
+class Outskirts(NamedTuple):
+    """What lies far out, around the answer: on straight lines, and off them if that was looked at.
+
+    What a polynomial describes has nothing off them; weights that cannot be used say so themselves.
+    """
+
+    probes: Probes
+    far: Beyond | None
+
+    @property
+    def missed(self) -> MixtureProposal | None:
+        """What to draw from, to see mass that no point has; None where none is known."""
+        return self.far.places if self.far is not None and self.far.places.proposals else None
+
+
+def outskirts_of(
+    settings: CorrectionSettings, log_posterior: LogPosterior, state: CorrectionState
+) -> Outskirts:
+    """Look far out around the answer."""
+    assert state.assessment is not None
+    weighed, estimate, emulator_error, probes, *_ = state.assessment
+    if probes is None or not np.isfinite(emulator_error):
+        probes = probe(log_posterior, *_moments(settings, estimate))
+    if np.isfinite(emulator_error) or not weighed.k_hat < USABLE_K_HAT:
+        return Outskirts(probes, None)
+    everyone = log_posterior._replace(sample=None)
+
+    def ask(points: Array) -> Array:
+        return everyone(points, "far out").log_density
+
+    return Outskirts(probes, beyond(ask, estimate, level_sides(probes.height)))
+
+
+def _moments(settings: CorrectionSettings, estimate: Estimate) -> tuple[Array, Array]:
+    """Say where to look: weights without a moment say nothing of that."""
+    mean, covariance = estimate.mean, estimate.covariance
+    if np.isfinite(mean).all() and np.isfinite(covariance).all():
+        return mean, covariance
+    return settings.mean, settings.covariance
+
+
 def finished(
     settings: CorrectionSettings,
     log_posterior: LogPosterior,
     state: CorrectionState,
+    outskirts: Outskirts,
     began: float,
 ) -> Correction:
     """Look at the tails and at the integrals once more, around the final answer."""
     assert state.assessment is not None
     assert state.last is not None
-    weighed, estimate, emulator_error, probes, *_ = state.assessment
-    mean, covariance = estimate.mean, estimate.covariance
-    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        # Weights without a moment say nothing of where to look.
-        mean, covariance = settings.mean, settings.covariance
-    center, shape = mean, covariance
+    weighed, estimate, emulator_error, *_ = state.assessment
+    center, shape = mean, covariance = _moments(settings, estimate)
     if settings.peaks:
         # Between modes there may be no posterior to speak of: look around the highest.
         peaks = refitted(settings.peaks, state.points, weighed.weights)
         center, shape, _ = max(peaks, key=lambda peak: peak.height)
     around = log_posterior._replace(center=center)
     integration_error, integration_sd_error = around.integration_error(axes_of(shape))
-    if probes is None or not np.isfinite(emulator_error):
-        probes = probe(log_posterior, mean, covariance)
+    probes, far = outskirts
     everyone, tails = log_posterior._replace(sample=None), probes
     if log_posterior.sample is not None:
         # Far out expansions say little, and all that a sample tells is multiplied.
@@ -211,25 +249,8 @@ def finished(
         seconds=time.perf_counter() - began,
         compile_seconds=state.compile_seconds,
         known=_known(state, tails, marks),
-        beyond=_beyond(everyone, estimate, weighed, emulator_error, probes),
+        beyond=far,
     )
-
-
-def _beyond(
-    log_posterior: LogPosterior,
-    estimate: Estimate,
-    weighed: Weighed,
-    emulator_error: float,
-    probes: Probes,
-) -> Beyond | None:
-    """Look far out off the straight lines, where the posterior has no shape that an emulator has.
-
-    What a polynomial describes has no such places; weights that cannot be used say so themselves.
-    """
-    if np.isfinite(emulator_error) or not weighed.k_hat < USABLE_K_HAT:
-        return None
-    level = level_sides(probes.height)
-    return beyond(lambda points: log_posterior(points, "far out").log_density, estimate, level)
 
 
 def _known(state: CorrectionState, tails: Probes, landmarks: Evaluated | None) -> Known:

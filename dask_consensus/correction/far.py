@@ -5,7 +5,8 @@ rows, a funnel or a ridge is off them: a little mass, which no point has seen, a
 counts. So each coordinate is held far out, and the others climb to where the density is highest
 given it, by Newton steps on quadratics through points around, for all such places in step.
 Laplace's method then says how much mass lies there (Tierney and Kadane 1986, JASA 81, section 4),
-and what that would add to means and variances is compared with what the points have of it.
+and what that would add to means and variances is compared with what the points have of it. Where
+points lack it, the next are drawn there.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ..combination.gaussian import square_root
 from ..combination.quadratics import design, quadratic
-from .proposals import Array
+from .proposals import Array, MixtureProposal, Proposal, single
 from .weights import Estimate
 
 _DISTANCES = (4.0, 8.0, 16.0, 32.0)  # sds at which a coordinate is held
@@ -31,6 +33,8 @@ _ALIKE = 4.0  # factor by which curvature may differ from what points were space
 _MOST_CHANGE = 256.0  # of a curvature by one step
 _LONGEST = 8.0  # sds of a step
 _PATIENCE, _HOPELESS = 2, 60.0  # steps after which a place so far below the mean is given up
+_WIDER = 2.0  # than the covariance at a place that points around it are drawn with
+_POINTS = 30  # around a place, which say themselves what it weighs
 _AT_LEAST = 3.0  # times what the points have of it, that a mass must be to be one they miss
 
 
@@ -45,11 +49,14 @@ class Beyond(NamedTuple):
         The log of each sd.
     where : int
         The coordinate along which most of that lies.
+    places : MixtureProposal
+        What points would be drawn from that saw it; of no proposals where nothing was missed.
     """
 
     mean: Array
     sd: Array
     where: int
+    places: MixtureProposal = MixtureProposal()
 
 
 class _Place(NamedTuple):
@@ -65,7 +72,7 @@ class _Place(NamedTuple):
     arrived: bool
 
     @property
-    def others(self) -> Array:
+    def others(self) -> npt.NDArray[np.int64]:
         """Coordinates that are not held."""
         return np.delete(np.arange(len(self.u)), self.held)
 
@@ -109,6 +116,7 @@ def beyond(
         return nothing
     shift, square = np.zeros((d, d)), np.zeros((d, d))  # by the coordinate held
     points, weights = estimate.measure
+    places = MixtureProposal()
     every = {(j, sign) for j in range(d) for sign in (-1, 1)}
     sides = sorted(every if d <= _EVERYWHERE else level)
     if not sides:
@@ -122,18 +130,29 @@ def beyond(
         variance = np.zeros(d)
         variance[others] = (place.axes**2).sum(axis=1)
         t = (points[:, j] - mean[j]) / sd[j] * np.sign(place.away)
-        seen = np.where((t > low) & (t <= high), weights, 0.0)
+        there = (t > low) & (t <= high)
+        seen = np.where(there, weights, 0.0)
         away = (points - mean) / sd
         # Points that lie there tell what does; of what they tell a rough mass is no better.
-        if mass < _AT_LEAST * seen.sum():
+        about = _around_it(place, sd[j] * (high - low))
+        if mass < _AT_LEAST * seen.sum() or (there & about.within(points)).sum() > _POINTS:
             continue
-        there = (place.u - mean) / sd
-        shift[j] += mass * there - seen @ away
-        square[j] += mass * (there**2 + variance / sd**2) - seen @ away**2
+        places = places.and_from(about, 1)
+        at = (place.u - mean) / sd
+        shift[j] += mass * at - seen @ away
+        square[j] += mass * (at**2 + variance / sd**2) - seen @ away**2
     where = int(np.argmax(np.abs(square).max(axis=1)))
     # One place may be reached along several coordinates.
     most = np.maximum(square.max(axis=0), 0.0)
-    return Beyond(np.abs(shift).max(axis=0), np.log1p(most) / 2, where)
+    return Beyond(np.abs(shift).max(axis=0), np.log1p(most) / 2, where, places)
+
+
+def _around_it(place: _Place, width: float) -> Proposal:
+    """Propose from around a place, as wide along the coordinate held as what it stands for."""
+    covariance = np.zeros((len(place.u), len(place.u)))
+    covariance[place.others[:, None], place.others] = place.axes @ place.axes.T
+    covariance[place.held, place.held] = (width / 2) ** 2
+    return single(place.u, _WIDER * covariance)
 
 
 def _shell(distance: float) -> tuple[float, float]:

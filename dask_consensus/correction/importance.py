@@ -22,10 +22,12 @@ from .assessment import (
     TEMPERED_DRAWS_A_DIMENSION,
     USABLE_DRAWS_A_DIMENSION,
     USABLE_K_HAT,
+    Outskirts,
     assess,
     axes_of,
     contradicted,
     finished,
+    outskirts_of,
     probed,
     sampling_error,
 )
@@ -71,7 +73,8 @@ def correct(settings: CorrectionSettings, log_posterior: LogPosterior) -> Correc
         asked, state = _answered(settings, log_posterior._replace(sample=sample))
         better = _better_sample(settings, asked, state)
         if better is sample:
-            return finished(settings, asked, state, began)
+            state, outskirts = _reaching_far(settings, asked, state)
+            return finished(settings, asked, state, outskirts, began)
         sample = better
 
 
@@ -83,6 +86,17 @@ def _answered(
     while not (done(settings, state) or _too_rough(settings, state)):
         state = step(settings, log_posterior, state)
     return log_posterior, state
+
+
+def _reaching_far(
+    settings: CorrectionSettings, log_posterior: LogPosterior, state: CorrectionState
+) -> tuple[CorrectionState, Outskirts]:
+    """Draw points where mass lies far out that none has seen, as long as there is some."""
+    outskirts = outskirts_of(settings, log_posterior, state)
+    while outskirts.missed and state.iterations < settings.options.iterations:
+        state = step(settings, log_posterior, state, outskirts.missed)
+        outskirts = outskirts_of(settings, log_posterior, state)
+    return state, outskirts
 
 
 def _better_sample(
@@ -130,11 +144,19 @@ def init(
 
 
 def step(
-    settings: CorrectionSettings, log_posterior: LogPosterior, state: CorrectionState
+    settings: CorrectionSettings,
+    log_posterior: LogPosterior,
+    state: CorrectionState,
+    missed: MixtureProposal | None = None,
 ) -> CorrectionState:
-    """Draw points of the next proposal, evaluate them, and assess all points so far."""
+    """Draw points of the next proposal, evaluate them, and assess all points so far.
+
+    Half of them are drawn where mass was `missed`, if there is any.
+    """
     index = state.iterations
     proposal = _next_proposal(settings, log_posterior, state)
+    if missed is not None:
+        proposal = MixtureProposal((proposal, missed), (1, 1))
     points = proposal.draw(_n_points(settings, log_posterior, index), (settings.seed, index))
     evaluated = log_posterior(points, f"iteration {index + 1}")
     state = state._replace(

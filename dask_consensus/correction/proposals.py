@@ -76,6 +76,13 @@ class Proposal(NamedTuple):
             total = np.logaddexp(total, -(self.df + d) / 2 * np.log1p(distance / self.df))
         return norm + total
 
+    def within(self, points: Array) -> npt.NDArray[np.bool_]:
+        """Tell which points ``(G, d)`` lie where one t distribution has about half its own."""
+        assert len(self.centers) == 1
+        white = np.linalg.solve(self.basis, (points - self.centers[0]).T)
+        away = white / np.where(white < 0, self.lower[:, None], self.upper[:, None])
+        return np.asarray((away**2).sum(axis=0) < len(self.basis), np.bool_)
+
     def log_marginal(self, values: Array, axis: npt.NDArray[np.int64]) -> Array:
         """Log density of one coordinate alone.
 
