@@ -35,6 +35,7 @@ _LONGEST = 8.0  # sds of a step
 _PATIENCE, _HOPELESS = 2, 60.0  # steps after which a place so far below the mean is given up
 _WIDER = 2.0  # than the covariance at a place that points around it are drawn with
 _POINTS = 30  # around a place, which say themselves what it weighs
+_NOTICED = 0.005  # share of a variance that is worth points
 _AT_LEAST = 3.0  # times what the points have of it, that a mass must be to be one they miss
 
 
@@ -133,12 +134,15 @@ def beyond(
         there = (t > low) & (t <= high)
         seen = np.where(there, weights, 0.0)
         away = (points - mean) / sd
-        # Points that lie there tell what does; of what they tell a rough mass is no better.
         about = _around_it(place, sd[j] * (high - low))
-        if mass < _AT_LEAST * seen.sum() or (there & about.within(points)).sum() > _POINTS:
-            continue
-        places = places.and_from(about, 1)
         at = (place.u - mean) / sd
+        if (there & about.within(points)).sum() > _POINTS:
+            continue  # they tell what it weighs
+        if mass * (at**2 + variance / sd**2).max() > _NOTICED:
+            places = places.and_from(about, 1)
+        # Of what points tell a rough mass is no better.
+        if mass < _AT_LEAST * seen.sum():
+            continue
         shift[j] += mass * at - seen @ away
         square[j] += mass * (at**2 + variance / sd**2) - seen @ away**2
     where = int(np.argmax(np.abs(square).max(axis=1)))
