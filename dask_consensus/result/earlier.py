@@ -129,7 +129,9 @@ def _before(tree: xr.DataTree) -> Before | None:
     if "correction" not in tree.children or "uncorrected" not in tree.children:
         return None
     told = tree["correction"].to_dataset()
-    values = {str(name): array.to_numpy() for name, array in told.data_vars.items()}
+    values = {
+        str(name): np.asarray(array.to_numpy(), order="C") for name, array in told.data_vars.items()
+    }
     if any(name not in values for name in Known._fields):
         return None
     known = Known(**{name: values[name] for name in Known._fields})
