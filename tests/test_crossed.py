@@ -185,7 +185,7 @@ def test_rows_are_added_to_crossed_effects_by_fitting_all():
     rows, more = table(), table(seed=1).assign(g=lambda rows: rows["g"] + 100)
     frame, new = from_pandas(rows), from_pandas(more)
     tree = fit(frame, normal, **LIKE_A_USER)
-    with pytest.raises(ValueError, match=r"update=: crossed effects \(b\) .* \(tree, ddf_old\)"):
+    with pytest.raises(ValueError, match=r"update=: crossed effects \(b\) .*\(tree, ddf_old\)"):
         new.consensus.fit(normal, update=tree)
     other = tree.copy()
     other.attrs["n_rows"] = 241

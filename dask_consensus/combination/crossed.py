@@ -313,7 +313,7 @@ def _round(crossed: CrossedEffects, mean: Array, covariance: Array, began: float
         shards,
         [(weight,) for weight in shards.weights],
         [broadcast(model), broadcast(mean)],
-        lambda parts: None,
+        _nothing,
         title="scores",
     ).reports
     precision = np.diag(inverse(covariance))
@@ -324,6 +324,10 @@ def _round(crossed: CrossedEffects, mean: Array, covariance: Array, began: float
     nothing = Anchor(mean, np.zeros((model.dim, model.dim)), 0.0)
     seconds = time.perf_counter() - began
     return Round(reports, mean, covariance, nothing, np.nan, np.nan, seconds)
+
+
+def _nothing(_: list[None]) -> None:
+    return None
 
 
 def _score(data: ShardData, weight: float, model: ShardModel, u: Array) -> Answer:
