@@ -140,7 +140,8 @@ def assert_same(tree, other):
     assert tree.groups == other.groups
     for group in tree.groups:
         one, same = tree[group].to_dataset(), other[group].to_dataset()
-        assert list(one.variables) == list(same.variables)
+        # A bucket lists its arrays in another order than a folder.
+        assert sorted(map(str, one.variables)) == sorted(map(str, same.variables))
         for name in set(one.variables) - TIMES:
             a, b = one[name].values, same[name].values
             assert a.dtype == b.dtype
