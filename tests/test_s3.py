@@ -1,5 +1,8 @@
 """A store in S3, for which a server on this machine stands, where that is installed."""
 
+import gc
+import warnings
+
 import dask
 import fsspec
 import pytest
@@ -31,6 +34,10 @@ def bucket(monkeypatch):
     finally:
         server.stop()
         fsspec.get_filesystem_class("s3").clear_instance_cache()
+        with warnings.catch_warnings():
+            # Nobody closes the connections of a file system: they end when they are collected.
+            warnings.simplefilter("ignore")
+            gc.collect()
 
 
 @pytest.mark.parametrize(
