@@ -6,6 +6,7 @@ sees them finish.
 
 - ``kills``: workers of a cluster killed, exited, retired, out of memory, in each phase, one or all.
 - ``straggler``: a worker that stands still for a while, or for good.
+- ``time``: some of these beside an undisturbed fit on the same cluster, on a quiet machine.
 - ``disk``: no room for compiled code, for draws, for the workers' own folders (needs a mount).
 - ``files``: Parquet files that are cut short, gone, of another shape, or changed while a fit runs.
 - ``soak``: 500 small shards, and a worker killed every 30 seconds until the fit is done.
@@ -22,6 +23,7 @@ sees them finish.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import shutil
@@ -89,7 +91,7 @@ def _hurt(store: Store, args: argparse.Namespace, part: str, faults: Sequence[An
     if not wanted:
         return
     for fault, injury, config in wanted:
-        with cluster_of(2, **config) as (cluster, client):
+        with cluster_of(_workers(fault), **config) as (cluster, client):
             lazy = fit_of(args, args.shards)
             plain = _undisturbed(store, args, lazy, cluster, client)
             when = When(fault["phase"], args.after)
@@ -101,11 +103,39 @@ def _hurt(store: Store, args: argparse.Namespace, part: str, faults: Sequence[An
         print(part, *fault.values(), _said(store.put({"part": part, **fault}, row)), flush=True)
 
 
+def _workers(fault: dict[str, Any]) -> int:
+    """Start two, and two more where both retire: what they have must go to somebody."""
+    return 4 if (fault["kind"], fault["whom"]) == ("retired", "all") else 2
+
+
+def run_time(store: Store, args: argparse.Namespace) -> None:
+    """The same fit twice on a cluster that has run it once: undisturbed, and disturbed."""
+    ways = [*KINDS.items(), ("stands still for 15 s", disturbed.stop_for(15.0))]
+    for (kind, injury), whom, phase in product(ways, args.whom, args.phase):
+        key = {"part": "time", "kind": kind, "whom": whom, "phase": phase}
+        wanted = kind in args.kind or (whom == "one" and kind not in KINDS)
+        if not wanted or store.get(key) is not None:
+            continue
+        with cluster_of(_workers(key)) as (cluster, client):
+            lazy, machine = fit_of(args, args.shards), facts()
+            rows = [
+                disturbed.disturbed(lazy, cluster, client, When(name, args.after), whom, injury)
+                for name in ("never", "never", phase)
+            ]
+        undisturbed, row = rows[1:]
+        row |= {"identical": row.pop("digest", "") == undisturbed["digest"]}
+        row |= {"undisturbed": undisturbed["seconds"], "rows": args.rows, "machine": machine}
+        said = f"{row['seconds']} s, undisturbed {row['undisturbed']} s"
+        print("time", kind, whom, phase, _said(store.put(key, row)), said, flush=True)
+
+
 def _undisturbed(
     store: Store, args: argparse.Namespace, lazy: Any, cluster: Any, client: Any
 ) -> dict[str, Any]:
     """The same fit on such a cluster, and nothing happens."""
     key = {"part": "undisturbed", "rows": args.rows, "shards": args.shards, "seed": args.seed}
+    # Draws of another version may differ, and not by a fault.
+    key |= {"version": facts()["commit"]}
     row = store.get(key)
     if row is None:
         never = When("never", 1)
@@ -296,9 +326,23 @@ def _full_scratch(args: argparse.Namespace) -> dict[str, Any]:
     with cluster_of(2):
         plain = digest(quietly(fit_of(args, args.shards)))
     patience = {"consensus.worker-timeout": 40}
-    with _Full(2**20) as folder, dask.config.set(patience), cluster_of(2, str(folder)):
-        (folder / "filled").write_bytes(b"x" * 900_000)
-        return _outcome(lambda: quietly(fit_of(args, args.shards)), plain)
+    with (
+        _Full(2**22) as folder,
+        dask.config.set(patience),
+        cluster_of(2, str(folder)) as (_, client),
+    ):
+        client.wait_for_workers(2)
+        left = _filled(folder)
+        row = _outcome(lambda: quietly(fit_of(args, args.shards)), plain)
+    return {**row, "left": left}
+
+
+def _filled(folder: Path) -> int:
+    """Write until nothing more can be; say how many bytes are left."""
+    with contextlib.suppress(OSError), (folder / "filled").open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    return shutil.disk_usage(folder).free
 
 
 DISKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
@@ -413,6 +457,7 @@ def _said(row: dict[str, Any]) -> str:
 PARTS: dict[str, Callable[[Store, argparse.Namespace], None]] = {
     "kills": run_kills,
     "straggler": run_straggler,
+    "time": run_time,
     "disk": run_disk,
     "files": run_files,
     "soak": run_soak,

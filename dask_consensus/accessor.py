@@ -14,12 +14,16 @@ from dask.dataframe.extensions import register_dataframe_accessor
 from .config import FitOptions, Options
 
 if TYPE_CHECKING:
+    import os
+
     import xarray as xr
 
     from .fit import LazyFit
     from .formula.lazy import Again, LazyFormula
     from .plan.plan import Plan
     from .update import LazyUpdate
+
+    Earlier = xr.DataTree | str | os.PathLike[str]  # what may be updated
 
 
 @register_dataframe_accessor("consensus")
@@ -93,7 +97,7 @@ class ConsensusAccessor:
         priors: Mapping[str, Any] | None = None,
         progress: bool | None = None,
         compute: bool = True,
-        update: xr.DataTree | tuple[xr.DataTree, dd.DataFrame] | None = None,
+        update: Earlier | tuple[Earlier, dd.DataFrame] | None = None,
         **options: Unpack[FitOptions],
     ) -> xr.DataTree | LazyFit | LazyUpdate | LazyFormula:
         """Fit a NumPyro model, or a formula, to the frame.
@@ -137,12 +141,13 @@ class ConsensusAccessor:
         compute : bool
             False returns a lazy object that has run nothing; its ``compute()`` does, under the
             configuration of the moment when it was made.
-        update : DataTree or tuple of DataTree and Dask DataFrame, optional
-            The result of an earlier fit of the same model, to which the rows of this frame are
-            added; `by` and `columns` are those of that fit. The old rows are not read. Where groups
-            have old and new rows they are needed, ``update=(tree, ddf_old)``, and those of these
-            groups are read; all of them are where the new rows move the posterior further than
-            what is known of the old ones reaches.
+        update : DataTree, or str or path of a store, or tuple of one and Dask DataFrame, optional
+            The result of an earlier fit of the same model, or the `store` where it is kept, to
+            which the rows of this frame are added; `by` and `columns` are those of that fit. The
+            old rows are not read. Where groups have old and new rows they are needed,
+            ``update=(tree, ddf_old)``, and those of these groups are read; all of them are where
+            the new rows move the posterior further than what is known of the old ones reaches, or
+            the model has crossed effects.
         method : {"auto", "laplace", "anchored", "consensus", "parametric", "nuts"}
             How shards are combined into what is then corrected. Newton's method on all shards,
             local effects integrated out, which samples nothing ("laplace"); anchored rounds of
@@ -205,8 +210,8 @@ class ConsensusAccessor:
             Folder or URL, which this process and the workers can write to, where the fit keeps what
             it finds as it goes: the same call goes on from there, after a crash, in another process
             or on another cluster, to the same bits. Draws of the effects of groups are written
-            there by the workers, as Zarr, and ``tree["local"]`` reads them when it is used. With
-            `update` they are all that is kept.
+            there by the workers, as Zarr, and ``tree["local"]`` reads them when it is used. Once
+            the fit has finished, `update` takes it in place of the result.
 
         Returns
         -------
@@ -581,7 +586,7 @@ class ConsensusAccessor:
         given: tuple[str | None, str | None, Mapping[str, Any] | None],
         progress: bool | None,
         options: FitOptions,
-        update: xr.DataTree | tuple[xr.DataTree, dd.DataFrame] | None = None,
+        update: Earlier | tuple[Earlier, dd.DataFrame] | None = None,
     ) -> LazyFormula:
         checked = Options.frozen(**options)
         for name, value in (("by", by), ("columns", columns)):

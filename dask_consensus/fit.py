@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -60,6 +60,8 @@ class LazyFit:
         As given to `fit`.
     options : Options
         Everything else, Dask's configuration read when the fit was made.
+    attributes : mapping of str
+        What the result shall say besides.
     """
 
     frame: dd.DataFrame
@@ -68,6 +70,7 @@ class LazyFit:
     columns: Mapping[str, Hashable] | None
     options: Options
     progress: bool | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
     def plan(self) -> Plan:
         """Read the model and count the rows; sample nothing."""
@@ -144,9 +147,11 @@ class LazyFit:
             local = local_effects(plan, shards, draws, correction)
         progress.conclude(verdict.summary)
         groups = seen(plan.survey, shards.hashes)
-        return result(
+        tree = result(
             plan, guess, combined, correction, draws, local, verdict, clock, groups, expected
         )
+        tree.attrs.update(self.attributes)
+        return tree
 
 
 @contextlib.contextmanager
@@ -165,19 +170,28 @@ def shard_rows(
     plan: Plan,
     progress: bool | None,
     shapes: Callable[[Sequence[Size]], list[Size]] = padded_sizes,
+    whose: str = "",
 ) -> Shards:
-    """Send every row to its shard, keep the shards, and say how work reaches them."""
+    """Send every row to its shard, keep the shards, and say how work reaches them.
+
+    `whose` tells these shards from others of the same work.
+    """
     options = plan.options
     execution = Execution(options.split_every, options.retries, progress, options.resources)
     layout = plan.bindings.layout
-    keep_labels, known, hashing = not plan.no_local_because, known_shards(), _hashing(plan)
+    keep_labels, known, hashing = not plan.no_local_because, known_shards(whose), _hashing(plan)
     if known is not None:
         shards = not_sent(
-            known, execution, keep_labels=keep_labels, hashes_of=hashing, shapes=shapes
+            known,
+            execution,
+            keep_labels=keep_labels,
+            hashes_of=hashing,
+            shapes=shapes,
+            whose=whose,
         )
     else:
         unpadded = rows_to_shards(frame, layout, plan.assignment)
-        check = checked_by(unchanged(plan.survey, layout))
+        check = checked_by(unchanged(plan.survey, layout), whose)
         shards = persist(
             unpadded,
             execution,
@@ -185,6 +199,7 @@ def shard_rows(
             keep_labels=keep_labels,
             hashes_of=hashing,
             shapes=shapes,
+            whose=whose,
         )
     together = options.shards_per_task
     if together == "auto":

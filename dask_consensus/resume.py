@@ -7,30 +7,29 @@ import hashlib
 import json
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
 
+import fsspec
 import xarray as xr
 
 from .cluster.client import current_client, current_work
 from .cluster.journal import Journal, NotKept
 from .cluster.store import Missing, Store
 from .config import Options
+from .differences import FORMAT, Fit, differences, other_settings, other_versions
 from .frame.contents import changed
 from .model.portable import code_of
 from .model.remembered import remember
 from .plan.plan import Plan
-from .shard_data import Contents, Summary
+from .result.plain import plain_tree, tree_of
+from .shard_data import Summary
 
 _FILE = "dask_consensus.json"
-_FORMAT = 1
 # Options that change where and how a fit runs, and nothing of its answer.
 _FREE = {"given", "store", "resources", "shards_per_task", "retries", "worker_timeout"}
 _FREE |= {"freed_memory", "cache", "cache_size", "forecast"}
 _LIBRARIES = ("jax", "jaxlib", "numpyro", "numpy", "scipy")  # on which the last bits depend
-_NAMED = 5  # of what differs, of each kind
-Fit = dict[str, Any]
 
 
 class StoreMismatch(ValueError):
@@ -63,38 +62,7 @@ def check_store(options: Options) -> None:
     store.check_writable()
     fit = None if there is None else _read(there)
     if fit is not None:
-        _refuse(store, list(_other_settings(fit, _settings(options))))
-
-
-def check_draw_store(options: Options) -> None:
-    """Refuse the store of an update, which keeps draws there alone, before anything runs.
-
-    Raises
-    ------
-    ValueError
-        If no draws are asked for.
-    FileExistsError
-        If anything is there; nothing is overwritten.
-    OSError
-        If it cannot be written to from here.
-    ImportError
-        Without Zarr.
-    """
-    if options.store is None:
-        return
-    if options.local != "draws":
-        raise ValueError(
-            f"update= with store={options.store!r}: an update keeps nothing in a store but draws "
-            "of effects, and is not gone on with after a crash; leave store= out, or ask for "
-            "local='draws'"
-        )
-    store = _usable(options)
-    if not store.is_empty():
-        raise FileExistsError(
-            f"store {store.url!r} exists already, and an update does not go on from there: give "
-            "it a store of its own"
-        )
-    store.check_writable()
+        _refuse(store, list(other_settings(fit, _settings(options))))
 
 
 def _usable(options: Options) -> Store:
@@ -109,18 +77,21 @@ def _usable(options: Options) -> Store:
     return Store(options.store)
 
 
-def resumed(plan: Plan, run: Callable[[], xr.DataTree]) -> xr.DataTree:
+def resumed(plan: Plan, run: Callable[[], xr.DataTree], begins: str = "") -> xr.DataTree:
     """Run a fit with what its store holds of it, and keep there what it finds.
+
+    A fit within an update, whose store is open, is a part of that. `begins` names what an update
+    begins from.
 
     Raises
     ------
     StoreMismatch
         If the store holds another fit, saying what differs.
     """
-    if plan.options.store is None:
-        return run()
     work = current_work()
-    work.journal = journal = _opened(Store(plan.options.store), plan)
+    if plan.options.store is None or work.journal is not None:
+        return run()
+    work.journal = journal = _opened(Store(plan.options.store), plan, begins)
     try:
         try:
             tree = run()
@@ -128,10 +99,77 @@ def resumed(plan: Plan, run: Callable[[], xr.DataTree]) -> xr.DataTree:
             # A file was damaged, or another machine rounds otherwise.
             journal.complete = False
             tree = run()
+        if journal.get(_tree_of(journal.name)) is Missing:
+            journal.put(_tree_of(journal.name), plain_tree(tree))
         journal.finish()
     finally:
         work.journal = None
     return tree
+
+
+def finished_tree(url: str) -> xr.DataTree:
+    """Read the result of the fit that a store holds; nothing is computed.
+
+    Raises
+    ------
+    FileNotFoundError
+        If nothing is there.
+    ValueError
+        If it is no store of a fit, or of one that has not finished, or what was kept of its result
+        is damaged.
+    """
+    where = f"update={url!r}"
+    store = Store(url)
+    there = store.text(_FILE)
+    if there is None:
+        raise _no_store(store, where)
+    fit = _read(there)
+    if fit is None:
+        raise ValueError(
+            f"{where}: {_FILE} there is damaged, so that nothing tells which fit it is of. Call "
+            "fit again with this store=, which computes it again, and update what it returns"
+        )
+    if fit.get("format") != FORMAT:
+        raise ValueError(
+            f"{where}: the store was written by dask_consensus {fit.get('dask_consensus')}, in "
+            f"another form than that of {version('dask_consensus')}. Update the tree that the fit "
+            "returned, as it was saved"
+        )
+    journal = Journal(store, str(fit["id"]))
+    if not journal.complete:
+        name = fit["model"]["name"]
+        raise ValueError(
+            f"{where}: the fit there (of the model {name!r} to {fit['data']['rows']:,} rows) has "
+            "not finished. The call that began it goes on from there; update it then"
+        )
+    kept = journal.get(_tree_of(journal.name))
+    if kept is Missing:
+        raise ValueError(
+            f"{where}: the fit there has finished, but its result is not kept with it, or is "
+            "damaged. The call that fitted it reads the rest, returns the tree and keeps it anew"
+        )
+    return tree_of(kept, url)
+
+
+def _no_store(store: Store, where: str) -> Exception:
+    system, root = fsspec.core.url_to_fs(store.url)
+    if not system.exists(root):
+        return FileNotFoundError(
+            f"{where}: nothing is there; give the store= of a fit that has finished, or what fit "
+            "returned"
+        )
+    zarr = any(system.exists(f"{root}/{name}") for name in ("zarr.json", ".zgroup"))
+    engine = ', engine="zarr"' if zarr else ""
+    saved = f"xr.open_datatree({store.url!r}{engine})"
+    return ValueError(
+        f"{where} is no store of a fit, which holds {_FILE}; if a tree was saved there, open it: "
+        f"update={saved}"
+    )
+
+
+def _tree_of(name: str) -> str:
+    """Name the record of the result."""
+    return f"tree-{name}"
 
 
 def goes_on() -> bool:
@@ -140,12 +178,12 @@ def goes_on() -> bool:
     return journal is not None and journal.begun
 
 
-def known_shards() -> list[Summary] | None:
+def known_shards(whose: str = "") -> list[Summary] | None:
     """Return what shards hold where no rows need be sent to them: all answers are there."""
     journal = current_work().journal
     if journal is None or not journal.complete:
         return None
-    shards = journal.shards()
+    shards = journal.shards(whose)
     if shards is Missing:
         journal.complete = False
         return None
@@ -153,24 +191,24 @@ def known_shards() -> list[Summary] | None:
 
 
 def checked_by(
-    check: Callable[[Sequence[Summary]], None],
+    check: Callable[[Sequence[Summary]], None], whose: str = ""
 ) -> Callable[[Sequence[Summary]], None]:
     """Have shards checked, and then against those that have answered: it raises `StoreMismatch`."""
 
     def checked(shards: Sequence[Summary]) -> None:
         check(shards)
-        _check_shards(shards)
+        _check_shards(shards, whose)
 
     return checked
 
 
-def _check_shards(shards: Sequence[Summary]) -> None:
+def _check_shards(shards: Sequence[Summary], whose: str) -> None:
     journal = current_work().journal
     if journal is None:
         return
-    before = journal.shards()
+    before = journal.shards(whose)
     if before is Missing:
-        journal.put_shards(shards)
+        journal.put_shards(whose, shards)
         return
     others = [
         k
@@ -190,12 +228,12 @@ def _check_shards(shards: Sequence[Summary]) -> None:
 # What a fit is
 
 
-def _opened(store: Store, plan: Plan) -> Journal:
+def _opened(store: Store, plan: Plan, begins: str) -> Journal:
     """Open the store of this fit, or begin one."""
-    fit, there = _described(plan), store.text(_FILE)
+    fit, there = _described(plan, begins), store.text(_FILE)
     before = None if there is None else _read(there)
     if before is not None:
-        _refuse(store, list(_differences(before, fit)))
+        _refuse(store, list(differences(before, fit)))
         _warn_of_versions(store, before, fit)
         name = str(before["id"])
     else:
@@ -213,7 +251,7 @@ def _opened(store: Store, plan: Plan) -> Journal:
     return Journal(store, name)
 
 
-def _described(plan: Plan) -> Fit:
+def _described(plan: Plan, begins: str) -> Fit:
     """Say what a fit is, in terms of JSON."""
     survey, layout, assignment = plan.survey, plan.bindings.layout, plan.assignment
     function = plan.model.function
@@ -222,10 +260,11 @@ def _described(plan: Plan) -> Fit:
         del model[place]
     columns = [*map(str, layout.by), *(str(column.column) for column in layout.direct)]
     described = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "dask_consensus": version("dask_consensus"),
         "versions": {name: version(name) for name in _LIBRARIES},
         "settings": _settings(plan.options),
+        "update": begins,
         "by": [str(key) for key in layout.by],
         "arguments": {
             column.argument: [
@@ -290,116 +329,23 @@ def _checksum(fit: Fit) -> str:
 # What differs
 
 
-def _refuse(store: Store, differences: Sequence[str]) -> None:
-    if differences:
+def _refuse(store: Store, told: Sequence[str]) -> None:
+    if told:
         raise StoreMismatch(
             f"store {store.url!r} holds another fit:\n- "
-            + "\n- ".join(differences)
+            + "\n- ".join(told)
             + "\nMake this fit the same, or give it a store of its own"
         )
-
-
-def _differences(then: Fit, now: Fit) -> Iterator[str]:
-    """Say in what two fits differ: settings, model, data."""
-    yield from _other_settings(then, now["settings"])
-    if then["by"] != now["by"]:
-        yield f"by: {_or_none(then['by'])} in the store, {_or_none(now['by'])} now"
-    yield from _other(
-        "argument",
-        then["arguments"],
-        now["arguments"],
-        lambda told: f"column {told[0]!r} ({told[2]})",
-    )
-    code = then["model"]["code"] != now["model"]["code"]
-    if then["sites"] != now["sites"] or code:
-        yield from _other_model(then, now)
-    elif then["arguments"] == now["arguments"] and then["by"] == now["by"]:
-        yield from _other_data(then, now)
-
-
-def _other_settings(then: Fit, settings: Fit) -> Iterator[str]:
-    if then.get("format") != _FORMAT or then["dask_consensus"] != version("dask_consensus"):
-        yield (
-            f"it was written by dask_consensus {then['dask_consensus']}, this is "
-            f"{version('dask_consensus')}"
-        )
-    yield from _other("", then["settings"], settings, repr)
-
-
-def _other(what: str, then: Fit, now: Fit, told: Callable[[Any], str]) -> Iterator[str]:
-    """Say which entries differ, and how."""
-    for name in dict.fromkeys([*then, *now]):
-        if then.get(name) != now.get(name):
-            pair = [told(fit[name]) if name in fit else "absent" for fit in (then, now)]
-            if pair[0] == pair[1]:
-                pair = [repr(fit.get(name)) for fit in (then, now)]
-            yield f"{what} {name}: {pair[0]} in the store, {pair[1]} now".strip()
-
-
-def _other_model(then: Fit, now: Fit) -> Iterator[str]:
-    names = then["model"]["name"], now["model"]["name"]
-    called = f"{names[0]!r}" if names[0] == names[1] else f"{names[0]!r}, now {names[1]!r}"
-    sites = [
-        {site["name"]: site for site in (*fit["sites"]["latents"], *fit["sites"]["terms"])}
-        for fit in (then, now)
-    ]
-    others = [
-        name
-        for name in dict.fromkeys([*sites[0], *sites[1]])
-        if sites[0].get(name) != sites[1].get(name)
-    ]
-    if others:
-        yield f"the model ({called}) has other sites: {_some(others)}"
-    elif then["sites"] == now["sites"]:
-        hint = ""
-        if then["versions"] != now["versions"]:
-            hint = f", perhaps through other packages ({_other_versions(then, now)})"
-        yield (f"the model ({called}) has other code, or other values of what it refers to{hint}")
-    else:
-        others = [name for name in then["sites"] if then["sites"][name] != now["sites"].get(name)]
-        yield f"the model ({called}) is read otherwise: {_some(others)}"
-
-
-def _other_data(then: Fit, now: Fit) -> Iterator[str]:
-    before, here = then["data"], now["data"]
-    for what in ("rows", "groups"):
-        if before[what] != here[what]:
-            yield f"data: {before[what]:,} {what} in the store, {here[what]:,} now"
-    contents = [
-        Contents(tuple(data["checksums"]), tuple(tuple(map(float, sums)) for sums in data["sums"]))
-        for data in (before, here)
-    ]
-    other = [i for i, one in enumerate(changed(*contents)) if one]
-    if other:
-        # Floats are weighed by the other columns, and change with them.
-        exact = [i for i in other if not any(contents[0].sums[i])]
-        columns = _some([repr(here["columns"][i]) for i in exact or other])
-        yield f"data: the rows hold other values in {columns}"
-    elif then["shards"] != now["shards"] and before["rows"] == here["rows"]:
-        yield "data: the same rows lie in other partitions, which shards are made of"
 
 
 def _warn_of_versions(store: Store, then: Fit, now: Fit) -> None:
     if then["versions"] != now["versions"]:
         warnings.warn(
-            f"store {store.url!r} was begun with other packages ({_other_versions(then, now)}): "
+            f"store {store.url!r} was begun with other packages ({other_versions(then, now)}): "
             "the last digits of the answer may be others than theirs",
             UserWarning,
             stacklevel=6,
         )
-
-
-def _other_versions(then: Fit, now: Fit) -> str:
-    return "; ".join(_other("", then["versions"], now["versions"], str))
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(map(str, names[:_NAMED])) + more
-
-
-def _or_none(keys: Sequence[str]) -> str:
-    return ", ".join(map(repr, keys)) or "None"
 
 
 # Who sees it

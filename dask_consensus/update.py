@@ -7,17 +7,19 @@ looked at anew, with all of their rows, and taken out as they were.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dask.dataframe as dd
 import numpy as np
 import xarray as xr
 
-from .cluster.client import followed
+from .cluster.client import followed, say
 from .cluster.placement import check_resources
 from .cluster.progress import Progress
 from .cluster.shards import Shards
@@ -35,6 +37,7 @@ from .frame.assign import assign
 from .frame.contents import add_contents
 from .frame.seen import among, count_rows, names_of, rows_of, seen
 from .frame.survey import survey, used
+from .frame.unreadable import files_named
 from .local.effects import check_memory, local_effects
 from .local.kept import with_kept
 from .local.rows import columns_fed, key_columns
@@ -46,10 +49,10 @@ from .plan.undefined import check_defined
 from .plan.workers import check_on_workers
 from .result.clock import Clock
 from .result.datatree import result
-from .result.earlier import EarlierFit, check_same_model, earlier_fit
+from .result.earlier import EarlierFit, check_same_model, earlier_fit, name_of
 from .result.reasons import Earlier, Evidence
 from .result.verdict import Verdict, judge, warn_if_bad
-from .resume import check_draw_store
+from .resume import check_store, finished_tree, resumed
 from .shard_data import rounded_sizes
 
 _TOO_FEW = {"k-hat", "ess", "sd-error", "tail", "modes", "approximate-error"}
@@ -72,6 +75,8 @@ class LazyUpdate:
         Of the earlier fit.
     old : dask.dataframe.DataFrame or None
         The rows that it was fitted to, where they can be reached.
+    attributes : mapping of str
+        What the result shall say besides.
     """
 
     frame: dd.DataFrame
@@ -82,32 +87,57 @@ class LazyUpdate:
     progress: bool | None
     tree: xr.DataTree
     old: dd.DataFrame | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
     def plan(self) -> PlannedUpdate:
         """Read the model and count the new rows; sample nothing."""
-        with working_with(self.options), followed(self.progress, leave=False):
+        with (
+            working_with(self.options),
+            followed(self.progress, leave=False),
+            files_named(self.frame),
+        ):
             earlier = earlier_fit(self.tree, self.model)
             plan = self._plan(earlier, self.frame)
-            return PlannedUpdate(plan, earlier.n_rows, earlier.n_updates + 1)
+            together = self._all_together_because(plan)
+            return PlannedUpdate(plan, earlier.n_rows, earlier.n_updates + 1, together)
 
     def compute(self) -> xr.DataTree:
         """Run the update."""
-        with working_with(self.options), followed(self.progress) as progress:
+        with (
+            working_with(self.options),
+            followed(self.progress) as progress,
+            files_named(self.frame),
+            contextlib.nullcontext() if self.old is None else files_named(self.old),
+        ):
             return self._run(progress)
 
     def _run(self, progress: Progress) -> xr.DataTree:
-        """Go from what is known to the verdict."""
-        clock, options = Clock(progress), self.options
-        check_resources(options.resources)
-        check_draw_store(options)
+        """Go from what is known to the new rows, or on from where the store has come to."""
+        clock = Clock(progress)
+        check_resources(self.options.resources)
+        check_store(self.options)
         with clock("plan"):
             earlier = earlier_fit(self.tree, self.model)
-            plan = new = self._plan(earlier, self.frame)
-            _uncorrected_because(earlier, plan)  # what is asked for may not be had
-            straddling = self._straddling(earlier, plan, [])
-            check_memory(plan)
+            plan = self._plan(earlier, self.frame)
+            because = self._all_together_because(plan)
+            if not because:
+                _uncorrected_because(earlier, plan)  # what is asked for may not be had
+                self._straddling(earlier, plan, [])
+                check_memory(plan)
+        if because:
+            say(f"all rows are fitted together, because {because}")
+            return self._fit_together(earlier, plan)
+        begins = name_of(self.tree)
+        return resumed(plan, lambda: self._updated(earlier, plan, clock, progress), begins)
+
+    def _updated(
+        self, earlier: EarlierFit, plan: Plan, clock: Clock, progress: Progress
+    ) -> xr.DataTree:
+        """Go from the new rows to the verdict."""
+        options, new = self.options, plan
         with clock("shard"):
-            shards = shard_rows(self.frame, plan, self.progress, rounded_sizes)
+            shards = shard_rows(self.frame, plan, self.progress, rounded_sizes, "new")
+            straddling = self._straddling(earlier, plan, [])
             if shards.hashes:
                 straddling = self._straddling(earlier, plan, shards.hashes)
             keys, removed = seen(plan.survey, shards.hashes), None
@@ -135,21 +165,31 @@ class LazyUpdate:
             plan = with_coupling(plan, shards, around(*answer))
         evidence = _evidence(earlier, plan, new.survey.rows, grown, correction, because)
         verdict = judge(evidence)
-        if self.old is not None and _all_together(verdict, earlier):
-            return self._fit_together(earlier, new, verdict)
+        if self.old is not None and _better_together(verdict, earlier):
+            why = "; ".join(reason.problem for reason in verdict.reasons)
+            warnings.warn(
+                f"the new rows could not be added to the earlier fit ({why}): all rows are fitted "
+                "together, as they would be without update=",
+                UserWarning,
+                stacklevel=4,
+            )
+            return self._fit_together(earlier, new)
         warn_if_bad(verdict)
         shape = (options.num_chains, options.num_samples)
         draws = posterior_draws(
             grown.combined, correction, shape, options.seed, (plan.model, plan.example)
         )
         with clock("local"):
-            found = local_effects(plan, shards, draws, correction)
+            # At as many draws as a fit of all rows would find them.
+            enough = replace(plan.options, local_draws=plan.local_draws_for(added.rows))
+            found = local_effects(replace(plan, options=enough), shards, draws, correction)
             moved = gaussian.moments(draws)[0] - earlier.mean
             local = with_kept(self.tree, found, moved, earlier.n_updates + 1)
         progress.conclude(verdict.summary)
         whole = _of_all(earlier, new)
         groups = None if keys is None or earlier.seen is None else np.union1d(earlier.seen, keys)
         tree = result(whole, None, grown.combined, correction, draws, local, verdict, clock, groups)
+        tree.attrs.update(self.attributes)
         return _described(tree, earlier, new, len(straddling), groups)
 
     def _plan(self, earlier: EarlierFit, frame: dd.DataFrame) -> Plan:
@@ -216,10 +256,10 @@ class LazyUpdate:
             )
         assignment = assign(counted, old, layout, rows_per_shard=options.rows_per_shard)
         taken = replace(plan, survey=counted, assignment=assignment)
-        removed = shard_rows(old, taken, self.progress, rounded_sizes)
+        removed = shard_rows(old, taken, self.progress, rounded_sizes, "old")
         together = dd.concat([used(self.frame, layout), old])
         joined = self._plan(earlier, together)
-        shards = shard_rows(together, joined, self.progress, rounded_sizes)
+        shards = shard_rows(together, joined, self.progress, rounded_sizes, "both")
         return joined, shards, removed
 
     def _all_old(self, earlier: EarlierFit, plan: Plan) -> dd.DataFrame:
@@ -240,30 +280,49 @@ class LazyUpdate:
             )
         return used(self.old, layout)
 
-    def _fit_together(self, earlier: EarlierFit, plan: Plan, verdict: Verdict) -> xr.DataTree:
-        """Fit old and new rows anew, where what is known of the old ones was not enough."""
-        why = "; ".join(reason.problem for reason in verdict.reasons)
-        warnings.warn(
-            f"the new rows could not be added to the earlier fit ({why}): all rows are fitted "
-            "together, as they would be without update=",
-            UserWarning,
-            stacklevel=4,
-        )
+    def _all_together_because(self, plan: Plan) -> str:
+        """Say why old and new rows are fitted together; empty if new ones are added.
+
+        Raises
+        ------
+        ValueError
+            If the old rows are needed, and were not given.
+        """
+        if not plan.model.crossed:
+            return ""
+        names = ", ".join(one.site for one in plan.model.crossed)
+        if self.old is None:
+            raise ValueError(
+                f"update=: crossed effects ({names}) are shared by old and new rows, and a tree "
+                "does not hold what the old ones say of hundreds of them together: pass the rows "
+                "of that fit too, update=(tree, ddf_old), and all are fitted together; or leave "
+                "update= out and fit them so"
+            )
+        return f"crossed effects ({names}) are shared by old and new ones"
+
+    def _fit_together(self, earlier: EarlierFit, plan: Plan) -> xr.DataTree:
+        """Fit old and new rows anew, where what is known of the old ones is not enough."""
         layout = plan.bindings.layout
         together = dd.concat([self._all_old(earlier, plan), used(self.frame, layout)])
         recalled, given = earlier.recalled, self.columns or {}
         columns = columns_fed(together, recalled, given, set(recalled.dtypes))
         by = list(layout.by) or None
-        return LazyFit(together, self.model, by, columns, self.options, self.progress).compute()
+        lazy = LazyFit(
+            together, self.model, by, columns, self.options, self.progress, self.attributes
+        )
+        return lazy.compute()
 
 
 def update_of(given: Any) -> tuple[xr.DataTree, dd.DataFrame | None]:
-    """Read what `update=` was given: a tree, or a tree and the rows that it was fitted to."""
+    """Read what `update=` was given: a tree or a store, and the rows of that fit or not."""
     tree, old = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if isinstance(tree, str | os.PathLike):
+        tree = finished_tree(os.fsdecode(tree))
     if not isinstance(tree, xr.DataTree):
         raise TypeError(
-            "update= takes what fit returned, a DataTree, or (tree, ddf_old) with the rows that it "
-            f"was fitted to; got {type(given).__name__}"
+            "update= takes what fit returned, a DataTree, or the store= of a fit that has "
+            "finished, or either with the rows that it was fitted to, (tree, ddf_old); got "
+            f"{type(given).__name__}"
         )
     if old is not None and not isinstance(old, dd.DataFrame):
         raise TypeError(
@@ -367,7 +426,7 @@ def _carried(earlier: EarlierFit, mean: np.ndarray, sd: np.ndarray) -> np.ndarra
     return np.hypot(earlier.error * wider, np.abs(skew) * tilt**2 / 2 * earlier.sd / sd)
 
 
-def _all_together(verdict: Verdict, earlier: EarlierFit) -> bool:
+def _better_together(verdict: Verdict, earlier: EarlierFit) -> bool:
     """Tell whether all rows, fitted together, would be better off."""
     codes = {reason.code for reason in verdict.reasons}
     return bool(codes & _TOO_FEW) or (not earlier.good and bool(set(earlier.codes) & _TOO_FEW))

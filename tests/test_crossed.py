@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import dask
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 from dask_consensus.cluster.tasks import compute
+from dask_consensus.combination import crossed
 from dask_consensus.combination.ascent import Peak
 from dask_consensus.combination.crossed import mirrored
 from dask_consensus.fit import shard_rows
@@ -19,6 +21,7 @@ from dask_consensus.shard.engine import engine_of
 from dask_consensus.shard.quadrature import Rule
 
 from . import fit, from_pandas, plan
+from .test_resume import Crash, Passes, assert_same
 
 ITEMS, GROUPS = 20, 12
 LIKE_A_USER = {"by": "g", "n_shards": 2, "method": "auto", "correct": "auto", "local": "summary"}
@@ -177,12 +180,52 @@ def test_too_many_levels_are_refused():
 
 
 @pytest.mark.slow
-def test_rows_cannot_be_added_to_crossed_effects():
-    frame = from_pandas(table())
+def test_rows_are_added_to_crossed_effects_by_fitting_all():
+    """Old rows say something of each item that new rows have, too."""
+    rows, more = table(), table(seed=1).assign(g=lambda rows: rows["g"] + 100)
+    frame, new = from_pandas(rows), from_pandas(more)
     tree = fit(frame, normal, **LIKE_A_USER)
-    new = from_pandas(table(seed=1).assign(g=lambda rows: rows["g"] + 100))
-    with pytest.raises(ValueError, match=r"update=: a fit with crossed effects \(b\)"):
+    with pytest.raises(ValueError, match=r"update=: crossed effects \(b\) .*\(tree, ddf_old\)"):
         new.consensus.fit(normal, update=tree)
+    other = tree.copy()
+    other.attrs["n_rows"] = 241
+    with pytest.raises(ValueError, match="ddf_old has 240 rows, and the tree is of 241"):
+        new.consensus.fit(normal, update=(other, frame))
+    lazy = new.consensus.fit(normal, update=(tree, frame), compute=False)
+    assert "it costs a whole fit" in " ".join(repr(lazy.plan()).split())
+    options = {name: value for name, value in LIKE_A_USER.items() if name != "by"}
+    both = fit(new, normal, update=(tree, frame), **options)
+    whole = fit(from_pandas(pd.concat([more, rows])), normal, **LIKE_A_USER)
+    assert both.attrs["n_rows"] == 480
+    for name in ("mu", "b"):
+        np.testing.assert_array_equal(both["posterior"][name], whole["posterior"][name])
+
+
+@pytest.mark.slow
+def test_a_store_keeps_little_of_many_crossed_effects(monkeypatch, tmp_path):
+    """Crashed again and again, to the same bits; no record has a Hessian for each point."""
+    monkeypatch.setattr(crossed, "_WORTH_KEEPING", 0)
+    options = LIKE_A_USER | {"local": None}
+    frame, path = from_pandas(table()), str(tmp_path / "store")
+    with dask.config.set(scheduler="synchronous"):
+        passes = Passes(monkeypatch)
+        whole = fit(frame, normal, **options)
+        total, done = len(passes.ran), 0
+        for number in (3, total // 4, total // 4, total // 4):
+            passes.ran.clear()
+            passes.crash = number
+            with pytest.raises(Crash):
+                fit(frame, normal, **options, store=path)
+            done += len(passes.ran)
+        passes.ran.clear()
+        assert_same(fit(frame, normal, **options, store=path), whole)
+        # A climb that was broken off is begun again: six looks or so, each time.
+        assert total <= done + len(passes.ran) < total + 4 * 10
+        largest = max(file.stat().st_size for file in (tmp_path / "store").rglob("*.parquet"))
+        assert largest < 8 * ITEMS**2 * 10 + 200_000
+        passes.ran.clear()
+        assert_same(fit(frame, normal, **options, store=path), whole)
+        assert passes.ran == []
 
 
 def unlike(item, g, n_g, z=None):

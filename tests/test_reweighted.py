@@ -49,7 +49,8 @@ class Likelihood(NamedTuple):
     def with_enough_nodes(self, points, axes):
         return self, 0.0
 
-    def integration_error(self, axes):
+    def integration_error(self, axes, share):
+        assert 0 < share <= 1
         return np.full(len(axes), self.error), np.full(len(axes), self.error)
 
 

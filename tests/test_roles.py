@@ -234,6 +234,11 @@ def sites_that_come_and_go(county, y, n_county):
     normal_rows(mu, 1.0, y)
 
 
+def undefined_in_some_rows(y):
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
+    numpyro.sample("obs", dist.Normal(mu + 0 * jnp.log(y), 1.0), obs=y)
+
+
 def outside_the_support(y):
     numpyro.sample("rate", dist.Gamma(1, 1))
     numpyro.sample("obs", dist.Gamma(2.0, 1.0), obs=-1 - jnp.abs(y))
@@ -265,6 +270,7 @@ def outside_the_support(y):
         (nothing_observed, r"no observed site .*column to the argument given as obs="),
         (nothing_shared, r"no shared latent site"),
         (sites_that_come_and_go, r"sites \['more'\] exist for some numbers"),
+        (undefined_in_some_rows, r"in \d+ of \d+ rows, the first of which has y=-\d"),
         (outside_the_support, r"not finite at any of 100 .*site 'obs' is the cause.*support"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

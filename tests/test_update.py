@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
+import dask
 import dask.dataframe as dd
 import numpy as np
 import numpyro
@@ -22,10 +27,12 @@ from dask_consensus.frame.key_kinds import read_keys
 from dask_consensus.frame.keys import hash_keys
 from dask_consensus.frame.seen import hashes_of, names_of, rows_of, seen
 from dask_consensus.frame.survey import survey
+from dask_consensus.resume import StoreMismatch
 from dask_consensus.shard.nuts import NutsSettings
 from dask_consensus.update import update_of
 
 from . import from_pandas, raise_if_dask_computes
+from .test_resume import Crash, Passes, assert_same
 
 
 def fit(table, model, **options):
@@ -66,10 +73,17 @@ def exact(table):
 
 
 @pytest.fixture(scope="module")
-def base():
-    """A fit by groups that the model does not see: they are kept whole all the same."""
+def stored(tmp_path_factory):
+    """The store of a fit by groups that the model does not see, kept whole all the same."""
+    path = tmp_path_factory.mktemp("base") / "store"
     table = rows(400, 0, groups=range(40))
-    return table, fit(table, regression, by="group", n_shards=2)
+    return path, table, fit(table, regression, by="group", n_shards=2, store=str(path))
+
+
+@pytest.fixture(scope="module")
+def base(stored):
+    """Its rows, and its tree."""
+    return stored[1:]
 
 
 def holds(tree, table):
@@ -267,7 +281,7 @@ def test_what_update_takes(base):
     old = from_pandas(table)
     assert update_of(tree) == (tree, None)
     assert update_of((tree, old))[1] is old
-    for wrong in ("tree.nc", (tree, "rows"), (tree, old, old)):
+    for wrong in (1, (tree, "rows"), (tree, old, old)):
         with pytest.raises(TypeError, match="update="):
             update_of(wrong)
     with raise_if_dask_computes():
@@ -282,13 +296,123 @@ def test_what_update_takes(base):
         fit(rows(40, 1), regression, update=bare)
 
 
-def test_an_update_keeps_nothing_in_a_store_but_draws(base, tmp_path):
-    new = rows(40, 1, groups=range(100, 104))
-    with pytest.raises(ValueError, match="keeps nothing in a store but draws"):
-        fit(new, regression, update=base[1], store=str(tmp_path))
-    (tmp_path / "dask_consensus.json").write_text("{}")
-    with pytest.raises(FileExistsError, match="an update does not go on from there"):
-        fit(new, regression, update=base[1], store=str(tmp_path), local="draws")
+# From a store, and in one
+
+
+def test_a_store_is_updated_as_its_tree_is(stored):
+    path, table, tree = stored
+    for given in (str(path), path, f"file://{path}"):
+        assert update_of(given)[0].identical(tree)
+    old = from_pandas(table)
+    assert update_of((path, old))[1] is old
+    planned = fit(rows(40, 1), regression, update=path, compute=False).plan()
+    assert "a fit of 400 rows, as update 1" in repr(planned)
+    with pytest.raises(ValueError, match="the density of 'beta'"):
+        fit(rows(40, 1), another_prior, update=path)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (shutil.rmtree, FileNotFoundError, "nothing is there; give the store= of a fit"),
+        (lambda path: (path / "dask_consensus.json").unlink(), ValueError, "no store of a fit"),
+        (
+            lambda path: (path / "dask_consensus.json").rename(path / "zarr.json"),
+            ValueError,
+            r"open it: update=xr\.open_datatree\(.*, engine=\"zarr\"\)",
+        ),
+        (
+            lambda path: (path / "dask_consensus.json").write_text("{}"),
+            ValueError,
+            r"dask_consensus\.json there is damaged",
+        ),
+        (
+            lambda path: next(path.glob("steps/finished-*")).unlink(),
+            ValueError,
+            r"\(of the model 'regression' to 400 rows\) has not finished",
+        ),
+        (lambda path: next(path.glob("steps/tree-*")).unlink(), ValueError, "is not kept with it"),
+    ],
+    ids=["nothing", "no store", "saved tree", "damaged", "unfinished", "without tree"],
+)
+def test_a_store_without_a_finished_fit_is_refused(stored, tmp_path, change, error, message):
+    path = shutil.copytree(stored[0], tmp_path / "store")
+    change(path)
+    with pytest.raises(error, match=f"update=.*{message}"):
+        fit(rows(40, 1), regression, update=path)
+
+
+def test_a_damaged_result_in_a_store_is_named(stored, tmp_path):
+    path = shutil.copytree(stored[0], tmp_path / "store")
+    file = next(path.glob("steps/tree-*"))
+    file.write_bytes(file.read_bytes()[:-9])
+    with (
+        pytest.warns(UserWarning, match=f"{file.name} of store"),
+        pytest.raises(ValueError, match="not kept with it, or is damaged"),
+    ):
+        update_of(path)
+
+
+@pytest.mark.slow
+def test_an_update_that_crashes_in_every_pass_goes_on(stored, tmp_path, monkeypatch):
+    """New groups and old ones; what it keeps is updated in turn, and by no other update."""
+    path, table, tree = stored
+    new, store = rows(60, 1, groups=range(36, 46)), str(tmp_path / "store")
+    update, options = (path, from_pandas(table)), {"local": None}
+    with dask.config.set(scheduler="synchronous"):
+        passes = Passes(monkeypatch)
+        whole = fit(new, regression, update=(tree, from_pandas(table)), **options)
+        total, done = len(passes.ran), 0
+        while True:
+            passes.ran.clear()
+            passes.crash = 2
+            try:
+                after = fit(new, regression, update=update, store=store, **options)
+                break
+            except Crash:
+                done += 1
+        assert done + len(passes.ran) == total
+        passes.ran.clear()
+        passes.crash = None
+        assert_same(after, whole)
+        with monkeypatch.context() as without_rows:
+            without_rows.setattr("dask_consensus.fit.rows_to_shards", None)
+            assert_same(fit(new, regression, update=update, store=store, **options), whole)
+        assert passes.ran == []
+        assert update_of(store)[0].attrs["n_updates"] == 1
+        with pytest.raises(StoreMismatch, match="it began from another earlier fit"):
+            fit(new, regression, update=(after, update[1]), store=store, **options)
+        with pytest.raises(StoreMismatch, match=r"holds an update .* and this is no update"):
+            fit(new, regression, by="group", store=store, **options)
+        twice = fit(rows(40, 2, groups=range(50, 54)), regression, update=store)
+    holds(twice, pd.concat([table, new, rows(40, 2, groups=range(50, 54))]))
+
+
+SCRIPT = """
+import sys
+import xarray as xr
+from tests.test_update import fit, of_groups, intercepts
+given = sys.argv[1]
+tree = xr.open_datatree(given, engine=sys.argv[2]) if sys.argv[2] else given
+fit(of_groups(100, 104, 2), intercepts, update=tree).to_netcdf(sys.argv[3], engine="h5netcdf")
+"""
+
+
+@pytest.mark.slow
+def test_another_process_updates_what_was_saved_or_kept(tmp_path):
+    table, store = of_groups(0, 100, 0), str(tmp_path / "store")
+    tree = fit(table, intercepts, by="group", n_shards=2, store=store)
+    here = fit(of_groups(100, 104, 2), intercepts, update=tree)
+    tree.to_zarr(tmp_path / "tree.zarr", zarr_format=2)
+    tree.to_netcdf(tmp_path / "tree.nc", engine="h5netcdf")
+    ways = {"tree.zarr": "zarr", "tree.nc": "h5netcdf", "store": ""}
+    for name, engine in ways.items():
+        after = str(tmp_path / "after.nc")
+        command = [sys.executable, "-c", SCRIPT, str(tmp_path / name), engine, after]
+        subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
+        with xr.open_datatree(after, engine="h5netcdf") as there:
+            np.testing.assert_array_equal(there["posterior"]["mu"], here["posterior"]["mu"])
+            np.testing.assert_array_equal(there["local"]["alpha"], here["local"]["alpha"])
 
 
 # Which groups were there

@@ -118,10 +118,10 @@ class When(NamedTuple):
 def disturbed(
     lazy: Any, cluster: LocalCluster, client: Client, when: When, whom: str, injury: Injury
 ) -> dict[str, Any]:
-    """Run a fit in which one worker or all are hurt; say how it ended, and what was done twice."""
+    """Run a fit in which one worker or two are hurt; say how it ended, and what was done twice."""
     client.wait_for_workers(len(cluster.worker_spec))
     patient = Patient(cluster, client, client.run(os.getpid))
-    victims = list(patient.pids)[: 1 if whom == "one" else None]
+    victims = list(patient.pids)[: 1 if whom == "one" else 2]
     hurt = _Once(when, lambda: injury(patient, victims))
     finished = Finished()
     finished.tell = hurt.task
@@ -137,6 +137,7 @@ def disturbed(
     hurt.join()
     gone = sum(not _lives(patient.pids[address]) for address in victims)
     told = {"struck": hurt.struck, "gone": gone, "seconds": round(seconds, 2)}
+    told |= {"workers": len(patient.pids)}
     return {**row, **told, **finished.read()}
 
 
@@ -217,10 +218,7 @@ def leave(patient: Patient, victims: list[str]) -> None:
 
 
 def retire(patient: Patient, victims: list[str]) -> None:
-    """Take workers away with due notice; where it is all of them, others come first."""
-    if len(victims) == len(patient.pids):
-        patient.cluster.scale(2 * len(victims))
-        patient.client.wait_for_workers(2 * len(victims), timeout=120)
+    """Take workers away with due notice: somebody must be left to whom they hand what they have."""
     patient.client.retire_workers(victims, close_workers=True)
 
 

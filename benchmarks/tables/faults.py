@@ -11,7 +11,8 @@ import numpy as np
 from . import Columns, markdown
 
 Rows = Sequence[Mapping[str, Any]]
-_ONE = {"one": "one of two workers", "all": "both workers"}
+_VICTIMS = {("one", 2): "one of two workers", ("all", 2): "both workers"}
+_VICTIMS |= {("all", 4): "two of four workers"}
 
 
 def tables(rows: Rows) -> Iterator[str]:
@@ -20,8 +21,10 @@ def tables(rows: Rows) -> Iterator[str]:
     soaks = [(_soaked(row), [row]) for row in rows if row["part"] == "soak"]
     disks = [(f"full disk: {row['kind']}", [row]) for row in rows if row["part"] == "disk"]
     crashes = [(_crashed(row), [row]) for row in rows if row["part"] == "resumed"]
+    timed = dict(_groups(rows, "time", _hurt))
     if survived or soaks or crashes:
-        yield markdown(_SURVIVED, [*survived, *soaks, *crashes])
+        all_of_them = [*survived, *soaks, *crashes]
+        yield markdown(_SURVIVED, [(name, some, timed.get(name, [])) for name, some in all_of_them])
     damaged = [row for row in rows if row["part"] == "damaged"]
     if damaged:
         yield markdown(_DAMAGED, damaged)
@@ -44,8 +47,12 @@ def _groups(
     return list(groups.items())
 
 
+def _hurt(row: Mapping[str, Any]) -> str:
+    return _stood_still(row) if row["kind"].startswith("stands still") else _killed(row)
+
+
 def _killed(row: Mapping[str, Any]) -> str:
-    return f"{row['kind']}, {_ONE[row['whom']]}"
+    return f"{row['kind']}, {_VICTIMS[row['whom'], row.get('workers', 2)]}"
 
 
 def _stood_still(row: Mapping[str, Any]) -> str:
@@ -79,6 +86,15 @@ def _repeated(some: Rows, again: str, of: str) -> str:
     return f"{np.median(shares):.0%} ({max(shares):.0%})" if shares else "-"
 
 
+def _lost(timed: Rows) -> str:
+    """Seconds beyond those of an undisturbed fit on the same cluster: median and largest."""
+    lost = [row["seconds"] - row["undisturbed"] for row in timed if row["finished"]]
+    if not lost:
+        return "-"
+    whole = np.median([row["undisturbed"] for row in timed])
+    return f"{np.median(lost):.1f} ({max(lost):.1f}), {len(lost)} fits of {whole:.1f}"
+
+
 def _phases(some: Rows) -> str:
     return ", ".join(dict.fromkeys(row["phase"] for row in some if "phase" in row)) or "-"
 
@@ -94,6 +110,7 @@ _SURVIVED: Columns = {
     ),
     "tasks done again, median (most)": lambda of: _repeated(of[1], "repeated", "tasks"),
     "of all their seconds": lambda of: _repeated(of[1], "repeated_seconds", "task_seconds"),
+    "time lost (s), median (most)": lambda of: _lost(of[2]),
 }
 
 

@@ -50,13 +50,13 @@ class Journal:
     Parameters
     ----------
     store : Store
-    salt : str
+    name : str
         Small letters and digits that name the fit; what another has written is not found.
     """
 
-    def __init__(self, store: Store, salt: str) -> None:
-        self.store, self._salt = store, salt
-        self._finished, self._shards = f"finished-{salt}", f"shards-{salt}"
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name = store, name
+        self._finished = f"finished-{name}"
         self.files = store.files()
         self.complete = self.get(self._finished) is not Missing
         """Whether all answers are there, so that no rows need be sent to shards."""
@@ -80,13 +80,16 @@ class Journal:
             self.put(self._finished, True)
             self.store.remove_shares()
 
-    def shards(self) -> Any:
+    def shards(self, whose: str) -> Any:
         """Read what each shard holds, `Missing` if that is not known."""
-        return self.get(self._shards)
+        return self.get(self._shards(whose))
 
-    def put_shards(self, summaries: Sequence[Any]) -> None:
+    def put_shards(self, whose: str, summaries: Sequence[Any]) -> None:
         """Keep what each shard holds."""
-        self.put(self._shards, list(summaries))
+        self.put(self._shards(whose), list(summaries))
+
+    def _shards(self, whose: str) -> str:
+        return "-".join(filter(None, ["shards", whose, self.name]))
 
     def name_of(self, title: str, question: Any) -> str:
         """Name a question; empty where it is not asked of rows, or says not all that it asks.
@@ -95,7 +98,7 @@ class Journal:
         """
         teller = _Teller()
         try:
-            found = digest([self._salt, question], teller)
+            found = digest([self.name, question], teller)
         except UnrecordableError:
             return ""
         slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40] or "answer"

@@ -64,11 +64,13 @@ def persist(
     keep_labels: bool = False,
     hashes_of: Callable[[Shard], np.ndarray] | None = None,
     shapes: Callable[[Sequence[Size]], list[Size]] = padded_sizes,
+    whose: str = "",
 ) -> Shards:
     """Compute the shards, pad them to common shapes, and keep them: they are read many times.
 
     `check` is given what the shards hold, and may raise. The keys of groups are kept beside the
     rows where they are asked for; what `hashes_of` says of each shard's is brought to the client.
+    `whose` tells these shards from others of the same work, to a journal.
     """
     shards = persist_tasks(unpadded)
     known, names = current_work().shards, current_work().names
@@ -82,9 +84,10 @@ def persist(
         [call(_pad, *task) for task in zip(shards, padded, summaries, strict=True)]
     )
     known.update((task.key, (k, sizes[k])) for k, task in enumerate(data))
-    names.update((task.key, ("rows", k)) for k, task in enumerate(data))
+    rows = _rows(whose)
+    names.update((task.key, (*rows, k)) for k, task in enumerate(data))
     labels = persist_tasks([call(_labels, shard) for shard in shards]) if keep_labels else ()
-    names.update((task.key, ("rows", "labels", k)) for k, task in enumerate(labels))
+    names.update((task.key, (*rows, "labels", k)) for k, task in enumerate(labels))
     hashes = _hashes(hashes_of, data, shards) if hashes_of else ()
     return Shards(data, sizes, padded, execution, labels, hashes)
 
@@ -96,13 +99,20 @@ def not_sent(
     keep_labels: bool = False,
     hashes_of: Callable[[Shard], np.ndarray] | None = None,
     shapes: Callable[[Sequence[Size]], list[Size]] = padded_sizes,
+    whose: str = "",
 ) -> Shards:
     """Make shards of which everything is known that will be asked: they hold no rows."""
     sizes, n = [summary.size for summary in summaries], len(summaries)
-    data = absent(n, "rows")
-    labels = absent(n, "rows", "labels") if keep_labels else ()
-    hashes = _hashes(hashes_of, data, absent(n, "rows", "unpadded")) if hashes_of else ()
+    rows = _rows(whose)
+    data = absent(n, *rows)
+    labels = absent(n, *rows, "labels") if keep_labels else ()
+    hashes = _hashes(hashes_of, data, absent(n, *rows, "unpadded")) if hashes_of else ()
     return Shards(data, sizes, shapes(sizes), execution, labels, hashes)
+
+
+def _rows(whose: str) -> tuple[str, ...]:
+    """Begin the name by which a journal knows the rows of a shard."""
+    return ("rows", whose) if whose else ("rows",)
 
 
 def _hashes(

@@ -10,13 +10,14 @@ then a log density of ``t`` alone, of a few dimensions, that is climbed here.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
+from ..cluster.journal import recalled
 from ..cluster.mapreduce import Answer, each, map_reduce
 from ..cluster.shards import Shards
 from ..cluster.tasks import broadcast
@@ -34,6 +35,7 @@ from .symmetry import images
 
 Array = npt.NDArray[np.float64]
 _AT_ONCE = 2**25  # numbers of Hessians that are added up at a time
+_WORTH_KEEPING = 2**18  # of them, that a store keeps of one look
 _MOST_LOOKS = 30  # at effects, from far away
 _NEAR = 1e-5  # squared decrement at which a last step arrives, and the volume is that at the mode
 _SHORTEST = 1e-3  # share of a step that is tried last
@@ -57,16 +59,29 @@ class GivenOthers(NamedTuple):
     Attributes
     ----------
     mode : (G, J) array
-    factor : (G, J, J) array
-        Lower Cholesky factors of the precisions there.
+    log_volume : (G,) array
+        Half the log determinants of the precisions there.
     log_density : (G,) array
         Of the other parameters, effects integrated out by Laplace's method; up to what the engine
         leaves out of units' integrals. Minus infinity where no mode was found.
+    factors : callable
+        Gives the lower Cholesky factors of the precisions, ``(G, J, J)``; after a crash it takes
+        some looks at the rows, since of so many numbers none is kept.
     """
 
     mode: Array
-    factor: Array
+    log_volume: Array
     log_density: Array
+    factors: Callable[[], Array]
+
+
+class _Climbed(NamedTuple):
+    """What is kept of a climb."""
+
+    mode: Array  # (G, J)
+    found: Array  # (G,) bool
+    log_volume: Array  # (G,)
+    log_density: Array  # (G,)
 
 
 class CrossedEffects:
@@ -114,7 +129,10 @@ class CrossedEffects:
         return Curvature(*(a + b for a, b in zip(likelihood, prior, strict=True)))
 
     def expanded_likelihood(self, points: Array, title: str) -> Curvature:
-        """Expand the log likelihood alone."""
+        """Expand the log likelihood alone.
+
+        A store keeps it where it is small: Hessians of a thousand effects are 10 MB a point.
+        """
         mapped = map_reduce(
             each(_expand),
             self.shards,
@@ -122,9 +140,14 @@ class CrossedEffects:
             [self._model, broadcast(points)],
             _add,
             title=title,
+            recorded=len(points) * len(self.effects) ** 2 <= _WORTH_KEEPING,
         )
         total: Curvature = mapped.total
         return total
+
+    def kept(self, title: str, question: list[Any], answer: Callable[[], Any]) -> Any:
+        """Have an answer of all shards kept in a store, in place of what it is made of."""
+        return recalled(title, [list(self.shards.data), self.model, *question], answer)
 
     def guess(self, others: Array) -> Array:
         """Guess modes ``(G, J)`` from those that are known: by a polynomial, or the nearest."""
@@ -148,9 +171,25 @@ class CrossedEffects:
         return guessed
 
     def _climbed(self, others: Array, title: str) -> GivenOthers:
-        """Find the mode of effects at each of the points, all in step."""
+        """Find the mode of effects at each of the points, from where they are guessed to be."""
+        begin, factors = self.guess(others), []
+
+        def climb() -> _Climbed:
+            told, factor = self._climb(others, begin, title)
+            factors.append(factor)
+            return told
+
+        def factors_there() -> Array:
+            return factors[0] if factors else self._climb(others, begin, title)[1]
+
+        told: _Climbed = self.kept(title, ["climbed", others, begin], climb)
+        self._known += [(others[k], told.mode[k]) for k in np.flatnonzero(told.found)]
+        return GivenOthers(told.mode, told.log_volume, told.log_density, factors_there)
+
+    def _climb(self, others: Array, begin: Array, title: str) -> tuple[_Climbed, Array]:
+        """Climb to the mode of effects at each of the points, all in step; and the factors."""
         n, size = len(others), len(self.effects)
-        here = self.guess(others)
+        here = begin.copy()
         value, share = np.full(n, -np.inf), np.ones(n)
         step, factor = np.zeros((n, size)), np.zeros((n, size, size))
         left, found = np.arange(n), np.zeros(n, bool)
@@ -175,9 +214,9 @@ class CrossedEffects:
             if not len(left):
                 break
         log_volume = np.log(np.maximum(np.einsum("gii->gi", factor), 1e-300)).sum(axis=1)
-        self._known += [(others[k], here[k]) for k in np.flatnonzero(found)]
         log_density = value - log_volume + size / 2 * np.log(2 * np.pi)
-        return GivenOthers(here, factor, np.where(found, log_density, -np.inf))
+        climbed = _Climbed(here, found, log_volume, np.where(found, log_density, -np.inf))
+        return climbed, factor
 
 
 def _expand(data: ShardData, model: ShardModel, points: Array) -> Answer:
@@ -275,7 +314,7 @@ def _round(crossed: CrossedEffects, mean: Array, covariance: Array, began: float
         shards,
         [(weight,) for weight in shards.weights],
         [broadcast(model), broadcast(mean)],
-        lambda parts: None,
+        _nothing,
         title="scores",
     ).reports
     precision = np.diag(inverse(covariance))
@@ -286,6 +325,10 @@ def _round(crossed: CrossedEffects, mean: Array, covariance: Array, began: float
     nothing = Anchor(mean, np.zeros((model.dim, model.dim)), 0.0)
     seconds = time.perf_counter() - began
     return Round(reports, mean, covariance, nothing, np.nan, np.nan, seconds)
+
+
+def _nothing(_: list[None]) -> None:
+    return None
 
 
 def _score(data: ShardData, weight: float, model: ShardModel, u: Array) -> Answer:
@@ -397,7 +440,12 @@ def _of_all(crossed: CrossedEffects, peak: Peak) -> tuple[Array, Array]:
     modes = crossed.modes(points)
     ahead, behind = np.split(modes, 2)
     slope = (ahead - behind).T / (2 * STEP)  # of modes, along the axes
-    inverse = scipy.linalg.cho_solve((given.factor[0], True), np.eye(len(given.mode[0])))
+
+    def inverted() -> Array:
+        return np.asarray(scipy.linalg.cho_solve((given.factors()[0], True), np.eye(size)))
+
+    size = len(given.mode[0])
+    inverse = crossed.kept("crossed effects", ["inverse", peak.u, given.mode], inverted)
     covariance = np.empty((len(mean), len(mean)))
     effects, others = crossed.effects, crossed.others
     covariance[np.ix_(others, others)] = peak.covariance

@@ -110,8 +110,7 @@ class CrossedPosterior(NamedTuple):
         for some, given in self.crossed.at(points, title):
             u = self.crossed.joined(points[some], given.mode)
             there = self.full(u, title)
-            volume = np.log(np.einsum("gii->gi", given.factor)).sum(axis=1)
-            log_density = there.log_density - volume
+            log_density = there.log_density - given.log_volume
             if self.left is not None:
                 log_density = log_density + self.left(points[some])
             found = np.isfinite(given.log_density)
@@ -199,7 +198,12 @@ class CrossedPosterior(NamedTuple):
         self, others: Array, given: GivenOthers, g: int, z: Array
     ) -> tuple[Array, Array]:
         """Mean, and half the difference, of R at either point of each pair."""
-        delta = scipy.linalg.solve_triangular(given.factor[g], z.T, lower=True, trans=1).T
+
+        def away() -> Array:
+            factor = given.factors()[g]
+            return scipy.linalg.solve_triangular(factor, z.T, lower=True, trans=1).T
+
+        delta = self.crossed.kept("next order", ["pairs", others, given.mode[g], z], away)
         effects = given.mode[g] + np.concatenate([np.zeros_like(delta[:1]), delta, -delta])
         told = self.full(self.crossed.joined(others[None], effects), "next order").log_density
         ahead, behind = np.split(told[1:] - told[0], 2)

@@ -8,6 +8,8 @@ likelihood are polynomials in the other parameters; the curvature of the prior i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -154,27 +156,44 @@ def _polished(
     for step in steps:
         sides = np.stack([middle + step, middle - step])
         u = crossed.joined(sides, crossed.modes(sides))
-        ahead, behind = crossed.expanded_likelihood(u, "levels").precision
-        slopes.append((ahead - behind) / (2 * _STEP))
+        slopes.append(crossed.kept("levels", ["slope", u], partial(_slope, crossed, u)))
     ((_, given),) = crossed.at(middle[None], "levels")
-    mode, factor = given.mode[0], given.factor[0]
+    mode = given.mode[0]
     size = len(mode)
-    laplace = np.linalg.norm(
-        scipy.linalg.solve_triangular(factor, np.eye(size), lower=True), axis=0
-    )
     z = np.random.default_rng(1).choice([-1.0, 1.0], (_PAIRS, size))
-    delta = scipy.linalg.solve_triangular(factor, z.T, lower=True, trans=1).T
+    around = partial(_around, given.factors, z)
+    laplace, delta = crossed.kept("levels", ["around", middle, mode, z], around)
     gradients, precision = np.empty((_PAIRS, size)), np.zeros((size, size))
     for k, away in enumerate(delta):
         u = crossed.joined(middle[None], np.stack([mode + away, mode - away]))
-        told = crossed.expanded_likelihood(u, "levels")
+        pair = crossed.kept("levels", ["pair", u], partial(_pair, crossed, u))
         prior = prior_curvature(crossed.model, crossed.example, u)
-        gradients[k] = (told.gradient + prior.gradient).mean(axis=0)
-        precision += told.precision.mean(axis=0) / _PAIRS
+        gradients[k] = pair[0] + prior.gradient.mean(axis=0)
+        precision += pair[1] / _PAIRS
     whole = precision + _prior_at(posterior, middle, mode)
     shifts = np.linalg.solve(whole, gradients.T).T
     by_chance = shifts.std(axis=0, ddof=1) / np.sqrt(_PAIRS)
     return shifts.mean(axis=0), np.array([precision, *slopes]), laplace, by_chance
+
+
+def _slope(crossed: CrossedEffects, u: Array) -> Array:
+    """Change of the likelihood's curvature over a sd, from points a step to either side."""
+    ahead, behind = crossed.expanded_likelihood(u, "levels").precision
+    return np.asarray((ahead - behind) / (2 * _STEP), np.float64)
+
+
+def _around(factors: Callable[[], Array], z: Array) -> tuple[Array, Array]:
+    """Sds by the curvature at the mode, and places around it at which all are as likely."""
+    factor = factors()[0]
+    inverse = scipy.linalg.solve_triangular(factor, np.eye(len(factor)), lower=True)
+    delta = scipy.linalg.solve_triangular(factor, z.T, lower=True, trans=1).T
+    return np.linalg.norm(inverse, axis=0), delta
+
+
+def _pair(crossed: CrossedEffects, u: Array) -> tuple[Array, Array]:
+    """Mean gradient and mean curvature of the likelihood, of two points."""
+    told = crossed.expanded_likelihood(u, "levels")
+    return told.gradient.mean(axis=0), told.precision.mean(axis=0)
 
 
 def with_levels(

@@ -315,7 +315,7 @@ class LogPosterior(NamedTuple):
         chosen = np.linspace(0, self.shards.n - 1, _SHARDS).round().astype(int)
         return sorted(set(chosen.tolist()))
 
-    def integration_error(self, axes: Array) -> tuple[Array, Array]:
+    def integration_error(self, axes: Array, share: float = 1.0) -> tuple[Array, Array]:
         """First-order change of means, in sds, and of log sds, were integrals taken otherwise.
 
         Otherwise is by the next number of nodes, and by a rule of another kind, whose Monte Carlo
@@ -325,10 +325,12 @@ class LogPosterior(NamedTuple):
         ----------
         axes : (d, d) array
             Columns that :func:`along_axes` steps along from the center.
+        share : float
+            Of these rows in all that the posterior is of: what is unsure of few moves little.
         """
-        return self.integration_error_at(along_axes(self.center, axes))
+        return self.integration_error_at(along_axes(self.center, axes), share)
 
-    def integration_error_at(self, points: Array) -> tuple[Array, Array]:
+    def integration_error_at(self, points: Array, share: float = 1.0) -> tuple[Array, Array]:
         """Say what integrals taken otherwise change, at points :func:`along_axes`, as above."""
         ladder = engine_of(self.model).value_nodes
         if len(ladder) == 1:
@@ -341,16 +343,16 @@ class LogPosterior(NamedTuple):
         here, finer = self.by_rules(rules, points, "nodes")
         change = finer.log_likelihood - here.log_likelihood
         nodes = np.abs(first_order(change))
-        least, most = self._second_opinion(points)
+        least, most = self._second_opinion(points, share)
         error = np.fmax(least, np.fmin(nodes, most))
         # Without a second opinion nobody knows what all nodes miss.
         mean, log_sd = np.where(np.isnan(most), np.inf, error)
         return mean, log_sd
 
-    def _second_opinion(self, points: Array) -> tuple[Array, Array]:
+    def _second_opinion(self, points: Array, share: float) -> tuple[Array, Array]:
         """First-order changes by a rule of another kind, at least and at most: ``(2, d)`` each."""
         # The more groups some speak for, the better must be known what they say.
-        effort = max(1.0, self._n_units() / _MANY_UNITS) ** 0.5
+        effort = max(1.0, self._n_units() / _MANY_UNITS) ** 0.5 * share
         execution, question = self.shards.execution, (self.rounded(points), self.rule, effort)
         _, each = self._scouted()
         pieces = [*((k, 0, 1) for k in self._some_shards()), *((k, i, each) for k, i in self.torn)]
@@ -365,9 +367,8 @@ class LogPosterior(NamedTuple):
         # Pieces with torn groups speak for themselves, the others for all the rest.
         alone = sum(opinion.units for opinion in opinions[n_usual:])
         looked_at = sum(opinion.units for opinion in opinions[:n_usual])
-        share = looked_at / max(self._n_units() - alone, looked_at)
-        shares = [share] * n_usual + [1.0] * len(self.torn)
-        told = list(zip(opinions, shares, strict=True))
+        asked = looked_at / max(self._n_units() - alone, looked_at)
+        told = list(zip(opinions, [asked] * n_usual + [1.0] * len(self.torn), strict=True))
         change = sum((opinion.second - opinion.first) / part for opinion, part in told)
         of_units = np.concatenate([opinion.noise / part for opinion, part in told], axis=1)
         bias = np.abs(first_order(sum(opinion.bias / part for opinion, part in told)))

@@ -149,7 +149,7 @@ def reweighted(
     center, shape = estimate.mean, estimate.covariance
     if not (np.isfinite(center).all() and np.isfinite(shape).all()):
         center, shape = mean, covariance
-    integration = added._replace(center=center).integration_error(axes_of(shape))
+    integration = added._replace(center=center).integration_error(axes_of(shape), rows.share)
     # Errors of the log density move a narrower posterior by less, and a wider one by more.
     wider = np.maximum(np.sqrt(np.diag(shape)) / before.sd, 1.0)
     above = _log_weights_of_marks(known, known.mark_log_density, shape) - weighed.raw.max()

@@ -61,9 +61,7 @@ class LazyFormula:
         with working_with(self.options):
             with followed(self.progress, leave=False):
                 formula = self._formula()
-            tree = self._lazy(formula).compute()
-        tree.attrs[_ATTRIBUTE] = formula.written()
-        return tree
+            return self._lazy(formula).compute()
 
     def _formula(self) -> Formula:
         if self.update is not None:
@@ -89,13 +87,12 @@ class LazyFormula:
 
     def _lazy(self, formula: Formula) -> LazyFit | LazyUpdate:
         frame, by, columns = formula.frame(self.frame), formula.by, formula.columns
+        given = frame, formula.model, by, columns, self.options, self.progress
+        told = {_ATTRIBUTE: formula.written()}
         if self.update is None:
-            return LazyFit(frame, formula.model, by, columns, self.options, self.progress)
+            return LazyFit(*given, told)
         tree, old = self.update
-        rows = None if old is None else formula.frame(old)
-        return LazyUpdate(
-            frame, formula.model, by, columns, self.options, self.progress, tree, rows
-        )
+        return LazyUpdate(*given, tree, None if old is None else formula.frame(old), told)
 
 
 @dataclass(frozen=True)

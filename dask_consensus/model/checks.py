@@ -16,6 +16,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from numpyro.ops.provenance import eval_provenance
 
+from ..shard_data import ROWS
 from .examples import Example, embed, extract
 from .model import ShardModel, log_terms, precision
 
@@ -274,18 +275,37 @@ def check_prior_counts(probe: Probe, small: Example, large: Example) -> None:
 def check_initial_density(probe: Probe, example: Example) -> None:
     """Refuse a model that has no finite density anywhere near zero on real rows."""
     names = [term.name for term in probe.model.terms]
+    of_rows = {term.name: term.axis for term in probe.model.terms if term.level == ROWS}
+    ever = {name: np.zeros(example.rows, bool) for name in of_rows}
     finite_at: list[list[bool]] = []
     for seed in range(INITIAL_POINTS):
         terms = probe.terms(draw_values(probe.model, example, seed, radius=2.0), example)
         finite_at.append([bool(np.isfinite(terms[name]).all()) for name in names])
         if all(finite_at[-1]):
             return
+        for name, axis in of_rows.items():
+            entries = np.moveaxis(np.isfinite(terms[name]), axis, 0)
+            ever[name] |= entries.reshape(example.rows, -1).all(axis=1)
     columns = list(zip(names, zip(*finite_at, strict=True), strict=True))
     never = [name for name, finite in columns if not any(finite)]
     seldom = [name for name, finite in columns if not all(finite)]
+    bad = np.flatnonzero(~np.all([ever[name] for name in of_rows if name in seldom], axis=0))
     raise ValueError(
         f"the log density is not finite at any of {INITIAL_POINTS} starting points on a "
-        f"sample of the frame; site {', '.join(map(repr, never or seldom))} is the cause. Do the "
+        f"sample of the frame; site {', '.join(map(repr, never or seldom))} is the cause"
+        f"{_told(probe.model, example, bad)}. Do the "
         "observed values lie in the support of its distribution, and do its parameters stay valid, "
         "also where a column is zero in all rows of a sample?"
     )
+
+
+def _told(model: ShardModel, example: Example, rows: np.ndarray) -> str:
+    """Say of how many rows that is, and what the first of them holds; nothing of none, or all."""
+    if not 0 < len(rows) < example.rows:
+        return ""
+    held = [
+        f"{name}={np.asarray(values)[rows[0]].tolist()!r}"
+        for name, values in example.arguments.items()
+        if name not in model.codes
+    ]
+    return f", in {len(rows):,} of {example.rows:,} rows, the first of which has {', '.join(held)}"

@@ -23,11 +23,14 @@ class PlannedUpdate:
         Of the earlier fit, updates included.
     number : int
         Of the update.
+    together : str
+        Why all rows are fitted together; empty if the new ones are added.
     """
 
     new: Plan
     rows_before: int
     number: int
+    together: str = ""
 
     def __repr__(self) -> str:
         parts = [table.text() for table in self._tables()]
@@ -41,6 +44,10 @@ class PlannedUpdate:
 
     def _tables(self) -> list[Table]:
         plan = self.new
+        if self.together:
+            told = f"the {self.rows_before:,} rows of the earlier fit, in a new one"
+            new = ["new rows", f"{plan.survey.rows:,}"]
+            return [Table("update", (), [new, ["fitted with", told]]), tables_of(plan)[1]]
         rows = [
             ["new rows", f"{plan.survey.rows:,}"],
             ["added to", f"a fit of {self.rows_before:,} rows, as update {self.number}"],
@@ -53,6 +60,8 @@ class PlannedUpdate:
 
     def _notes(self) -> list[str]:
         """Say what must be known; which options have an effect is another thing in a fit."""
+        if self.together:
+            return [f"all rows are fitted together, since {self.together}: it costs a whole fit"]
         idle = ("method", "rounds", "weights")
         given = [name for name in idle if name in self.new.options.given]
         notes = [f"{name} has no effect: rows are added to what a fit has found" for name in given]

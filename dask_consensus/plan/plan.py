@@ -158,11 +158,15 @@ class Plan:
     @property
     def local_draws(self) -> int:
         """Draws of the shared parameters at which effects of groups are found."""
+        return self.local_draws_for(self.survey.rows)
+
+    def local_draws_for(self, rows: int) -> int:
+        """Say how many they are where a fit is of so many rows."""
         if self.options.local_draws is not None:
             return self.options.local_draws
         # Fewer could not have the means and the covariance of all.
         few = max(self.options.local_limits.draws, 2 * self.model.dim_without_crossed + 4)
-        return max(few, min(_MOST_LOCAL_DRAWS, _LOCAL_ROWS // self.survey.rows))
+        return max(few, min(_MOST_LOCAL_DRAWS, _LOCAL_ROWS // rows))
 
     @property
     def looks_for_effects(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +15,7 @@ from ..correction.reweighted import Before
 from ..correction.state import Known
 from ..frame.keys import conflicts
 from ..model.model import ShardModel
-from .recall import SEEN, Argument, Recalled, arguments_of, densities, recall
+from .recall import SEEN, UNCONSTRAINED, Argument, Recalled, arguments_of, densities, recall
 
 if TYPE_CHECKING:
     from ..plan.plan import Plan
@@ -110,12 +111,27 @@ def earlier_fit(tree: xr.DataTree, function: Callable[..., Any]) -> EarlierFit:
     )
 
 
+def name_of(tree: xr.DataTree) -> str:
+    """Name a fit by what an update begins from."""
+    sha = hashlib.sha256(str(tree.attrs["model"]).encode())
+    arrays = dict(tree[UNCONSTRAINED].data_vars)
+    if "correction" in tree.children:
+        told = tree["correction"].data_vars
+        arrays |= {name: told[name] for name in ("points", *Known._fields) if name in told}
+    for name in sorted(map(str, arrays)):
+        sha.update(name.encode())
+        sha.update(np.ascontiguousarray(arrays[name].to_numpy()).tobytes())
+    return sha.hexdigest()
+
+
 def _before(tree: xr.DataTree) -> Before | None:
     """Read the correction, where its weights were used."""
     if "correction" not in tree.children or "uncorrected" not in tree.children:
         return None
     told = tree["correction"].to_dataset()
-    values = {str(name): array.to_numpy() for name, array in told.data_vars.items()}
+    values = {
+        str(name): np.asarray(array.to_numpy(), order="C") for name, array in told.data_vars.items()
+    }
     if any(name not in values for name in Known._fields):
         return None
     known = Known(**{name: values[name] for name in Known._fields})
@@ -136,12 +152,6 @@ def check_same_model(earlier: EarlierFit, plan: Plan) -> None:
         Saying what differs.
     """
     there, here = earlier.recalled, plan.model
-    if here.crossed:
-        names = ", ".join(one.site for one in here.crossed)
-        raise ValueError(
-            f"update=: a fit with crossed effects ({names}) keeps too little of what it integrated "
-            f"out to be added to; {_AGAIN}"
-        )
     now_fed = arguments_of(plan)
     if len(there.arguments) != len(now_fed):
         raise ValueError(

@@ -218,7 +218,8 @@ def recall(tree: xr.DataTree, function: Callable[..., Any], *, check_verdict: bo
         model,
         told["levels"],
         arguments,
-        np.concatenate(flat, axis=2),
+        # Laid out alike, whether in memory or from a file: sums are the same to the last bit.
+        np.ascontiguousarray(np.concatenate(flat, axis=2)),
         None if fitted is None else int(fitted),
         None if held is None else _contents(held),
         tuple(told.get("responses", ())),

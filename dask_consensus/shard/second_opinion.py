@@ -84,7 +84,7 @@ def n_points(n_rows: int, n_values: int, effort: float) -> int:
     """Give the number of points, a power of two, of each density and half."""
     at_once = _HALVES * (len(_NARROW) * hills.MOST_MODES + len(_WIDE))
     afforded = np.clip(_WORK / (n_rows * n_values * at_once), *_POINTS)
-    return int(2 ** int(np.log2(effort * afforded)))
+    return int(2 ** int(np.log2(max(effort * afforded, _POINTS[0]))))
 
 
 class Proposals(NamedTuple):
