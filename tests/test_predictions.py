@@ -25,7 +25,8 @@ def model(g, x, y=None, *, n_g):
         raw = numpyro.sample("raw", dist.Normal(0.0, 1.0))
         alpha = numpyro.deterministic("alpha", mu + tau * raw)
     with numpyro.plate("rows", len(x)):
-        numpyro.sample("obs", dist.Normal(alpha[g] + x, sigma), obs=y)
+        level = numpyro.deterministic("level", alpha[g] + x)
+        numpyro.sample("obs", dist.Normal(level, sigma), obs=y)
 
 
 def table(groups=40, seed=0):
@@ -96,6 +97,27 @@ def test_the_frame_stays_as_it_was(fitted):
     ]  # fmt: skip
     pd.testing.assert_series_equal(found.dtypes, predictions.dtypes)
     np.testing.assert_array_equal(predictions.get_partition(2).compute(), found.iloc[140:210])
+
+
+def test_sites_of_rows_are_those_of_their_groups(fitted):
+    """What is computed row by row comes back beside it; nothing where nothing is known of the row.
+
+    Here it is the expected value, so that both ways to it meet.
+    """
+    frame, tree = fitted
+    asked = frame.head(60).assign(y=frame["y"].where(frame.index != 3))
+    asked = pd.concat([asked, pd.DataFrame({"who": [3, 77], "x": 0.5, "y": [np.nan, 1.0]})])
+    found = predicted(asked, tree, kind="effects", statistics=["q95", "mean"]).compute()
+    assert found.columns.tolist() == ["who", "x", "y", "level_q95", "level_mean", NEW]
+    expected = predicted(asked, tree, kind="expected").compute()
+    told = np.ones(62, bool)
+    told[[3, 60, 61]] = False
+    for name in ("mean", "q95"):
+        assert found[f"level_{name}"][~told].isna().all()
+        sd = expected["obs_sd"][told]
+        off = (found[f"level_{name}"] - expected[f"obs_{name}"])[told] / sd
+        assert np.abs(off).max() < (1e-3 if name == "mean" else 0.05)
+    assert found[NEW].tolist() == [False] * 61 + [True]
 
 
 def test_another_frame_another_day(fitted, tmp_path):
@@ -215,6 +237,9 @@ BAD = {
     "a probability": (lambda tree: {"statistics": ["p1"]}, "site 'obs' is continuous"),
     "an unknown argument": (lambda tree: {"columns": {"z": "x"}}, "columns names 'z'"),
     "an unknown kind": (lambda tree: {"kind": "mean"}, "kind must be"),
+    "a probability of an effect": (
+        lambda tree: {"kind": "effects", "statistics": ["p1"]}, "site 'level' is continuous"
+    ),
     "too few draws": (lambda tree: {"draws": 1}, "draws must be"),
 }  # fmt: skip
 

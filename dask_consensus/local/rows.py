@@ -18,8 +18,8 @@ from ..frame.values import exact_numbers, missing, out_of_range, unfit
 from ..model.model import ShardModel
 from ..plan.bindings import columns_named
 from ..result.recall import Recalled
+from ..shard.at_draws import ROWS_AT_ONCE, Rows
 from ..shard.local_sites import returned
-from ..shard.predictive import ROWS_AT_ONCE, Rows
 from ..shard_data import Contents
 from .known import KnownGroups, groups_here
 
@@ -64,6 +64,14 @@ class RowReader(NamedTuple):
         arguments = self.layout.assembled(encode_values(rows, self.layout))
         self._check_categories(arguments)
         arguments |= {name: np.zeros(len(rows), dtype) for name, dtype in self.constant}
+        (codes, keys), places, new = self._places(rows, known)
+        numbers = [_numbers(keys[level]) for level in self.levels]
+        return self._blocks(arguments, codes, places, numbers, known), new
+
+    def _places(
+        self, rows: pd.DataFrame, known: Sequence[KnownGroups]
+    ) -> tuple[tuple[list[np.ndarray], list[list[Keys]]], list[np.ndarray], np.ndarray]:
+        """Code groups, find their places among those known, and tell rows of which have none."""
         codes, keys = groups_here(rows, self.by)
         places = [
             its.places(keys[level], self.by[: level + 1])
@@ -72,8 +80,11 @@ class RowReader(NamedTuple):
         new = np.zeros((len(self.levels), len(rows)), bool)
         for i, (level, there) in enumerate(zip(self.levels, places, strict=True)):
             new[i] = there[codes[level]] < 0
-        numbers = [_numbers(keys[level]) for level in self.levels]
-        return self._blocks(arguments, codes, places, numbers, known), new
+        return (codes, keys), places, new
+
+    def new_groups(self, partition: pd.DataFrame, known: Sequence[KnownGroups]) -> np.ndarray:
+        """Tell which rows are of groups never seen on each level, whatever else they hold."""
+        return self._places(self._used(partition), known)[2]
 
     def answered(self, partition: pd.DataFrame) -> np.ndarray:
         """Tell which rows have a response, as those have that were fitted."""

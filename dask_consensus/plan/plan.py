@@ -146,7 +146,11 @@ class Plan:
         if self.obstacle:
             return self.obstacle
         if not returned(model):
-            return "they are effects of rows, which have no labels"
+            sites = ", ".join(site.name for site in model.local)
+            return (
+                f"effects of rows ({sites}) have no labels: predict(tree, model, kind='effects') "
+                "sets them beside each row"
+            )
         most = options.local_limits.groups
         if self.survey.n_groups > most and not options.store:
             return (
