@@ -22,8 +22,9 @@ from ..shard.at_draws import Design, Normals, make_design
 from ..shard.effects import effects_per_unit
 from ..shard.local_sites import returned
 from ..shard.tiers import Tier
-from .effects import GIVEN_SHARED, given_node, representative
+from .few_draws import representative
 from .frame import dim_of, keys_of, why_none
+from .summary import GIVEN_SHARED, given_node
 
 _MORE = 6
 
