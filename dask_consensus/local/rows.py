@@ -17,6 +17,7 @@ from ..frame.lists import NONE
 from ..frame.values import exact_numbers, missing, out_of_range, unfit
 from ..model.model import ShardModel
 from ..plan.bindings import columns_named
+from ..result.categories import category_of
 from ..result.recall import Recalled
 from ..shard.at_draws import ROWS_AT_ONCE, Rows
 from ..shard.local_sites import returned
@@ -205,7 +206,7 @@ def _layout(
         fed = sources[argument.name]
         column = fed[argument.entry] if isinstance(fed, list) else fed
         kind: Any = argument.kind
-        categories = tuple(argument.categories)
+        categories = tuple(map(category_of, argument.categories))
         found.append(
             Column(
                 argument.name,

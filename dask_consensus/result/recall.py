@@ -15,6 +15,7 @@ from ..model.model import ShardModel
 from ..model.remembered import example, meet_again, remember
 from ..shard.additivity import example_entries
 from ..shard_data import Contents, ShardData
+from .categories import written
 from .names import variable_name
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Argument(NamedTuple):
     kind: str
     level: int
     dtype: str
-    categories: list[Any]  # numbers or text; others are written as text
+    categories: list[Any]  # as `.categories` writes them
     entry: int = -1
     item: int = -1
 
@@ -242,7 +243,7 @@ def arguments_of(plan: Plan) -> list[Argument]:
             column.kind,
             column.level,
             str(plan.example.arguments[column.argument].dtype),
-            [_plain(entry) for entry in column.categories],
+            [written(entry) for entry in column.categories],
             column.entry,
             column.item,
         )
@@ -253,9 +254,3 @@ def arguments_of(plan: Plan) -> list[Argument]:
 def _contents(held: Mapping[str, Any]) -> Contents:
     """Read what rows held from JSON, which has lists for tuples."""
     return Contents(tuple(held["checksums"]), tuple(map(tuple, held["sums"])))
-
-
-def _plain(entry: Any) -> Any:
-    """Turn a category into what JSON holds."""
-    entry = entry.item() if isinstance(entry, np.generic) else entry
-    return entry if isinstance(entry, bool | int | float | str) else str(entry)
