@@ -19,7 +19,7 @@ from ..model.model import ShardModel
 from ..plan.bindings import columns_named
 from ..result.categories import category_of
 from ..result.recall import Recalled
-from ..shard.at_draws import ROWS_AT_ONCE, Rows
+from ..shard.at_draws import Rows, rows_at_once
 from ..shard.local_sites import returned
 from ..shard_data import Contents
 from .known import KnownGroups, groups_here
@@ -101,8 +101,9 @@ class RowReader(NamedTuple):
     ) -> Iterator[Block]:
         n = len(next(iter(arguments.values())))
         integer = np.int64 if self.model.x64 else np.int32
-        for first in range(0, n, ROWS_AT_ONCE):
-            some = slice(first, first + ROWS_AT_ONCE)
+        step = rows_at_once()
+        for first in range(0, n, step):
+            some = slice(first, first + step)
             here = [np.unique(code[some], return_inverse=True) for code in codes]
             fed = {name: values[some] for name, values in arguments.items()}
             for name, level in self.model.codes.items():

@@ -46,7 +46,7 @@ class DrawStore:
     """
 
     _BLOCK_BYTES = 2**28  # of draws that lie on the workers before they are written
-    _CHUNKGROUPS = 2**16  # at most
+    _CHUNK_GROUPS = 2**16  # at most
 
     def __init__(self, url: str) -> None:
         self._path = url
@@ -69,7 +69,7 @@ class DrawStore:
         for dim in dict.fromkeys(its[2] for its in dims.values()):
             names = {name: variable_name(name) for name, its in dims.items() if its[2] == dim}
             n, most = shapes[next(iter(names))][2], max(numbers[name] for name in names)
-            chunk = int(np.clip(_CHUNK // (4 * block * most), 1, min(self._CHUNKGROUPS, n)))
+            chunk = int(np.clip(_CHUNK // (4 * block * most), 1, min(self._CHUNK_GROUPS, n)))
             self._parts[dim] = _Part(n, chunk, names)
             for name, stored in names.items():
                 chunks = (1, block, chunk, *shapes[name][3:])

@@ -23,11 +23,13 @@ from numpyro.infer.util import _unconstrain_reparam as _placed
 from numpyro.infer.util import compute_log_probs
 
 from ..model.model import ShardModel
+from .device import accelerated
 from .effects import effects_per_unit, relative_sds
 from .mixtures import UNKNOWN, RowSite
 from .tiers import Tier, tiers, unpack
 
-ROWS_AT_ONCE, _LEAST_GROUPS = 2**14, 16  # answered by one call
+_ROWS_AT_ONCE = {False: 2**12, True: 2**14}  # answered by one call: what caches hold; on a GPU
+_LEAST_GROUPS = 16
 _WIDE, _HALVINGS = 40.0, 40  # range of the inverse hyperbolic sine of effects; steps to find one
 
 
@@ -58,6 +60,11 @@ class Rows(NamedTuple):
     arguments: Mapping[str, Any]  # (R,) each
     known: tuple[Any, ...]  # (G,) whether the fit has seen the group
     effects: tuple[Any, ...]  # Normals; or draws of sites as the model has them, (S, ..., G, ...)
+
+
+def rows_at_once() -> int:
+    """Rows that are answered for by one call, at most."""
+    return _ROWS_AT_ONCE[accelerated()]
 
 
 def make_design(model: ShardModel, u: np.ndarray) -> Design:
@@ -107,7 +114,7 @@ def shared_normals(
 def padded(model: ShardModel, rows: Rows) -> tuple[tuple[int, ...], Rows]:
     """Bring rows and groups to one of few shapes."""
     n = len(next(iter(rows.arguments.values())))
-    n_rows = min(ROWS_AT_ONCE, 1 << max(n - 1, 255).bit_length())
+    n_rows = min(rows_at_once(), 1 << max(n - 1, 255).bit_length())
     arguments = {
         name: np.concatenate([values, np.repeat(values[-1:], n_rows - n, axis=0)])
         for name, values in rows.arguments.items()

@@ -8,6 +8,7 @@ value.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,9 @@ from .compiling import compiled, on_device
 from .effects import effects_per_unit
 from .mixtures import Mixture, RowSite, statistics_of
 from .tiers import tiers
+
+_ORDERS = 64
+_AT_ONCE = 32  # draws, at most: one after another takes as long to ask as to answer
 
 CENSORED: tuple[Any, ...] = tuple(
     getattr(dist, f"{side}CensoredDistribution")
@@ -115,7 +119,7 @@ def ask(model: ShardModel, asked: Asked, design: Design, rows: Rows) -> list[np.
     """Answer what is asked of each site, ``(R, entries, statistics)``.
 
     Codes of groups among the arguments rise from 0 within `rows`, of which there are at most
-    :data:`ROWS_AT_ONCE`.
+    :func:`.at_draws.rows_at_once`.
     """
     levels = tuple(tier.level for tier in tiers(model))
     sizes, whole = padded(model, rows)
@@ -137,6 +141,13 @@ def ask(model: ShardModel, asked: Asked, design: Design, rows: Rows) -> list[np.
         answers = jax.device_get(run(*given))
     n = len(next(iter(rows.arguments.values())))
     return [np.asarray(answer[:n], np.float64) for answer in answers]
+
+
+@lru_cache(maxsize=4)
+def _orders(draws: int) -> np.ndarray:
+    """Make some orders of all draws, ``(orders, draws)``, each of which can begin anywhere."""
+    rng = np.random.default_rng(0)
+    return np.stack([rng.permutation(draws) for _ in range(_ORDERS)]).astype(np.int32)
 
 
 class Replicas(NamedTuple):
@@ -179,8 +190,11 @@ def log_likelihoods(
     Without names all groups have the design's own numbers, of exact moments: each row by itself is
     then known better, and errors of all rows are alike.
     """
-    told = _asked_of_groups(model, ("likely", sites), _likely, sites, design, rows, named)
-    return np.asarray(told[:, : len(next(iter(rows.arguments.values())))], np.float64)
+    # Random numbers anew for each group and draw would take longer than the likelihood.
+    told = _asked_of_groups(
+        model, ("likely", sites), _likely, sites, design, rows, named, reordered=True
+    )
+    return np.asarray(told[:, : len(next(iter(rows.arguments.values())))])
 
 
 def _asked_of_groups(
@@ -191,8 +205,13 @@ def _asked_of_groups(
     design: Design,
     rows: Rows,
     named: tuple[tuple[np.ndarray, ...], int] | None,
+    *,
+    reordered: bool = False,
 ) -> Any:
-    """Compile and run what is asked of rows whose groups have effects of their own."""
+    """Compile and run what is asked of rows whose groups have effects of their own.
+
+    Their standard normal numbers are random, or the design's own, `reordered` at random.
+    """
     sizes, whole = padded(model, rows)
     own: tuple[Any, ...] = ()
     if named is not None:
@@ -200,7 +219,11 @@ def _asked_of_groups(
             np.resize(its, sizes[tier.level]) if len(its) else np.zeros(sizes[tier.level])
             for tier, its in zip(tiers(model), named[0], strict=False)
         ]
-        own = tuple(its.astype(np.uint32) for its in numbers), np.uint32(named[1])
+        own = (
+            tuple(its.astype(np.uint32) for its in numbers),
+            np.uint32(named[1]),
+            _orders(len(design.u)) if reordered else None,
+        )
 
     def build() -> Callable[..., Any]:
         def run(
@@ -272,31 +295,40 @@ def _at_draws(
     told: Callable[[dict[str, Any], jax.Array], Any],
 ) -> Any:
     """Run the model at each draw, every group with effects of its own, and say what is `told`."""
-    keys = jax.random.split(jax.random.key(1), len(design.u))
+    n_draws = len(design.u)
+    keys = jax.random.split(jax.random.key(1), n_draws)
 
-    def at_draw(given: tuple[jax.Array, jax.Array, jax.Array, Any]) -> Any:
-        u, shared, key, drawn = given
+    def at_draw(given: tuple[jax.Array, jax.Array, jax.Array, Any, jax.Array]) -> Any:
+        u, shared, key, drawn, draw = given
         if not named:
-            normals = shared_normals(model, groups, rows.arguments, shared)
-            return told(
-                traced_at(model, rows, groups, (u, normals, key, drawn), design.center), key
-            )
-        numbers, block = named
+            same = shared_normals(model, groups, rows.arguments, shared)
+            return told(traced_at(model, rows, groups, (u, same, key, drawn), design.center), key)
+        numbers, block, orders = named
         own = jax.random.fold_in(jax.random.fold_in(key, 0), block)
         of_groups = jax.random.fold_in(key, 1)
-        normals = ()
+        normals: tuple[jax.Array, ...] = ()
+        begin = 0
         for t, tier in enumerate(tiers(model)):
+            columns = slice(begin, begin + tier.q)
+            begin += tier.q
             if tier.level == ROWS:
                 n_rows = len(next(iter(rows.arguments.values())))
                 normals = (*normals, jax.random.normal(own, (n_rows, tier.q)))
-                continue
-            of_tier = jax.random.fold_in(of_groups, t) if t else of_groups
-            named_so = jax.vmap(lambda number, key=of_tier: jax.random.fold_in(key, number))
-            its_keys = named_so(numbers[t])
-            normals = (*normals, jax.vmap(lambda k, q=tier.q: jax.random.normal(k, (q,)))(its_keys))
+            elif orders is not None:
+                which = orders[numbers[t] % _ORDERS, (draw + numbers[t] // _ORDERS) % n_draws]
+                normals = (*normals, design.normal[which, columns])
+            else:
+                of_tier = jax.random.fold_in(of_groups, t) if t else of_groups
+                named_so = jax.vmap(lambda number, key=of_tier: jax.random.fold_in(key, number))
+                its_keys = named_so(numbers[t])
+                each = jax.vmap(lambda k, q=tier.q: jax.random.normal(k, (q,)))
+                normals = (*normals, each(its_keys))
         return told(traced_at(model, rows, groups, (u, normals, own, drawn), design.center), own)
 
-    return lax.map(at_draw, (design.u, design.normal, keys, draws_of(rows)))
+    which_draw = jnp.arange(n_draws, dtype=jnp.uint32)
+    at_once = max(n for n in range(1, _AT_ONCE + 1) if n_draws % n == 0)
+    given = (design.u, design.normal, keys, draws_of(rows), which_draw)
+    return lax.map(at_draw, given, batch_size=at_once)
 
 
 def _mask(fn: Any) -> jax.Array:
