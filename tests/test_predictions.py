@@ -234,12 +234,24 @@ def other_model(g, x, y=None, *, n_g):
     model(g, x, y, n_g=n_g)
 
 
+def edited_model(g, x, y=None, *, n_g):
+    mu = numpyro.sample("mu", dist.Normal(0, 5))
+    tau = numpyro.sample("tau", dist.HalfNormal(3))
+    sigma = numpyro.sample("sigma", dist.HalfNormal(2))
+    with numpyro.plate("groups", n_g):
+        raw = numpyro.sample("raw", dist.Normal(0.0, 1.0))
+    numpyro.sample("obs", dist.Normal((mu + tau * raw)[g] + x, sigma), obs=y)
+
+
 BAD = {
     "a tree without its model": (
         lambda tree: {"tree": xr.DataTree()}, "does not say what was fitted"
     ),
     "another model": (
         lambda tree: {"model": other_model}, "sites 'nu' .*shape .* here, absent in the fit"
+    ),
+    "another prior": (
+        lambda tree: {"model": edited_model}, "density of 'tau' is another at the same values"
     ),
     "a bad verdict": (
         lambda tree: {"tree": with_attributes(tree, verdict_good=0)}, "not to be relied on"
