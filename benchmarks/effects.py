@@ -118,7 +118,7 @@ def coverage(kind: str, size: int, seed: int, groups: int, draws: int) -> dict[s
 
     options = {"by": "group", "n_shards": 4, "seed": seed, "progress": False, "compute": False}
     tree = quietly(ddf.consensus.fit(model, **options, local="draws", local_draws=draws))
-    values = tree["local"]["b"].to_numpy()[0]
+    values = tree["local"]["b"].to_numpy().reshape(-1, groups)
     held = {}
     for share in (0.5, 0.9):
         low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2], axis=0)
@@ -178,11 +178,13 @@ def osic(shards: int, draws: int) -> dict[str, Any]:
             "sd_ratios": [float(ratio.min()), float(ratio.max())],
             "quantiles": [float(q.max()) for q in quantiles],
         }
-    ours = {s: drawn["local"][s].sel(Patient=labels).to_numpy()[0] for s in ("a", "b")}
+    of_patients = drawn["local"].to_dataset().sel(Patient=labels)
+    ours = {s: of_patients[s].to_numpy().reshape(-1, len(labels)) for s in ("a", "b")}
     theirs = {s: full[s].reshape(-1, len(labels)) for s in ("a", "b")}
     pairs = {"a with b": (ours["a"], ours["b"], theirs["a"], theirs["b"])}
     for name in ("mu_a", "sigma_a", "mu_b", "sigma_b", "sigma"):
-        shared = drawn["posterior"][name].to_numpy()[0], full[name].reshape(-1)
+        of_draws = drawn["posterior"][name].sel(draw=of_patients["draw"]).to_numpy()
+        shared = of_draws.reshape(-1), full[name].reshape(-1)
         pairs[f"b with {name}"] = (ours["b"], shared[0], theirs["b"], shared[1])
     row["correlations"] = {
         name: float(np.sqrt(np.mean((_correlation(x, y) - _correlation(z, w)) ** 2)))
