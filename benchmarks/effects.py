@@ -6,7 +6,7 @@
   for binary, count and Gaussian rows, groups of 1, 3 and 30 of them; and how often those of the
   exact posterior at the true shared parameters do, on a grid.
 - ``stored``: draws of the effects of many groups, written to Zarr by two worker processes: time,
-  peaks of memory and size on disk.
+  peaks of memory and size on disk; of no draws (``--stored-draws 0``) their summary.
 
     python -m benchmarks.effects osic coverage stored
     python -m benchmarks.effects --table
@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask.dataframe as dd
 import jax
 import jax.numpy as jnp
@@ -213,7 +214,7 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def stored(rows: int, draws: int, here: bool) -> dict[str, Any]:
-    """Write draws of all groups' intercepts and slopes, by two worker processes."""
+    """Write draws of all groups' intercepts and slopes, or a summary, by two worker processes."""
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / "rows", rows, 0, "slopes")
         with local_cluster(folder, 2, 1, here=here) as cluster, Client(cluster) as client:
@@ -222,14 +223,19 @@ def stored(rows: int, draws: int, here: bool) -> dict[str, Any]:
             if here:
                 options["n_shards"] = 2
             path = str(Path(folder) / "draws.zarr")
-            options |= {"local": "draws", "local_draws": draws, "store": path}
+            options |= {"local": "draws", "local_draws": draws} if draws else {}
+            options["store"] = path
             before, began = peak_mib(), time.perf_counter()
-            tree = quietly(frame.consensus.fit(GROWING["slopes"][0], **options))
+            # A summary is written where it is of more groups than the client is to hold.
+            with dask.config.set({} if draws else {"consensus.local.groups": 1}):
+                tree = quietly(frame.consensus.fit(GROWING["slopes"][0], **options))
             seconds = time.perf_counter() - began
             worker_mib = list(client.run(peak_mib).values())
         disk = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
         sizes = dict(tree["local"].sizes)
-        sites = len(tree["local"].data_vars)
+        sites = len(
+            [v for v in tree["local"].data_vars.values() if {"draw", "statistic"} & {*v.dims}]
+        )
     profile = json.loads(tree.attrs["profile"])
     return {
         "groups": rows // ROWS_A_GROUP,
