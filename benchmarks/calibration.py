@@ -127,6 +127,7 @@ def fitted(name: str, groups: int, number: int, draws: int) -> dict[str, Any]:
     some = rng.choice(groups, RANKED_GROUPS, replace=False)
     ddf = dd.from_pandas(pd.DataFrame(rows), npartitions=N_SHARDS)
     options = {"by": "group", "n_shards": N_SHARDS, "seed": number, "progress": False}
+    options["num_chains"] = 1  # the draws of one, side by side
     options |= {"local": "draws", "local_draws": draws}
     clock = Clock()
     try:

@@ -6,7 +6,7 @@
   for binary, count and Gaussian rows, groups of 1, 3 and 30 of them; and how often those of the
   exact posterior at the true shared parameters do, on a grid.
 - ``stored``: draws of the effects of many groups, written to Zarr by two worker processes: time,
-  peaks of memory and size on disk.
+  peaks of memory and size on disk; of no draws (``--stored-draws 0``) their summary.
 
     python -m benchmarks.effects osic coverage stored
     python -m benchmarks.effects --table
@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask.dataframe as dd
 import jax
 import jax.numpy as jnp
@@ -118,7 +119,7 @@ def coverage(kind: str, size: int, seed: int, groups: int, draws: int) -> dict[s
 
     options = {"by": "group", "n_shards": 4, "seed": seed, "progress": False, "compute": False}
     tree = quietly(ddf.consensus.fit(model, **options, local="draws", local_draws=draws))
-    values = tree["local"]["b"].to_numpy()[0]
+    values = tree["local"]["b"].to_numpy().reshape(-1, groups)
     held = {}
     for share in (0.5, 0.9):
         low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2], axis=0)
@@ -178,11 +179,13 @@ def osic(shards: int, draws: int) -> dict[str, Any]:
             "sd_ratios": [float(ratio.min()), float(ratio.max())],
             "quantiles": [float(q.max()) for q in quantiles],
         }
-    ours = {s: drawn["local"][s].sel(Patient=labels).to_numpy()[0] for s in ("a", "b")}
+    of_patients = drawn["local"].to_dataset().sel(Patient=labels)
+    ours = {s: of_patients[s].to_numpy().reshape(-1, len(labels)) for s in ("a", "b")}
     theirs = {s: full[s].reshape(-1, len(labels)) for s in ("a", "b")}
     pairs = {"a with b": (ours["a"], ours["b"], theirs["a"], theirs["b"])}
     for name in ("mu_a", "sigma_a", "mu_b", "sigma_b", "sigma"):
-        shared = drawn["posterior"][name].to_numpy()[0], full[name].reshape(-1)
+        of_draws = drawn["posterior"][name].sel(draw=of_patients["draw"]).to_numpy()
+        shared = of_draws.reshape(-1), full[name].reshape(-1)
         pairs[f"b with {name}"] = (ours["b"], shared[0], theirs["b"], shared[1])
     row["correlations"] = {
         name: float(np.sqrt(np.mean((_correlation(x, y) - _correlation(z, w)) ** 2)))
@@ -211,7 +214,7 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def stored(rows: int, draws: int, here: bool) -> dict[str, Any]:
-    """Write draws of all groups' intercepts and slopes, by two worker processes."""
+    """Write draws of all groups' intercepts and slopes, or a summary, by two worker processes."""
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / "rows", rows, 0, "slopes")
         with local_cluster(folder, 2, 1, here=here) as cluster, Client(cluster) as client:
@@ -220,14 +223,19 @@ def stored(rows: int, draws: int, here: bool) -> dict[str, Any]:
             if here:
                 options["n_shards"] = 2
             path = str(Path(folder) / "draws.zarr")
-            options |= {"local": "draws", "local_draws": draws, "store": path}
+            options |= {"local": "draws", "local_draws": draws} if draws else {}
+            options["store"] = path
             before, began = peak_mib(), time.perf_counter()
-            tree = quietly(frame.consensus.fit(GROWING["slopes"][0], **options))
+            # A summary is written where it is of more groups than the client is to hold.
+            with dask.config.set({} if draws else {"consensus.local.groups": 1}):
+                tree = quietly(frame.consensus.fit(GROWING["slopes"][0], **options))
             seconds = time.perf_counter() - began
             worker_mib = list(client.run(peak_mib).values())
         disk = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
         sizes = dict(tree["local"].sizes)
-        sites = len(tree["local"].data_vars)
+        sites = len(
+            [v for v in tree["local"].data_vars.values() if {"draw", "statistic"} & {*v.dims}]
+        )
     profile = json.loads(tree.attrs["profile"])
     return {
         "groups": rows // ROWS_A_GROUP,

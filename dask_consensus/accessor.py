@@ -301,11 +301,11 @@ class ConsensusAccessor:
         *,
         columns: Mapping[str, Hashable | Sequence[Hashable]] | None = None,
         statistics: Sequence[str] | None = None,
-        kind: Literal["predictive", "expected"] = "predictive",
+        kind: Literal["predictive", "expected", "effects"] = "predictive",
         draws: int | None = None,
         check_verdict: bool = True,
     ) -> dd.DataFrame:
-        """Set a prediction beside each row of the frame.
+        """Set a prediction, or the row's own effects, beside each row of the frame.
 
         Nothing is computed yet. Rows stay where they are, in their order; columns that the response
         comes from may be missing, or empty.
@@ -325,9 +325,13 @@ class ConsensusAccessor:
             Of ``mean``, ``sd``, quantiles by their percentage (``q05``, ``q97.5``), and
             probabilities of values of discrete sites (``p0``, ``p1``). The default is mean, sd, q05
             and q95; the probabilities of all categories of a categorical site.
-        kind : {"predictive", "expected"}
-            Of what would be observed, noise included; or of its expected value, given which only
-            the parameters are uncertain.
+        kind : {"predictive", "expected", "effects"}
+            Of what would be observed, noise included; of its expected value, given which only the
+            parameters are uncertain; or of the model's own latent and deterministic sites with one
+            entry a row (a true value behind a measurement, over-dispersion), given the row's
+            response. These are the posterior's of rows that were fitted; of others of known groups
+            they are given the effects of these as they were. Rows without a response, or of groups
+            never seen, have NaN.
         draws : int, optional
             Draws of all unknowns that are averaged over; 128, or more if there are more than 32
             shared parameters and effects a group.
@@ -338,10 +342,11 @@ class ConsensusAccessor:
         -------
         dask.dataframe.DataFrame
             The frame, its partitions and its index, with a column ``<site>_<statistic>`` of floats
-            for each observed site that follows the rows (``<site>[i]_<statistic>`` where a row has
-            several entries), and, where groups have effects, ``new_group``: whether the fit has not
-            seen the group, whose effects are then drawn from the population. Of effects on several
-            levels that is the innermost; ``new_<key>`` says the same of each level outside.
+            for each observed site that follows the rows, or each that is not
+            (``<site>[i]_<statistic>`` where a row has several entries), and, where groups have
+            effects, ``new_group``: whether the fit has not seen the group, whose effects are then
+            drawn from the population. Of effects on several levels that is the innermost;
+            ``new_<key>`` says the same of each level outside.
 
         Raises
         ------

@@ -108,7 +108,8 @@ class LazyFit:
         progress.expect({"shard": sharding(plan).likely})
         with clock("shard"):
             shards = shard_rows(self.frame, plan, self.progress)
-            check_memory(plan, shards)
+            plan = plan.having(shards.n_groups)
+            check_memory(plan)
         with clock("check"):
             check_on_workers(plan, shards.execution, near_zero(plan))
             check_defined(plan, shards)

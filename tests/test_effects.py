@@ -2,6 +2,7 @@
 
 import json
 
+import dask
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -11,7 +12,7 @@ import xarray as xr
 
 from dask_consensus import tree_to_frame
 from dask_consensus.fit import shard_rows
-from dask_consensus.local import effects
+from dask_consensus.local import effects, written_summary
 
 from . import fit, from_pandas, plan, raise_if_dask_computes
 
@@ -212,6 +213,58 @@ def test_chunks_that_hold_several_shards_and_parts_of_them(fitted, tmp_path, mon
     np.testing.assert_array_equal(
         there["local"]["raw"].sel(who=here["local"]["who"]).to_numpy(), here["local"]["raw"]
     )
+
+
+@pytest.mark.filterwarnings("ignore:The data type .* does not have a Zarr V3 specification")
+def test_a_summary_that_no_client_holds(fitted, tmp_path, monkeypatch):
+    """Workers write it, a few shards at a time; a fit that is asked again finds it there."""
+    frame, _, tree = fitted
+    monkeypatch.setattr(written_summary, "_CHUNK", 7)
+    monkeypatch.setattr(written_summary, "_BLOCK", 1)
+    options = FIT | {"store": str(tmp_path / "fit")}
+    with dask.config.set({"consensus.local.groups": 39}):
+        told = plan(from_pandas(frame), model, by="who", columns=COLUMNS, **FIT)
+        assert "40 groups are more than" in told.no_local_because
+        assert "store=" in told.no_local_because
+        first = fit(from_pandas(frame), model, by="who", columns=COLUMNS, **options)
+        again = fit(from_pandas(frame), model, by="who", columns=COLUMNS, **options)
+    for found in (first, again):
+        assert found["local"]["alpha"].chunks is not None
+        same = found["local"].to_dataset().compute().sortby("who").astype("float64")
+        xr.testing.assert_allclose(same, tree["local"].to_dataset().astype("float64"), rtol=1e-5)
+        assert found["local"].attrs == tree["local"].attrs
+    ours, theirs = (
+        its["local/given_shared"].to_dataset().assign_coords(who=its["local"]["who"]).sortby("who")
+        for its in (again, tree)
+    )
+    xr.testing.assert_allclose(ours.compute(), theirs, rtol=1e-5)
+    table_ = tree_to_frame(again, rows_per_partition=15).compute()
+    np.testing.assert_allclose(table_["alpha_q95"], again["local"]["alpha"].sel(statistic="q95"))
+    one, other = (
+        from_pandas(frame).consensus.predict(its, model, statistics=["mean"], check_verdict=False)
+        for its in (again, tree)
+    )
+    np.testing.assert_allclose(one["obs_mean"].compute(), other["obs_mean"].compute(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_group_is_written_once(seed, monkeypatch):
+    """Whatever the sizes of shards and of chunks, and on several levels."""
+    monkeypatch.setattr(written_summary, "_CHUNK", 10)
+    monkeypatch.setattr(written_summary, "_BLOCK", 60)
+    rng = np.random.default_rng(seed)
+    sizes = [rng.integers(1, 9, 12), rng.integers(8, 40, 12)]
+    starts = [np.cumsum([0, *its]) for its in sizes]
+    totals = [int(its[-1]) for its in starts]
+    blocks = written_summary._blocks(starts, totals, 2)
+    assert len(blocks) > 3
+    for level, (begin, total) in enumerate(zip(starts, totals, strict=True)):
+        chunks = [(c.first, c.last) for _, its in blocks for c in its if c.level == level]
+        assert chunks == [(at, min(at + 10, total)) for at in range(0, total, 10)]
+        for shards, its in blocks:
+            for chunk in (c for c in its if c.level == level):
+                assert begin[shards[0]] <= chunk.first
+                assert chunk.last <= begin[shards[-1] + 1]
 
 
 def test_modes_of_groups_are_counted_where_no_correction_did():

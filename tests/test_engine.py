@@ -17,6 +17,7 @@ from dask_consensus.correction.state import CorrectionSettings
 from dask_consensus.fit import shard_rows
 from dask_consensus.local import effects as local_effects
 from dask_consensus.local import groups_left_out
+from dask_consensus.local import summary as local_summary
 from dask_consensus.plan import plan as plan_module
 from dask_consensus.shard import engine as engine_module
 from dask_consensus.shard.descent import Descents
@@ -91,6 +92,7 @@ def stub(monkeypatch):
         subposterior,
         likelihood,
         local_effects,
+        local_summary,
         groups_left_out,
         plan_module,
     ):
@@ -131,6 +133,7 @@ def test_nobody_else_makes_an_engine():
         "dask_consensus.correction.likelihood",
         "dask_consensus.local.effects",
         "dask_consensus.local.groups_left_out",
+        "dask_consensus.local.summary",
         "dask_consensus.plan.plan",
         "dask_consensus.plan.forecast",
         "dask_consensus.shard.probe",

@@ -12,7 +12,7 @@ import scipy.stats
 import xarray as xr
 
 from dask_consensus.local import groups_left_out
-from dask_consensus.local.effects import representative
+from dask_consensus.local.few_draws import representative
 from dask_consensus.local.psis import leave_out
 from dask_consensus.local.surfaces import surfaces_of
 from dask_consensus.result.recall import recall

@@ -10,16 +10,8 @@ import scipy.stats
 import xarray as xr
 
 from dask_consensus import tree_to_frame
-from dask_consensus.shard.predictive import (
-    Asked,
-    Normals,
-    Rows,
-    ask,
-    log_likelihoods,
-    make_design,
-    replicate,
-    row_sites,
-)
+from dask_consensus.shard.at_draws import Normals, Rows, make_design
+from dask_consensus.shard.predictive import Asked, ask, log_likelihoods, replicate, row_sites
 
 from . import fit, from_pandas
 from .test_marginal import read

@@ -14,8 +14,9 @@ from numpyro.infer import Predictive
 from numpyro.infer.util import _unconstrain_reparam
 
 from dask_consensus.model import remembered
+from dask_consensus.shard.at_draws import Normals, Rows, make_design
 from dask_consensus.shard.mixtures import share_of
-from dask_consensus.shard.predictive import Asked, Normals, Rows, ask, make_design, row_sites
+from dask_consensus.shard.predictive import Asked, ask, row_sites
 
 from . import from_pandas, plan
 from .models import ZOO, frame

@@ -22,9 +22,10 @@ from dask_consensus.frame.contents import changed
 from dask_consensus.local.checks import _comparable
 from dask_consensus.model.examples import Example
 from dask_consensus.model.responses import responses
+from dask_consensus.shard.at_draws import Design, Rows
 from dask_consensus.shard.engine import engine_of
 from dask_consensus.shard.mixtures import RowSite
-from dask_consensus.shard.predictive import Design, Rows, log_likelihoods, row_sites
+from dask_consensus.shard.predictive import log_likelihoods, row_sites
 from dask_consensus.shard.quadrature import Rule
 from dask_consensus.shard_data import ShardData, Size, pad
 

@@ -92,7 +92,7 @@ def _stored(rows: Sequence[Row]) -> str:
         "rows": number("rows", ","),
         "groups": number("groups", ","),
         "sites": number("sites", "d"),
-        "draws": number("draws", ","),
+        "draws": lambda row: f"{row['draws']:,}" if row["draws"] else "their summary",
         "seconds": number("seconds"),
         "of it drawing and writing": number("local_seconds"),
         "worker, peak MiB": lambda row: f"{max(row['worker_mib']):,.0f}",

@@ -34,6 +34,11 @@ class Shards(NamedTuple):
         return len(self.data)
 
     @property
+    def n_groups(self) -> list[int]:
+        """Number of groups of each level."""
+        return [sum(groups) for groups in zip(*(size.groups for size in self.sizes), strict=True)]
+
+    @property
     def weights(self) -> list[float]:
         """Each shard's power of the prior: its share of the rows."""
         total = sum(size.rows for size in self.sizes)

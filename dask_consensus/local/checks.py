@@ -24,8 +24,9 @@ from ..cluster.tasks import tree as reduced
 from ..config import Options
 from ..result.names import variable_name
 from ..result.recall import recall
+from ..shard.at_draws import Design
 from ..shard.mixtures import RowSite, share_of
-from ..shard.predictive import Design, Replicas, replicate, row_sites
+from ..shard.predictive import Replicas, replicate, row_sites
 from .known import KnownGroups, effects_of
 from .rows import RowReader, reader
 

@@ -52,10 +52,7 @@ def tree_to_frame(
     40
     """
     if "local" not in tree.children:
-        raise ValueError(
-            "the tree has no group effects: fit with local='summary' or 'draws'; print(plan) says "
-            "why a model has none"
-        )
+        raise ValueError(f"the tree has no group effects: {why_none(tree)}")
     local = tree["local"].to_dataset()
     dims = group_dims(local)
     if key is None:
@@ -71,6 +68,14 @@ def tree_to_frame(
     local = _of_one_level(local.drop_dims(others), dim)
     meta = _table(local.isel({dim: slice(0, 0)}), dim)
     return dd.from_map(_part, slices, local=local, key=dim, meta=meta)
+
+
+def why_none(tree: xr.DataTree) -> str:
+    """Say why a tree has no effects of groups, and what to do."""
+    because = tree.attrs.get("no_local_because", "")
+    if not because or because == "local=None":
+        return "fit with local='summary' or 'draws'; print(plan) says why a model has none"
+    return str(because)
 
 
 def group_dims(local: xr.Dataset) -> list[Hashable]:

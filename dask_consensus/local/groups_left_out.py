@@ -37,7 +37,7 @@ from ..shard.predictive import row_sites
 from ..shard.quadrature import Rule
 from ..shard.subsets import few_units, some_groups
 from ..shard_data import ROWS, ShardData
-from .effects import representative
+from .few_draws import representative
 from .groups import Groups, groups_at
 from .psis import Left, leave_out
 from .rows import columns_fed, key_columns

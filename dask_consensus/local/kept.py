@@ -14,9 +14,9 @@ import pandas as pd
 import xarray as xr
 
 from ..shard.effects import MOST_WIDER
-from .effects import GIVEN_SHARED
 from .frame import group_dims, keys_of
 from .groups import free_name, sortable
+from .summary import GIVEN_SHARED
 
 _HOLDS = (
     "effects of each group at the posterior of the update that {update!r} names, 0 for the first "

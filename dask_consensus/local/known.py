@@ -18,12 +18,13 @@ from ..frame.keys import Form, Keys, common_form, conflicts, in_form
 from ..frame.labels import readable
 from ..result.names import variable_name
 from ..result.recall import Recalled
+from ..shard.at_draws import Design, Normals, make_design
 from ..shard.effects import effects_per_unit
 from ..shard.local_sites import returned
-from ..shard.predictive import Design, Normals, make_design
 from ..shard.tiers import Tier
-from .effects import GIVEN_SHARED, given_node, representative
-from .frame import dim_of, keys_of
+from .few_draws import representative
+from .frame import dim_of, keys_of, why_none
+from .summary import GIVEN_SHARED, given_node
 
 _MORE = 6
 
@@ -131,8 +132,8 @@ def effects_of(
         return (), make_design(model, representative(recalled.draws, wanted))
     if "local" not in tree.children:
         raise ValueError(
-            "the tree has no effects of groups, which predictions of their rows need: fit with "
-            "local='summary' or 'draws'; print(plan) says why a model has none"
+            "the tree has no effects of groups, which predictions of their rows need: "
+            f"{why_none(tree)}"
         )
     local = tree.children["local"]
     if GIVEN_SHARED in local.children:

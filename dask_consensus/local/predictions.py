@@ -19,17 +19,14 @@ from dask.base import tokenize
 from ..cluster.tasks import broadcast
 from ..result.names import named_columns
 from ..result.recall import recall
-from ..shard.mixtures import RowSite
-from ..shard.predictive import (
-    Asked,
-    Design,
-    ask,
-    row_sites,
-)
+from ..shard.at_draws import Design
+from ..shard.mixtures import RowSite, share_of
+from ..shard.predictive import Asked, ask, row_sites
+from ..shard.row_effects import row_effects, unobserved_sites
 from .known import KnownGroups, effects_of
 from .rows import RowReader, reader
 
-Kind = Literal["predictive", "expected"]
+Kind = Literal["predictive", "expected", "effects"]
 NEW = "new_group"
 _DRAWS = 128
 _STATISTICS = ("mean", "sd", "q05", "q95")
@@ -48,13 +45,17 @@ def predict(
 ) -> dd.DataFrame:
     """Predict every row of a frame; see :meth:`..accessor.ConsensusAccessor.predict`."""
     if kind not in get_args(Kind):
-        raise ValueError(f"kind must be 'predictive' or 'expected', not {kind!r}")
+        raise ValueError(f"kind must be 'predictive', 'expected' or 'effects', not {kind!r}")
     if draws is not None and draws < 2:
         raise ValueError(f"draws must be at least 2, not {draws}")
     recalled = recall(tree, model, check_verdict=check_verdict)
-    sites = row_sites(recalled.model, recalled.dtypes)
+    if kind == "effects":
+        sites = unobserved_sites(recalled.model, recalled.dtypes)
+        needed = {argument.name for argument in recalled.arguments}
+    else:
+        sites = row_sites(recalled.model, recalled.dtypes)
+        needed = {name for site in sites for name in site.needs}
     asked = _asked(sites, statistics, kind)
-    needed = {name for site in sites for name in site.needs}
     known, design = effects_of(tree, recalled, draws or _DRAWS)
     task = _Task(reader(frame, recalled, needed, columns or {}), asked)
     names = task.names
@@ -66,12 +67,12 @@ def predict(
     added = {name: pd.Series(dtype=bool if name in task.flags else float) for name in names}
     meta = pd.concat([frame._meta, pd.DataFrame(added, frame._meta.index)], axis=1)
     return frame.map_partitions(
-        _predicted,
+        _effects if kind == "effects" else _predicted,
         broadcast(task),
         broadcast((known, design)),
         meta=meta,
         enforce_metadata=False,
-        token=f"predict-{tokenize(task.reader.token, asked, design, known)}",
+        token=f"predict-{tokenize(task.reader.token, kind, asked, design, known)}",
     )
 
 
@@ -163,7 +164,44 @@ def _predicted(
         for block in blocks:
             answers = ask(task.reader.model, task.asked, design, block.rows)
             values[block.some] = np.hstack([answer.reshape(len(answer), -1) for answer in answers])
-    added = pd.DataFrame(values, partition.index, names[: values.shape[1]])
-    for flag, its in zip(flags, new, strict=True):
+    return _beside(partition, task, values, new)
+
+
+def _effects(
+    partition: pd.DataFrame, task: _Task, given: tuple[tuple[KnownGroups, ...], Design]
+) -> pd.DataFrame:
+    """Say what is known of the effects of each row of a partition; runs on a worker.
+
+    Nothing is of rows without a response, nor of those whose group the fit has not seen.
+    """
+    known, design = given
+    n, flags = len(partition), task.flags
+    values = np.full((n, len(task.names) - len(flags)), np.nan)
+    new = np.zeros((len(flags), n), bool)
+    told = np.flatnonzero(task.reader.answered(partition))
+    others = np.setdiff1d(np.arange(n), told)
+    if len(others) and flags:
+        new[:, others] = task.reader.new_groups(partition.iloc[others], known)
+    if len(told):
+        # What is asked is the same of all sites, but for what distributions have.
+        statistics = ("mean", "sd", *(s for s in task.asked.statistics[0] if s.startswith("q")))
+        which = [statistics.index(name) for name in task.asked.statistics[0]]
+        shares = tuple(share_of(name) for name in statistics[2:])
+        blocks, unseen = task.reader.read(partition.iloc[told], known)
+        new[:, told] = unseen
+        for block in blocks:
+            answers = row_effects(task.reader.model, task.asked.sites, shares, design, block.rows)
+            flat = [answer[:, :, which].reshape(len(answer), -1) for answer in answers]
+            values[told[block.some]] = np.hstack(flat)
+    values[new.any(axis=0)] = np.nan
+    return _beside(partition, task, values, new)
+
+
+def _beside(
+    partition: pd.DataFrame, task: _Task, values: np.ndarray, new: np.ndarray
+) -> pd.DataFrame:
+    """Set columns beside those of a partition."""
+    added = pd.DataFrame(values, partition.index, task.names[: values.shape[1]])
+    for flag, its in zip(task.flags, new, strict=True):
         added[flag] = its
     return pd.concat([partition, added], axis=1)

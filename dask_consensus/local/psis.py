@@ -8,13 +8,18 @@ fit by Zhang and Stephens 2009, Technometrics 51). ArviZ does this one row at a 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import scipy.special
+
+from ..model.model import precision
 
 _PRIOR_SHAPE, _PRIOR_DRAWS = 0.5, 10  # that the fitted shape is drawn to, and by how many draws
-_AT_ONCE = 2**18  # numbers of an array that is gone through many times
+_AT_ONCE, _LEAST = 2**11, 2**8  # rows that are gone through together
+_LEAST_WEIGHT = 1e-300
 _FACTORS, _MOST_UNEVEN = 10, 1e25  # that are multiplied before a logarithm is taken
 
 
@@ -28,9 +33,9 @@ class Left(NamedTuple):
 
 def leave_out(log_likelihood: np.ndarray) -> Left:
     """Leave out each row, given its log likelihood ``(S, R)`` at S draws of the posterior."""
-    n, rows = log_likelihood.shape
-    step = max(1, _AT_ONCE // n)
-    parts = [_leave_out(log_likelihood[:, i : i + step]) for i in range(0, rows, step)]
+    rows = log_likelihood.shape[1]
+    starts = range(0, rows, _AT_ONCE)
+    parts = [_leave_out(log_likelihood[:, i : i + _AT_ONCE]) for i in starts]
     if not parts:
         return Left(*np.zeros((3, 0)))
     return Left(*map(np.concatenate, zip(*parts, strict=True)))
@@ -55,28 +60,49 @@ def _leave_out(log_likelihood: np.ndarray) -> Left:
     bad = ~np.isfinite(log_likelihood).all(axis=0)
     if bad.any():
         return _with_impossible(log_likelihood, bad)
-    n, m = len(log_likelihood), _tail_length(len(log_likelihood))
-    lpd = log_mean_exp(log_likelihood)
-    most = -log_likelihood.min(axis=0)
-    ratio = -log_likelihood - most
-    parted = np.partition(ratio, n - m - 1, axis=0)
-    body, cut = parted[: n - m], parted[n - m - 1]
-    tail = np.sort(parted[n - m :], axis=0)
-    beyond = np.exp(tail) - np.exp(cut)
-    shape, scale = _fit(np.maximum(beyond, 1e-300))
-    share = (np.arange(m) + 0.5)[:, None] / m
-    with np.errstate(divide="ignore", invalid="ignore"):
-        smooth = scale * np.where(
-            np.abs(shape) < 1e-12, -np.log1p(-share), np.expm1(-shape * np.log1p(-share)) / shape
-        )
-        smoothed = np.minimum(np.log(smooth + np.exp(cut)), 0.0)
+    n, rows = log_likelihood.shape
+    m = _tail_length(n)
+    # Draws of a row side by side are parted several times as fast.
+    parted = np.negative(log_likelihood.T, order="C")
+    parted.partition(n - m - 1, axis=1)
+    tail = np.sort(parted[:, n - m :], axis=1).T
+    # Of few shapes, each of which is compiled.
+    more = max(_LEAST, 1 << (rows - 1).bit_length()) - rows
+    body = np.pad(parted[:, : n - m], [(0, more), (0, 0)], mode="edge")
+    tail = np.pad(tail.astype(np.float64), [(0, 0), (0, more)], mode="edge")
+    with precision(True):
+        told = jax.device_get(_compiled()(body, tail))
+    return Left(*(np.asarray(value[:rows]) for value in told))
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Any:
+    return jax.jit(_smoothed)
+
+
+def _smoothed(body: jax.Array, tail: jax.Array) -> tuple[jax.Array, ...]:
+    """Leave out rows, given minus their log likelihoods: ``(R, S - M)``, and M rising largest."""
+    body = body.astype(tail.dtype)
+    n_body, m = body.shape[1], len(tail)
+    lowest, most, cut = jnp.min(body, axis=1), tail[-1], jnp.max(body, axis=1)
+    inside = jnp.exp(lowest[:, None] - body).sum(axis=1) + jnp.exp(lowest - tail).sum(axis=0)
+    lpd = jnp.log(inside / (n_body + m)) - lowest
+    weight, at_cut = jnp.maximum(jnp.exp(tail - most), _LEAST_WEIGHT), jnp.exp(cut - most)
+    shape, scale = _fit(jnp.maximum(weight - at_cut, _LEAST_WEIGHT))
+    # Quantiles of an exponential distribution, and of the one that its shape bends it to.
+    straight = -np.log1p(-(np.arange(m) + 0.5)[:, None] / m)
+    bent = jnp.where(
+        jnp.abs(shape) < 1e-6,
+        straight * (1 + shape * straight / 2),
+        (jnp.exp(shape * straight) - 1) / shape,
+    )
     # Weights that are all alike have no tail to fit, and need none.
-    flat = ~np.isfinite(shape) | (tail[-1] - cut < 1e-12)
-    smoothed = np.where(flat, tail, smoothed)
+    flat = ~jnp.isfinite(shape) | (most - cut < 1e-12)
+    smoothed = jnp.where(flat, weight, jnp.minimum(scale * bent + at_cut, 1.0))
     # Of what is not in the tail, weight times likelihood is one number.
-    above = np.log(n - m + np.exp(smoothed - tail).sum(axis=0)) - most
-    below = np.log(np.exp(body).sum(axis=0) + np.exp(smoothed).sum(axis=0))
-    return Left(above - below, lpd, np.where(flat, -np.inf, shape))
+    above = jnp.log(n_body + (smoothed / weight).sum(axis=0)) - most
+    below = jnp.log(jnp.exp(body - most[:, None]).sum(axis=1) + smoothed.sum(axis=0))
+    return above - below, lpd, jnp.where(flat, -jnp.inf, shape)
 
 
 def _with_impossible(log_likelihood: np.ndarray, bad: np.ndarray) -> Left:
@@ -92,37 +118,43 @@ def _with_impossible(log_likelihood: np.ndarray, bad: np.ndarray) -> Left:
     return Left(elpd, lpd, np.where(bad, np.inf, left.pareto_k))
 
 
-def _fit(tail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _fit(tail: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Shape and scale of generalised Pareto distributions, from rising values ``(M, R)``."""
     m = len(tail)
     n_grid = 30 + int(np.sqrt(m))
     quarter = tail[int(m / 4 + 0.5) - 1]
-    with np.errstate(all="ignore"):
-        grid = 1 - np.sqrt(n_grid / (np.arange(1, n_grid + 1) - 0.5))
-        theta = grid[:, None] / (3 * quarter) + 1 / tail[-1]
-        k = _log_sums(theta, tail, quarter) / m
-        height = m * (np.log(-theta / k) - k - 1)
-        weights = scipy.special.softmax(height, axis=0)
-        best = (theta * weights).sum(axis=0)
-        shape = np.log1p(-best * tail).mean(axis=0)
-        scale = -shape / best
-        shape = (m * shape + _PRIOR_DRAWS * _PRIOR_SHAPE) / (m + _PRIOR_DRAWS)
+    grid = jnp.asarray(1 - np.sqrt(n_grid / (np.arange(1, n_grid + 1) - 0.5)))
+    theta = grid[:, None] / (3 * quarter) + 1 / tail[-1]
+    k = _log_sums(theta, tail, quarter) / m
+    height = m * (jnp.log(-theta / k) - k - 1)
+    weights = jax.nn.softmax(height, axis=0)
+    best = (theta * weights).sum(axis=0)
+    shape = _log_sums(best[None], tail, quarter)[0] / m
+    scale = -shape / best
+    shape = (m * shape + _PRIOR_DRAWS * _PRIOR_SHAPE) / (m + _PRIOR_DRAWS)
     return shape, scale
 
 
-def _log_sums(theta: np.ndarray, tail: np.ndarray, quarter: np.ndarray) -> np.ndarray:
+def _log_sums(theta: jax.Array, tail: jax.Array, quarter: jax.Array) -> jax.Array:
     """Sum ``log(1 - theta x)`` over values ``(M, R)`` at places ``(n, R)``: ``(n, R)``.
 
     The logarithm of a product of few factors is taken, where these cannot overflow.
     """
-    total, product, factor = np.zeros_like(theta), np.ones_like(theta), np.empty_like(theta)
-    for i, values in enumerate(tail, 1):
-        np.multiply(theta, values, out=factor)
-        product *= np.subtract(1, factor, out=factor)
-        if i % _FACTORS == 0 or i == len(tail):
-            total += np.log(product)
-            product[:] = 1
+
+    def of_products(_: None) -> jax.Array:
+        total = jnp.zeros_like(theta)
+        for first in range(0, len(tail), _FACTORS):
+            product = jnp.ones_like(theta)
+            for values in tail[first : first + _FACTORS]:
+                product *= 1 - theta * values
+            total += jnp.log(product)
+        return total
+
+    def one_by_one(_: None) -> jax.Array:
+        def add(total: jax.Array, values: jax.Array) -> tuple[jax.Array, None]:
+            return total + jnp.log1p(-theta * values), None
+
+        return jax.lax.scan(add, jnp.zeros_like(theta), tail)[0]
+
     uneven = ~(tail[-1] < _MOST_UNEVEN * quarter)
-    if uneven.any():
-        total[:, uneven] = np.log1p(-theta[:, None, uneven] * tail[:, uneven]).sum(axis=1)
-    return total
+    return jax.lax.cond(jnp.any(uneven), one_by_one, of_products, None)

@@ -17,9 +17,10 @@ from ..frame.lists import NONE
 from ..frame.values import exact_numbers, missing, out_of_range, unfit
 from ..model.model import ShardModel
 from ..plan.bindings import columns_named
+from ..result.categories import category_of
 from ..result.recall import Recalled
+from ..shard.at_draws import Rows, rows_at_once
 from ..shard.local_sites import returned
-from ..shard.predictive import ROWS_AT_ONCE, Rows
 from ..shard_data import Contents
 from .known import KnownGroups, groups_here
 
@@ -64,6 +65,14 @@ class RowReader(NamedTuple):
         arguments = self.layout.assembled(encode_values(rows, self.layout))
         self._check_categories(arguments)
         arguments |= {name: np.zeros(len(rows), dtype) for name, dtype in self.constant}
+        (codes, keys), places, new = self._places(rows, known)
+        numbers = [_numbers(keys[level]) for level in self.levels]
+        return self._blocks(arguments, codes, places, numbers, known), new
+
+    def _places(
+        self, rows: pd.DataFrame, known: Sequence[KnownGroups]
+    ) -> tuple[tuple[list[np.ndarray], list[list[Keys]]], list[np.ndarray], np.ndarray]:
+        """Code groups, find their places among those known, and tell rows of which have none."""
         codes, keys = groups_here(rows, self.by)
         places = [
             its.places(keys[level], self.by[: level + 1])
@@ -72,8 +81,11 @@ class RowReader(NamedTuple):
         new = np.zeros((len(self.levels), len(rows)), bool)
         for i, (level, there) in enumerate(zip(self.levels, places, strict=True)):
             new[i] = there[codes[level]] < 0
-        numbers = [_numbers(keys[level]) for level in self.levels]
-        return self._blocks(arguments, codes, places, numbers, known), new
+        return (codes, keys), places, new
+
+    def new_groups(self, partition: pd.DataFrame, known: Sequence[KnownGroups]) -> np.ndarray:
+        """Tell which rows are of groups never seen on each level, whatever else they hold."""
+        return self._places(self._used(partition), known)[2]
 
     def answered(self, partition: pd.DataFrame) -> np.ndarray:
         """Tell which rows have a response, as those have that were fitted."""
@@ -89,8 +101,9 @@ class RowReader(NamedTuple):
     ) -> Iterator[Block]:
         n = len(next(iter(arguments.values())))
         integer = np.int64 if self.model.x64 else np.int32
-        for first in range(0, n, ROWS_AT_ONCE):
-            some = slice(first, first + ROWS_AT_ONCE)
+        step = rows_at_once()
+        for first in range(0, n, step):
+            some = slice(first, first + step)
             here = [np.unique(code[some], return_inverse=True) for code in codes]
             fed = {name: values[some] for name, values in arguments.items()}
             for name, level in self.model.codes.items():
@@ -194,7 +207,7 @@ def _layout(
         fed = sources[argument.name]
         column = fed[argument.entry] if isinstance(fed, list) else fed
         kind: Any = argument.kind
-        categories = tuple(argument.categories)
+        categories = tuple(map(category_of, argument.categories))
         found.append(
             Column(
                 argument.name,

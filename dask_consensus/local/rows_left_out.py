@@ -22,8 +22,9 @@ from ..config import Options
 from ..frame.contents import add_contents
 from ..result.names import named_columns
 from ..result.recall import Recalled, check_contents, check_number
+from ..shard.at_draws import Design
 from ..shard.mixtures import RowSite
-from ..shard.predictive import Design, log_likelihoods, row_sites
+from ..shard.predictive import log_likelihoods, row_sites
 from .known import KnownGroups, effects_of, fewer
 from .psis import Left, leave_out
 from .rows import RowReader, key_columns, reader

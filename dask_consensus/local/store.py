@@ -18,7 +18,7 @@ from ..result.names import variable_name
 if TYPE_CHECKING:
     from dask.delayed import Delayed
 
-_GROUP = "local"
+GROUP = "local"
 _CHUNK = 2**24  # bytes of a chunk of one site, about
 
 
@@ -75,12 +75,7 @@ class DrawStore:
                 chunks = (1, block, chunk, *shapes[name][3:])
                 zeros = da.zeros(shapes[name], dtype=np.float32, chunks=chunks)
                 variables[stored] = (dims[name], zeros)
-        template = xr.Dataset(variables, dict(coords))
-        if not self._is_laid_out(template):
-            system, root = fsspec.core.url_to_fs(self._path)
-            with contextlib.suppress(FileNotFoundError):
-                system.rm(f"{root.rstrip('/')}/{_GROUP}", recursive=True)
-            template.to_zarr(self._path, group=_GROUP, mode="w-", compute=False, consolidated=False)
+        lay_out(self._path, {GROUP: xr.Dataset(variables, dict(coords))}, {GROUP: list(variables)})
         return block
 
     def write(
@@ -109,18 +104,6 @@ class DrawStore:
             tasks.append(call(_write, self._path, names, where, pieces, held))
         return compute(tasks)
 
-    @contextlib.contextmanager
-    def named(self) -> Iterator[None]:
-        """Within, an error of a disk or a network says what was written where."""
-        try:
-            yield
-        except OSError as error:
-            error.add_note(
-                f"While draws of effects were written to {self._path}. Nothing else is lost: "
-                "called again with the same store=, the fit goes on from there."
-            )
-            raise
-
     def holds(self, chain: int, draws: slice, checksums: Sequence[str]) -> bool:
         """Tell whether what was written is there still; a warning names what is not."""
         chunks = self._chunks(chain, draws)
@@ -131,7 +114,7 @@ class DrawStore:
         if damaged:
             groups = damaged[0].where[2]
             warnings.warn(
-                f"{_GROUP} of store {self._path!r} is damaged (draws {draws.start} to "
+                f"{GROUP} of store {self._path!r} is damaged (draws {draws.start} to "
                 f"{draws.stop - 1} of chain {chain}, groups {groups.start} to "
                 f"{groups.stop - 1} of {damaged[0].dim!r}): they are computed again",
                 UserWarning,
@@ -147,25 +130,54 @@ class DrawStore:
             for first in range(0, n, chunk)
         ]
 
-    def _is_laid_out(self, template: xr.Dataset) -> bool:
-        """Tell whether the arrays are there, and as they should be."""
-        stored = [name for part in self._parts.values() for name in part.names.values()]
-        try:
-            there = self.opened()
-            same = there.drop_vars(stored).identical(template.drop_vars(stored))
-            return same and all(
-                there[name].dims == template[name].dims
-                and there[name].dtype == template[name].dtype
-                and there[name].shape == template[name].shape
-                and there[name].chunks == template[name].chunks
-                for name in stored
-            )
-        except Exception:  # whatever comes of damaged metadata
-            return False
-
     def opened(self) -> xr.Dataset:
         """Read the arrays, when they are used."""
-        return xr.open_zarr(self._path, group=_GROUP, consolidated=False)
+        return xr.open_zarr(self._path, group=GROUP, consolidated=False)
+
+
+def lay_out(
+    url: str, templates: Mapping[str, xr.Dataset], written: Mapping[str, Sequence[str]]
+) -> None:
+    """Lay out groups of arrays, unless all are there, and as they should be.
+
+    Of each group, the outermost first, there is a template, and the names of the arrays that will
+    be `written` later.
+    """
+    if all(_is_laid_out(url, group, its, written[group]) for group, its in templates.items()):
+        return
+    system, root = fsspec.core.url_to_fs(url)
+    with contextlib.suppress(FileNotFoundError):
+        system.rm(f"{root.rstrip('/')}/{GROUP}", recursive=True)
+    for group, template in templates.items():
+        template.to_zarr(url, group=group, mode="w-", compute=False, consolidated=False)
+
+
+def _is_laid_out(url: str, group: str, template: xr.Dataset, written: Sequence[str]) -> bool:
+    try:
+        there = xr.open_zarr(url, group=group, consolidated=False)
+        same = there.drop_vars(written).identical(template.drop_vars(written))
+        return same and all(
+            there[name].dims == template[name].dims
+            and there[name].dtype == template[name].dtype
+            and there[name].shape == template[name].shape
+            and there[name].chunks == template[name].chunks
+            for name in written
+        )
+    except Exception:  # whatever comes of damaged metadata
+        return False
+
+
+@contextlib.contextmanager
+def writing(what: str, url: str) -> Iterator[None]:
+    """Within, an error of a disk or a network says what was written where."""
+    try:
+        yield
+    except OSError as error:
+        error.add_note(
+            f"While {what} of effects were written to {url}. Nothing else is lost: "
+            "called again with the same store=, the fit goes on from there."
+        )
+        raise
 
 
 def _write(
@@ -179,7 +191,7 @@ def _write(
     import zarr
 
     chain, draws, groups = where
-    arrays = zarr.open_group(path, path=_GROUP, mode="r+")
+    arrays = zarr.open_group(path, path=GROUP, mode="r+")
     sha = hashlib.sha256()
     for name, stored in names.items():
         parts = [
@@ -199,7 +211,7 @@ def _checksum(path: str, names: Mapping[str, str], where: tuple[int, slice, slic
     chain, draws, groups = where
     sha = hashlib.sha256()
     try:
-        arrays = zarr.open_group(path, path=_GROUP, mode="r")
+        arrays = zarr.open_group(path, path=GROUP, mode="r")
         for stored in names.values():
             array = cast(zarr.Array, arrays[stored])
             values = np.asarray(array[chain : chain + 1, draws, groups])

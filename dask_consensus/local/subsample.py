@@ -52,6 +52,7 @@ class Estimate(NamedTuple):
 
 def rough(log_likelihood: np.ndarray) -> Rough:
     """Say roughly what rows are left out to, from ``(S, R)`` log likelihoods at few draws."""
+    log_likelihood = log_likelihood.astype(np.float64)
     variance = log_likelihood.var(axis=0, ddof=1)
     return Rough(log_mean_exp(log_likelihood) - variance, variance)
 

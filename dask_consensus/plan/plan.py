@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,8 @@ class Plan:
         What the fit has found that speaks for sampling all rows after all.
     formula : Formula or None
         What the model was written for; None of a model of the user's.
+    counted_groups : tuple of int
+        Groups of each level, once there are shards.
     """
 
     options: Options
@@ -85,6 +87,7 @@ class Plan:
     counting: float = 0.0
     given_up: str = ""
     formula: Formula | None = None
+    counted_groups: tuple[int, ...] = ()
 
     @property
     def model_source(self) -> str:
@@ -146,14 +149,32 @@ class Plan:
         if self.obstacle:
             return self.obstacle
         if not returned(model):
-            return "they are effects of rows, which have no labels"
-        most = options.local_limits.groups
-        if self.survey.n_groups > most and not options.store:
+            sites = ", ".join(site.name for site in model.local)
             return (
-                f"{self.survey.n_groups:,} groups are more than consensus.local.groups, {most:,}, "
-                "that the client is to hold: raise it, or have local='draws' written to store="
+                f"effects of rows ({sites}) have no labels: predict(tree, model, kind='effects') "
+                "sets them beside each row"
+            )
+        groups = max(self.groups_at(tier.level) for tier in returned(model))
+        if groups > self.most_groups and not options.store:
+            return (
+                f"{groups:,} groups are more than consensus.local.groups, {self.most_groups:,}, "
+                "that the client is to hold: raise it, or pass store=, a folder or URL that the "
+                "workers write them to"
             )
         return ""
+
+    @property
+    def most_groups(self) -> int:
+        """Groups whose effects a client is to hold, at most."""
+        return self.options.local_limits.groups
+
+    def groups_at(self, level: int) -> int:
+        """Return the number of groups of a level; of outermost ones until there are shards."""
+        return self.counted_groups[level] if self.counted_groups else self.survey.n_groups
+
+    def having(self, groups: Sequence[int]) -> Plan:
+        """Plan with so many groups of each level, which shards have told."""
+        return replace(self, counted_groups=tuple(map(int, groups)))
 
     @property
     def local_draws(self) -> int:

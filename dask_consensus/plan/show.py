@@ -82,8 +82,8 @@ def notes_of(plan: Plan) -> list[str]:
     of_rows = [site.name for site in plan.model.local if site.level == ROWS]
     if of_rows and not plan.no_local_because:
         notes.append(
-            f"{', '.join(of_rows)}: effects of rows are integrated out, and not returned beside "
-            "those of groups, since rows have no labels"
+            f"{', '.join(of_rows)}: effects of rows are integrated out, and have no labels in the "
+            "tree: predict(tree, model, kind='effects') sets them beside each row"
         )
     if plan.fits_one_shard:
         notes.append(

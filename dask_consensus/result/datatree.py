@@ -78,6 +78,7 @@ def result(
         "n_rows": plan.survey.rows,
         "n_groups": plan.survey.n_groups if plan.bindings.layout.by else 0,
         "n_updates": 0,
+        "no_local_because": plan.no_local_because,
         "model": memory_of(plan),
         "sampling_time": clock.total(),
         "profile": clock.seconds | {"compile": seconds_compiling(combined, correction)},

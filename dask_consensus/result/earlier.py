@@ -15,12 +15,20 @@ from ..correction.reweighted import Before
 from ..correction.state import Known
 from ..frame.keys import conflicts
 from ..model.model import ShardModel
-from .recall import SEEN, UNCONSTRAINED, Argument, Recalled, arguments_of, densities, recall
+from .recall import (
+    SEEN,
+    UNCONSTRAINED,
+    Argument,
+    Recalled,
+    arguments_of,
+    densities,
+    other_densities,
+    recall,
+)
 
 if TYPE_CHECKING:
     from ..plan.plan import Plan
 
-_ALIKE = 1e-3  # relative to its size, by which a density may differ for being computed elsewhere
 _AGAIN = "fit all rows together"
 
 
@@ -167,9 +175,7 @@ def check_same_model(earlier: EarlierFit, plan: Plan) -> None:
             f"one, or {_AGAIN}"
         )
     now_sums = densities(here, there.dtypes)
-    others = [
-        name for name, then_sums in earlier.densities.items() if _unlike(then_sums, now_sums, name)
-    ]
+    others = other_densities(earlier.densities, now_sums)
     if others:
         raise ValueError(
             "update=: the model is not the one that was fitted: the density of "
@@ -229,17 +235,3 @@ def _differences(then: ShardModel, now: ShardModel) -> list[str]:
 
 def _named(entries: Sequence[Any]) -> Mapping[str, dict[str, Any]]:
     return {entry.name: entry._asdict() for entry in entries}
-
-
-def _unlike(
-    then: Sequence[float | None], sums: Mapping[str, Sequence[float | None]], name: str
-) -> bool:
-    """Tell whether a term is another now; of what was no number nothing is said."""
-    now = sums.get(name)
-    if now is None:
-        return False
-    return any(
-        (a is None) != (b is None)
-        or (a is not None and b is not None and abs(a - b) > _ALIKE * max(abs(a), abs(b), 1.0))
-        for a, b in zip(then, now, strict=True)
-    )

@@ -6,8 +6,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from ..frame.key_kinds import read_keys
+from ..frame.keys import common_form, conflicts, in_form
+from ..frame.labels import readable
 from ..model.model import ShardModel
+
+_TIMES = ("times", "times with a zone", "dates", "durations")
 
 
 def variable_name(site: str) -> str:
@@ -35,7 +41,15 @@ def axis_labels(
 
 
 def storable_labels(entries: Sequence[Any]) -> np.ndarray:
-    """Turn labels that no file can hold (intervals, say) into text."""
+    """Turn labels that no file can hold (intervals, say) into text.
+
+    Times, dates and durations are kept, those with a zone in UTC, as keys are.
+    """
     labels = np.asarray(entries)
-    storable = labels.ndim == 1 and labels.dtype != object
-    return labels if storable else np.array(list(map(str, entries)))
+    if labels.ndim == 1 and labels.dtype != object:
+        return labels
+    keys = read_keys(pd.Series(list(entries), dtype=object))
+    if keys.kinds and keys.kinds[0] in _TIMES and not conflicts(keys.kinds):
+        form = common_form(keys.kinds)
+        return readable(np.asarray(in_form(keys, form)), form, keys.kinds, None)
+    return np.array(list(map(str, entries)))

@@ -15,6 +15,7 @@ from ..model.model import ShardModel
 from ..model.remembered import example, meet_again, remember
 from ..shard.additivity import example_entries
 from ..shard_data import Contents, ShardData
+from .categories import written
 from .names import variable_name
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 UNCONSTRAINED = "unconstrained_posterior"
 SEEN = "group_keys"
+_ALIKE = 1e-3  # relative to its size, by which a density may differ for being computed elsewhere
 _AT = 0.3  # either side of which densities are remembered, in every shared coordinate
 
 
@@ -36,7 +38,7 @@ class Argument(NamedTuple):
     kind: str
     level: int
     dtype: str
-    categories: list[Any]  # numbers or text; others are written as text
+    categories: list[Any]  # as `.categories` writes them
     entry: int = -1
     item: int = -1
 
@@ -106,6 +108,27 @@ def densities(model: ShardModel, dtypes: Mapping[str, str]) -> dict[str, list[fl
         name: [value if np.isfinite(value) else None for value in values]
         for name, values in sums.items()
     }
+
+
+def other_densities(
+    then: Mapping[str, list[float | None]], now: Mapping[str, list[float | None]]
+) -> list[str]:
+    """Name the terms of a model whose densities are others than they were."""
+    return [name for name, sums in then.items() if _unlike(sums, now, name)]
+
+
+def _unlike(
+    then: Sequence[float | None], sums: Mapping[str, Sequence[float | None]], name: str
+) -> bool:
+    """Tell whether a term is another now; of what was no number nothing is said."""
+    now = sums.get(name)
+    if now is None:
+        return False
+    return any(
+        (a is None) != (b is None)
+        or (a is not None and b is not None and abs(a - b) > _ALIKE * max(abs(a), abs(b), 1.0))
+        for a, b in zip(then, now, strict=True)
+    )
 
 
 def check_same_data(recalled: Recalled, plan: Plan, *, same_keys: bool) -> None:
@@ -209,7 +232,17 @@ def recall(tree: xr.DataTree, function: Callable[..., Any], *, check_verdict: bo
         )
     told = json.loads(told)
     arguments = tuple(Argument(**argument) for argument in told["arguments"])
-    model = meet_again(function, told, _dtypes(arguments))
+    dtypes = _dtypes(arguments)
+    model = meet_again(function, told, dtypes)
+    then = told.get("densities", {})
+    now = densities(model, dtypes) if then else {}
+    others = other_densities(then, now) if now else []
+    if others:
+        raise ValueError(
+            "the model is not the one that was fitted: the density of "
+            f"{', '.join(map(repr, others))} is another at the same values (another prior, another "
+            "distribution of the rows, or another constant): pass that model, or fit this one"
+        )
     posterior = tree[UNCONSTRAINED]
     parts = [posterior[variable_name(site.name)].to_numpy() for site in model.shared]
     flat = [part.reshape(*part.shape[:2], -1) for part in parts]
@@ -243,7 +276,7 @@ def arguments_of(plan: Plan) -> list[Argument]:
             column.kind,
             column.level,
             str(plan.example.arguments[column.argument].dtype),
-            [_plain(entry) for entry in column.categories],
+            [written(entry) for entry in column.categories],
             column.entry,
             column.item,
         )
@@ -254,9 +287,3 @@ def arguments_of(plan: Plan) -> list[Argument]:
 def _contents(held: Mapping[str, Any]) -> Contents:
     """Read what rows held from JSON, which has lists for tuples."""
     return Contents(tuple(held["checksums"]), tuple(map(tuple, held["sums"])))
-
-
-def _plain(entry: Any) -> Any:
-    """Turn a category into what JSON holds."""
-    entry = entry.item() if isinstance(entry, np.generic) else entry
-    return entry if isinstance(entry, bool | int | float | str) else str(entry)

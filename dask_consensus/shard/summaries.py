@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -71,7 +72,12 @@ def normalised(log_weight: jax.Array) -> jax.Array:
 
 
 def statistics_of(
-    origin: np.ndarray, moments: np.ndarray, kept: np.ndarray, *, by_order: bool = False
+    origin: np.ndarray,
+    moments: np.ndarray,
+    kept: np.ndarray,
+    *,
+    by_order: bool = False,
+    quantiles: Sequence[float] = QUANTILES,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Make mean, sd and quantiles ``(statistics, U, entries)`` of moments about an origin.
 
@@ -92,12 +98,12 @@ def statistics_of(
     low, high = _NEARLY_NORMAL_EXCESS
     far = by_order | ~((np.abs(skew) < _NEARLY_NORMAL_SKEW) & (excess > low) & (excess < high))
     mean = origin + first
-    quantiles = [mean + sd * _expanded_quantile(share, skew, excess) for share in QUANTILES]
-    if far.any() and len(kept):
-        ordered = np.quantile(kept[:, far], QUANTILES, axis=0, method="hazen")
-        for quantile, exact in zip(quantiles, ordered, strict=True):
+    found = [mean + sd * _expanded_quantile(share, skew, excess) for share in quantiles]
+    if far.any() and len(kept) and len(found):
+        ordered = np.quantile(kept[:, far], quantiles, axis=0, method="hazen")
+        for quantile, exact in zip(found, ordered, strict=True):
             quantile[far] = exact
-    return np.stack([mean, sd, *quantiles]), far
+    return np.stack([mean, sd, *found]), far
 
 
 def _expanded_quantile(share: float, skew: np.ndarray, excess: np.ndarray) -> np.ndarray:
