@@ -67,6 +67,13 @@ def test_the_architecture_names_tests_that_exist():
     assert not missing
 
 
+MODULES = ("plots", "simulate")
+
+
+def public(of: object) -> list[str]:
+    return [name for name in vars(of) if name[0] != "_"]
+
+
 def level(y=None):
     normal_rows(numpyro.sample("mu", dist.Normal(0, 5)), 1.0, y)
 
@@ -131,6 +138,23 @@ def test_the_tables_of_options_have_every_key_and_its_default():
         expected |= {f"{key}.{name}".removesuffix("."): one for name, one in nested.items()}
     assert {key: default for key, (default, _) in told.items()} == expected
     assert all(says for _, says in told.values())
+
+
+def test_the_page_of_the_api_has_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = set(re.findall(r"^   ([\w.]+)$", page, re.MULTILINE))
+    expected = {f"DataFrame.consensus.{name}" for name in public(dask_consensus.ConsensusAccessor)}
+    expected |= {n for n in dask_consensus.__all__ if n not in ("ConsensusAccessor", *MODULES)}
+    expected |= {name for name in plots.__all__ if callable(getattr(plots, name))}
+    here = dask_consensus.simulate.__name__
+    made_here = (n for n in public(dask_consensus.simulate) if n not in ("NamedTuple",))
+    expected |= {
+        f"simulate.{name}"
+        for name in made_here
+        if getattr(getattr(dask_consensus.simulate, name), "__module__", "") == here
+    }
+    assert {"DataFrame.consensus.fit", "summary", "compare", "simulate.Truth"} <= expected
+    assert expected <= listed
 
 
 def test_every_picture_is_drawn_on_its_page():

@@ -186,6 +186,20 @@ def test_a_plan_is_forecast_where_the_fit_would_run(rows):
     json.dumps(told.as_dict())
 
 
+def test_what_no_number_counts_is_said_in_words(rows, planned):
+    """Chains that follow only where a correction fails, and how to have them forecast."""
+    told = estimated(planned, RATES, 1, 1)
+    assert "rounds of NUTS on the shards, which follow if the weights" in told.left_out
+    assert " ".join(repr(told).split()).endswith(told.left_out)
+    assert "method=&#x27;anchored&#x27;" in told._repr_html_()
+    assert not estimated(with_options(planned, correct=False), RATES, 1, 1).left_out
+    alone = estimated(plan(rows, means, **DEFAULT), RATES, 1, 1)
+    assert "NUTS on all rows, which follows if the correction fails" in alone.left_out
+    for method in ("nuts", "laplace"):
+        asked = plan(rows, means, **DEFAULT | {"method": method})
+        assert not estimated(asked, RATES, 1, 1).left_out
+
+
 def test_what_will_be_sampled_is_tried_by_nuts(rows):
     made = plan(rows, means, n_shards=2, num_warmup=5, num_samples=20)
     with dask.config.set(scheduler="synchronous"):
