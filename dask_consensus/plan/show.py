@@ -272,7 +272,7 @@ def _local(plan: Plan) -> str:
     least, most = plan.looks_for_effects
     draws = f"{plan.local_draws:,} draws of the shared parameters"
     what = f"summary over {draws}" if summary else f"one draw of each group for {draws}"
-    return f"{what}, for each {least:,} to {most:,} looks at every row"
+    return f"{what}, for each {least:,} to {most:,} evaluations of every row"
 
 
 def _arguments(plan: Plan) -> list[list[str]]:
