@@ -19,6 +19,7 @@ from dask_consensus.cluster.used import peak_memory, used
 from dask_consensus.config import Options
 from dask_consensus.fit import forecast_or_none
 from dask_consensus.plan.forecast import Seconds, estimated, made_up
+from dask_consensus.shard import probe
 from dask_consensus.shard.probe import Rates
 
 from . import fit, from_pandas, plan
@@ -222,6 +223,19 @@ def test_tasks_are_counted_once():
         compute([call(sum, kept)])
         assert used()["tasks"] == 4
     assert peak_memory() > 0
+
+
+def test_a_machine_that_stops_for_a_while_is_no_slow_model(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: now[0])
+    stops = iter([0.9, 0.0, 0.2, 0.0, 0.0, 0.5])
+
+    def work(n):
+        now[0] += 0.01 * n + next(stops)
+
+    assert probe._timed(work)[0] == pytest.approx(0.01)
+    stops = iter([0.9, 0.9])
+    assert probe._timed(work)[0] == pytest.approx(0.91)
 
 
 def test_only_yes_or_no():
