@@ -58,7 +58,9 @@ def notes_of(plan: Plan) -> list[str]:
     if plan.method == "nuts":
         return notes + _costs(plan)
     notes += [
-        f"{site.name}: {site.prior} prior, {site.note}" for site in plan.model.shared if site.note
+        f"{site.name}: {site.prior} prior, {site.note}"
+        for site in plan.model.shared
+        if site.note and plan.n_shards > 1  # in one shard nothing is tempered
     ]
     if not plan.model.double:
         notes.append(
