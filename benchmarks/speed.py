@@ -6,12 +6,13 @@
   from; it ends at ``--ess`` effective draws or ``--cap`` seconds.
 - ``loop``: one-shot consensus of unequal shards, beside ``MCMC.run`` for each shard in a loop.
 - ``hmcecs``: a fit with the defaults beside ``HMCECS``, on the logistic regression.
+- ``svi``: a fit with the defaults beside NumPyro's automatic guides, held against NUTS of ``full``.
 
 Every measurement runs in a process of its own, compilation included, from data in memory. Figures
 to quote are ratios of one run on one machine. Data have fixed seeds; ``--seed`` is the samplers'.
 
     python -m benchmarks.speed full --size 50000          # three sizes if none is given
-    python -m benchmarks.speed loop hmcecs
+    python -m benchmarks.speed loop hmcecs svi
     python -m benchmarks.speed --table                    # print what there is
 """
 
@@ -21,18 +22,21 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from .cases import read_reference
-from .measure import hmcecs, loop
+from .measure import hmcecs, loop, svi
 from .measure.chains import Sampling, full
 from .measure.fits import by_default
 from .measure.loop import OURS
 from .measure.script import Store, parse
 from .tables.speed import tables
 
-SIZES = {"full": (50_000, 200_000, 1_000_000), "loop": (100_000,), "hmcecs": (400_000,)}
+SIZES = {
+    "full": (50_000, 200_000, 1_000_000), "loop": (100_000,), "hmcecs": (400_000,),
+    "svi": (50_000,),
+}  # fmt: skip
 TOY = {
     "size": [400], "case": ["slopes"], "ess": 20, "cap": 60, "chains": 1, "full_warmup": 50,
     "ways": (loop.HAND_ONCE, loop.OURS), "shards": 2, "warmup": 100, "samples": 100,
-    "subsample": [50], "blocks": 5,
+    "subsample": [50], "blocks": 5, "steps": 100, "guides": svi.GUIDES[:1],
 }  # fmt: skip
 
 
@@ -64,10 +68,23 @@ def run_hmcecs(store: Store, args: argparse.Namespace, rows: int) -> None:
         store.measure(key | who, hmcecs.measure, sampling, rows, size, args.blocks, args.toy)
 
 
+def run_svi(store: Store, args: argparse.Namespace, rows: int) -> None:
+    """All guides on both models, but for a matrix of as many rows and columns as effects."""
+    for case in args.case:
+        key = {"part": "svi", "case": case, "rows": rows, "seed": args.seed}
+        store.measure(key | {"who": OURS}, by_default, case, rows, args.seed)
+        for guide in args.guides:
+            if case == "slopes" and guide == "AutoMultivariateNormal":
+                continue
+            who = {"who": f"SVI, {guide}", "steps": args.steps}
+            store.measure(key | who, svi.measure, case, rows, guide, args.steps, args.seed)
+
+
 PARTS: dict[str, Callable[[Store, argparse.Namespace, int], None]] = {
     "full": run_full,
     "loop": run_loop,
     "hmcecs": run_hmcecs,
+    "svi": run_svi,
 }
 
 
@@ -89,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=500, help="draws of the loop")
     parser.add_argument("--subsample", nargs="*", type=int, default=[500, 1_000, 2_000, 4_000])
     parser.add_argument("--blocks", type=int, default=20, help="of HMCECS's subsample")
+    parser.add_argument("--guides", nargs="*", choices=svi.GUIDES, default=svi.GUIDES)
+    parser.add_argument("--steps", type=int, default=10_000, help="of SVI")
     args = parse(parser, argv, TOY)
     if unknown := set(args.part) - set(PARTS):
         parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")

@@ -281,3 +281,13 @@ def test_the_number_of_categories_is_found(visits, known):
     bindings = bind(frame, model, None, {"smoking": "Smoking"}).completed(frame, 8)
     assert bindings.constants == {"n_smoking": 2}
     assert bindings.layout.columns[0].categories == ("ex", "never")
+
+
+def test_all_columns_that_are_no_numbers_are_named_at_once():
+    def model(when, arm, y=None):
+        raise NotImplementedError
+
+    frame = pd.DataFrame({"when": pd.to_datetime(["2026-01-01"]), "arm": ["a"], "y": [1.0]})
+    told = r"column 'when' .* datetime64.*\ncolumn 'arm' .* Make it a categorical"
+    with pytest.raises(ValueError, match=told):
+        bind(dd.from_pandas(frame, npartitions=1), model, None, None)

@@ -162,10 +162,20 @@ def test_normal_rows_have_the_closed_form():
 
 
 def test_a_plan_says_what_is_crossed():
-    text = repr(plan(from_pandas(table()), normal, **LIKE_A_USER))
+    made = plan(from_pandas(table()), normal, **LIKE_A_USER)
+    text = repr(made)
     assert "local and crossed effects integrated out" in text
     assert "crossed, by item" in text
     assert "b: 20 effects that meet in all shards" in " ".join(text.split())
+    # What they take is not known beforehand, and no number pretends that it is.
+    told = made.forecast()
+    assert list(told.seconds) == ["shard"]
+    shown = " ".join(repr(told).split())
+    assert "not in these numbers: the seconds of the 20 crossed effects." in shown
+    assert "memory a worker at least" in shown
+    assert "timed here" not in shown
+    assert "forecast: in part" in told._repr_html_()
+    assert "but not how long crossed effects take" in text
 
 
 def test_too_many_levels_are_refused():

@@ -67,6 +67,13 @@ def test_the_architecture_names_tests_that_exist():
     assert not missing
 
 
+MODULES = ("plots", "simulate")
+
+
+def public(of: object) -> list[str]:
+    return [name for name in vars(of) if name[0] != "_"]
+
+
 def level(y=None):
     normal_rows(numpyro.sample("mu", dist.Normal(0, 5)), 1.0, y)
 
@@ -112,6 +119,22 @@ def test_every_reason_of_a_verdict_has_its_section():
     assert set(headings) == codes
 
 
+def test_a_verdict_names_the_section_on_each_of_its_reasons():
+    page = (ROOT / reasons.PAGE).read_text()
+    headings = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+    codes = re.findall("^### (.*)$", page.partition("## The reasons")[2], re.MULTILINE)
+    for code in codes:
+        made = [reasons.Reason(code, 1.0, 0.5, "", "", "") for code in (code, code)]
+        assert reasons.sections(made) == f"docs/verdict.md#{code}"
+        assert code in anchors
+    # And other pages link them by what they are called.
+    for document in ["README.md", *PAGES]:
+        text = (ROOT / document).read_text()
+        linked = re.findall(r"\]\((?:docs/)?verdict\.md#([\w-]+)\)", text)
+        assert set(linked) <= anchors, document
+
+
 def test_the_tables_of_options_have_every_key_and_its_default():
     """They are made from the lines of the file; here it is read as YAML."""
     sys.path.insert(0, str(ROOT / "docs" / "_extensions"))
@@ -133,6 +156,22 @@ def test_the_tables_of_options_have_every_key_and_its_default():
     assert all(says for _, says in told.values())
 
 
+def test_the_page_of_the_api_has_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = set(re.findall(r"^   ([\w.]+)$", page, re.MULTILINE))
+    expected = {f"DataFrame.consensus.{name}" for name in public(dask_consensus.ConsensusAccessor)}
+    expected |= {n for n in dask_consensus.__all__ if n not in ("ConsensusAccessor", *MODULES)}
+    expected |= {name for name in plots.__all__ if callable(getattr(plots, name))}
+    simulate = dask_consensus.simulate
+    expected |= {
+        f"simulate.{name}"
+        for name in public(simulate)
+        if getattr(getattr(simulate, name), "__module__", "") == simulate.__name__
+    }
+    assert {"DataFrame.consensus.fit", "summary", "compare", "simulate.Truth"} <= expected
+    assert expected <= listed
+
+
 def test_every_picture_is_drawn_on_its_page():
     page = (ROOT / "docs" / "pictures.md").read_text()
     public = [
@@ -143,6 +182,28 @@ def test_every_picture_is_drawn_on_its_page():
     assert sorted(re.findall("^## (.*)$", page, re.MULTILINE)) == sorted(public)
     assert set(public) < set(plots.__all__)
     assert all(f"plots.{name}(" in page for name in public)
+
+
+def test_the_crossovers_are_those_of_what_was_measured():
+    """Where straight lines between logarithms of seconds cross, to two digits."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "rivals.json").read_text())
+    took: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows:
+        took.setdefault((row["model"], row["who"]), {})[row["rows"]] = np.log(row["seconds"])
+    page = (ROOT / "docs" / "which_method.md").read_text()
+    for who in ("lme4", "glmmTMB", "GPBoost"):
+        told = re.search(rf"^\| {who} \|(.*)\|(.*)\|$", page, re.MULTILINE).groups()
+        for model, text in zip(("slopes", "binary"), told, strict=True):
+            ours, theirs = took[model, "this package"], took[model, who]
+            sizes = sorted(set(ours) & set(theirs))
+            longer = [theirs[n] - ours[n] for n in sizes]
+            number = float(re.search(r"[\d,]+", text).group().replace(",", ""))
+            if max(longer) < 0:
+                assert number == sizes[-1]
+                assert longer[-1] > -0.1
+            else:
+                crossing = np.exp(np.interp(0, longer, np.log(sizes)))
+                assert number == pytest.approx(crossing, rel=0.05)
 
 
 def test_the_rules_of_thumb_are_those_of_what_was_measured():

@@ -19,6 +19,7 @@ from dask_consensus.cluster.used import peak_memory, used
 from dask_consensus.config import Options
 from dask_consensus.fit import forecast_or_none
 from dask_consensus.plan.forecast import Seconds, estimated, made_up
+from dask_consensus.shard import probe
 from dask_consensus.shard.probe import Rates
 
 from . import fit, from_pandas, plan
@@ -186,6 +187,20 @@ def test_a_plan_is_forecast_where_the_fit_would_run(rows):
     json.dumps(told.as_dict())
 
 
+def test_what_no_number_counts_is_said_in_words(rows, planned):
+    """Chains that follow only where a correction fails, and how to have them forecast."""
+    told = estimated(planned, RATES, 1, 1)
+    assert "rounds of NUTS on the shards, which follow if the weights" in told.left_out
+    assert " ".join(repr(told).split()).endswith(told.left_out)
+    assert "method=&#x27;anchored&#x27;" in told._repr_html_()
+    assert not estimated(with_options(planned, correct=False), RATES, 1, 1).left_out
+    alone = estimated(plan(rows, means, **DEFAULT), RATES, 1, 1)
+    assert "NUTS on all rows, which follows if the correction fails" in alone.left_out
+    for method in ("nuts", "laplace"):
+        asked = plan(rows, means, **DEFAULT | {"method": method})
+        assert not estimated(asked, RATES, 1, 1).left_out
+
+
 def test_what_will_be_sampled_is_tried_by_nuts(rows):
     made = plan(rows, means, n_shards=2, num_warmup=5, num_samples=20)
     with dask.config.set(scheduler="synchronous"):
@@ -208,6 +223,19 @@ def test_tasks_are_counted_once():
         compute([call(sum, kept)])
         assert used()["tasks"] == 4
     assert peak_memory() > 0
+
+
+def test_a_machine_that_stops_for_a_while_is_no_slow_model(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: now[0])
+    stops = iter([0.9, 0.0, 0.2, 0.0, 0.0, 0.5])
+
+    def work(n):
+        now[0] += 0.01 * n + next(stops)
+
+    assert probe._timed(work)[0] == pytest.approx(0.01)
+    stops = iter([0.9, 0.9])
+    assert probe._timed(work)[0] == pytest.approx(0.91)
 
 
 def test_only_yes_or_no():

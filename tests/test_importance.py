@@ -14,7 +14,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from dask_consensus import fit as fit_module
+from dask_consensus import fallback
 from dask_consensus.combination.subposterior import SamplingFailed
 from dask_consensus.config import CorrectionOptions, Options
 from dask_consensus.correction.assessment import finished, outskirts_of
@@ -437,8 +437,8 @@ def test_rounds_that_fail_leave_the_answer_that_was_there(conjugate, monkeypatch
     def fails(*_):
         raise SamplingFailed("shard 2 (100 rows): 3 effective draws")
 
-    monkeypatch.setattr(fit_module, "usable", lambda _: False)
-    monkeypatch.setattr(fit_module, "combine_longer", fails)
+    monkeypatch.setattr(fallback, "usable", lambda _: False)
+    monkeypatch.setattr(fallback, "combine_longer", fails)
     with pytest.warns(UserWarning, match="no longer rounds: shard 2"):
         tree = fit(conjugate[0], regression, n_shards=6)
     np.testing.assert_allclose(tree["correction"]["mean"], conjugate[1], atol=0.01)

@@ -119,7 +119,8 @@ def test_arviz_compares_models_by_loo(az, fitted):
     ddf = from_pandas(table())
     left_out = ddf.consensus.loo(fitted, model)
     ranks = az.compare({"one": left_out, "again": left_out})
-    np.testing.assert_allclose(ranks[ELPD_LOO].astype(float), left_out[ELPD_LOO], rtol=1e-2)
+    # ArviZ 1.3 shows as many digits as the standard error leaves.
+    np.testing.assert_allclose(ranks[ELPD_LOO].astype(float), left_out[ELPD_LOO], rtol=3e-2)
     assert re.search(rf"{len(table())} (observations|observed)", str(left_out))
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import sys
 import time
+from types import SimpleNamespace
 
 import dask
 import pandas as pd
 import pytest
+import tqdm
 
 from dask_consensus.cluster import progress
 from dask_consensus.cluster.client import followed, passing, say, working
@@ -110,6 +113,17 @@ def test_nothing_is_shown_without_a_terminal(capfd, show):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("show", [None, False])
+def test_a_notebook_without_widgets_has_a_line_of_text(monkeypatch, capfd, show):
+    shell = SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr(progress, "tqdm", tqdm.tqdm)
+    with Progress(show) as told:
+        a_fit(told)
+    written = capfd.readouterr().err
+    assert ("correction: nodes" in written) == (show is None)
+
+
 def test_false_is_quiet_in_a_terminal():
     with a_terminal() as terminal, Progress(False) as told:
         a_fit(told)
@@ -178,7 +192,6 @@ def test_tasks_are_told_of_as_they_end():
 
 
 def test_the_line_of_a_notebook(monkeypatch):
-    pytest.importorskip("ipywidgets")
     from tqdm import notebook
 
     shown: list[object] = []

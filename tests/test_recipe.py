@@ -44,7 +44,7 @@ def test_the_recipe_asks_for_what_the_package_asks_for():
     assert options["python_requires"] == f">={found['context']['python_min']}"
     assert set(run) == in_conda(options["install_requires"])
     extras = declared()["options.extras_require"]
-    optional = in_conda(extras["plots"]) | in_conda(extras["store"])
+    optional = set().union(*(in_conda(extras[each]) for each in ("plots", "store", "formulas")))
     assert set(found["requirements"]["run_constraints"]) == optional
     build = yaml.safe_load(
         re.search(r"requires = (\[.*\])", (ROOT / "pyproject.toml").read_text()).group(1)

@@ -184,5 +184,8 @@ def test_a_page_knows_its_ground_in_every_theme():
     ):
         rest = shown.split(theme)[1]
         assert "--dc-ground: #111418" in rest.split("}")[0]
+    # The light theme of high contrast bears the name of the dark one, too.
+    assert "body.vscode-high-contrast-light .dask-consensus," in shown
+    assert "body.vscode-high-contrast:not(.vscode-high-contrast-light) .dask-consensus," in shown
     # A light theme on a system that prefers dark stays light: it comes after.
     assert shown.index("prefers-color-scheme") < shown.index('[data-jp-theme-light="true"]')

@@ -113,8 +113,9 @@ def failures(rows: Rows) -> str:
 
     def reason(runs: Rows) -> str:
         run = (flagged(runs) or runs)[0]
-        text = run.get("failed") or run["verdict"].partition("or more. ")[2] or run["verdict"]
-        return text.partition(". See ")[0].split("; ")[0].removeprefix("Why: ")[:160]
+        verdict = run.get("verdict", "")
+        why = verdict.partition("Why: ")[2] or verdict.partition("or more. ")[2] or verdict
+        return (run.get("failed") or why).partition(". See ")[0].split("; ")[0][:160]
 
     columns: Columns = {
         "case": lambda runs: runs[0]["case"],

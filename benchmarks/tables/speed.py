@@ -33,6 +33,7 @@ def tables(rows: Sequence[Row], references: Mapping[str, Row]) -> Iterator[str]:
         yield from loops(group)
     for group in parts.get("hmcecs", []):
         yield from hmcecs(group, references.get("logistic-plain"))
+    yield from svi(parts.get("svi", []), parts.get("full", []))
     yield from measured_on(rows)
 
 
@@ -164,3 +165,29 @@ def hmcecs(group: Mapping[str, Row], reference: Row | None) -> Iterator[str]:
         "subsamples accepted": number("subsamples_accepted", ".2f"),
     }
     yield markdown(columns, sorted(group.values(), key=rate, reverse=True))
+
+
+def svi(groups: Sequence[Mapping[str, Row]], full: Sequence[Mapping[str, Row]]) -> Iterator[str]:
+    """Ours beside variational inference, against NUTS on the same rows."""
+    rows = [row for group in groups for row in group.values()]
+    known = {
+        (row["case"], row["rows"]): row.get("unconstrained")
+        for group in full
+        if (row := group.get("NUTS"))
+    }
+
+    def against(row: Row) -> tuple[str, str]:
+        return _agreement(row, known.get((row["case"], row["rows"])))
+
+    columns: Columns = {
+        "model": lambda row: row["case"],
+        "rows": lambda row: f"{row['rows']:,}",
+        "who": lambda row: row["who"],
+        "steps": lambda row: f"{row['steps']:,}" if row["who"] != OURS else "-",
+        "s (compiling)": _timing,
+        "CPU s": lambda row: f"{row['cpu_seconds']:,.0f}",
+        "largest difference, sds": lambda row: against(row)[0],
+        "sd ratios": lambda row: against(row)[1],
+    }
+    if rows:
+        yield markdown(columns, rows)

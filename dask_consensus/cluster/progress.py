@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tqdm.auto import tqdm
+import tqdm as plain
+
+with warnings.catch_warnings():
+    # Of a notebook without ipywidgets, which has a line of text instead.
+    warnings.simplefilter("ignore", plain.TqdmWarning)
+    from tqdm.auto import tqdm
 
 LOG = logging.getLogger("dask_consensus")
 _TICK = 1.0  # seconds after which the line's clock moves
@@ -45,7 +52,7 @@ class Progress:
             bar_format=_UNCOUNTED,
             dynamic_ncols=True,
             leave=leave,
-            disable=None if show is None else not show,
+            disable=not show if show is not None else (False if _text_in_notebook() else None),
         )
         self._phase, self._phase_began = "", self._began
         self._logged = self._began
@@ -178,6 +185,12 @@ class Progress:
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began
+
+
+def _text_in_notebook() -> bool:
+    """Tell whether this is a notebook whose line is one of text, which tqdm takes for a file."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return tqdm is plain.tqdm and "IPKernelApp" in getattr(shell, "config", {})
 
 
 class Pass:

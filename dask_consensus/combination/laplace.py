@@ -56,7 +56,7 @@ _FOLLOWED = 4  # modes whose ridges are followed
 _FLATTEST = 1e-3  # curvature of a shard, in its share of all
 _RUNG = 8  # times as many shards as on the rung of a climb below
 _FEWEST = 4  # shards of a rung
-_DISPLACED = 0.5  # sds, where a correction begins at the mode: nodes cost every row
+_MANY, _DISPLACED = 100, 0.5  # shards, and sds where a correction follows: nodes cost every row
 _RIVALS = 7  # other peaks of one shard from which all shards are searched
 
 
@@ -89,7 +89,7 @@ def laplace(
         Points on ridges and at edges, which searches have ended on.
     """
     n, scale = shards.n, spread(starts[1])
-    displaced = _DISPLACED if corrected else DISPLACED
+    displaced = _DISPLACED if corrected and n >= _MANY else DISPLACED
     climbs = _Climbs(fit_settings, shards, options.steps, displaced)
     search = _searched(climbs, starts, options.searches)
     if not search.found and not search.ridges:

@@ -72,6 +72,7 @@ def bind(
     counted = {f"n_{name}": name for name in parameters}
     fed: dict[str, Column] = {}
     matrices: dict[str, list[Column]] = {}
+    wrong: list[str] = []  # all that can be said of columns is said at once
     for name in parameters:
         several = _several(name, columns[name], available) if name in columns else None
         if several is not None:
@@ -79,7 +80,12 @@ def bind(
         elif name in columns or (name in available and name not in counted):
             source = columns.get(name, name)
             _check_exists(source, available, f"argument {name!r}")
-            fed[name] = _column(frame, name, source, keys, x64)
+            try:
+                fed[name] = _column(frame, name, source, keys, x64)
+            except ValueError as error:
+                wrong.append(str(error))
+    if wrong:
+        raise ValueError("\n".join(wrong))
 
     counts: dict[str, int] = {}
     constants: dict[str, int] = {}

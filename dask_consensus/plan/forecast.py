@@ -8,6 +8,7 @@ its trees, nobody knows beforehand: every number of seconds is a range.
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -64,7 +65,9 @@ class Forecast:
     at_once : int
         Shards that are worked on at once.
     rows : int
-        Rows of the shard that was timed.
+        Rows of the shard that was timed; 0 where none was.
+    left_out : str
+        What is in none of these numbers, and why.
     """
 
     seconds: dict[str, Seconds]
@@ -74,6 +77,7 @@ class Forecast:
     points: tuple[int, int]
     at_once: int
     rows: int
+    left_out: str = ""
 
     @property
     def total(self) -> Seconds:
@@ -87,14 +91,17 @@ class Forecast:
 
     def tables(self) -> list[Table]:
         """Lay it out."""
-        seconds = [*self.seconds.items(), ("all", self.total)]
+        seconds = list(self.seconds.items())
+        if self.rows:
+            seconds.append(("all", self.total))
         rows = [[phase, *map(_seconds, one)] for phase, one in seconds]
         least, second = self.points
         points = f"{least:,}, or {second:,} and more" if least else "none"
+        about = "about" if self.rows else "at least"
         needs = [
-            ["memory a worker", f"about {self.memory / _MIB:,.0f} MiB"],
+            ["memory a worker", f"{about} {self.memory / _MIB:,.0f} MiB"],
             ["moved between workers", f"about {self.moved / _MIB:,.0f} MiB"],
-            ["tasks", f"about {float(f'{self.tasks:.2g}'):,.0f}"],
+            ["tasks", f"{about} {float(f'{self.tasks:.2g}'):,.0f}"],
             ["points", points],
             ["shards at once", str(self.at_once)],
         ]
@@ -104,15 +111,20 @@ class Forecast:
         ]
 
     def __repr__(self) -> str:
-        return "\n\n".join([*(table.text() for table in self.tables()), self._about()])
+        told = [textwrap.fill(text, 96, subsequent_indent="  ") for text in self._about()]
+        return "\n\n".join([*(table.text() for table in self.tables()), *told])
 
     def _repr_html_(self) -> str:
         parts = [table.html() for table in self.tables()]
-        likely = _seconds(self.total.likely)
-        return page(f"forecast: about {likely} seconds", [*parts, paragraph(self._about(), "soft")])
+        parts += [paragraph(text, "soft") for text in self._about()]
+        likely = f"about {_seconds(self.total.likely)} seconds" if self.rows else "in part"
+        return page(f"forecast: {likely}", parts)
 
-    def _about(self) -> str:
-        return f"from a few points on a shard of {self.rows:,} rows, timed here just now"
+    def _about(self) -> list[str]:
+        """Say where the numbers come from, and what is not among them."""
+        timed = f"from a few points on a shard of {self.rows:,} rows, timed here just now"
+        left_out = f"not in these numbers: {self.left_out}" if self.left_out else ""
+        return [text for text in (timed * bool(self.rows), left_out) if text]
 
     def as_dict(self) -> dict[str, Any]:
         """Put it in terms of JSON: of seconds the least, the likely and the most."""
@@ -123,15 +135,12 @@ def forecast(plan: Plan, shards: Shards | None = None) -> Forecast:
     """Time the model on one shard, and say what a fit will cost.
 
     The shard is the one of median size, where there are shards already; else one is made up, of as
-    many rows and groups, from the sample of rows that the plan was made with.
-
-    Raises
-    ------
-    ValueError
-        If there are crossed effects, whose cost is not known beforehand.
+    many rows and groups, from the sample of rows that the plan was made with. Of a model with
+    crossed effects nothing is timed: what they cost is not known beforehand.
     """
+    workers, threads = capacity(plan.options.resources)
     if plan.model.crossed:
-        raise ValueError("what crossed effects cost is not forecast: fit a tenth of the rows first")
+        return estimated(plan, Rates(0), workers, threads, sharded=shards is not None)
     execution = shards.execution if shards is not None else Execution()
     execution = execution._replace(resources=plan.options.resources)
     data = shards.data[shards.median()] if shards is not None else broadcast(made_up(plan))
@@ -144,7 +153,6 @@ def forecast(plan: Plan, shards: Shards | None = None) -> Forecast:
     question = broadcast(plan.model), u, gradient, values, nuts
     asked = on_worker(execution, _rates, data, *question)
     (found,) = compute([asked], recorded=False)  # times are of this machine, now
-    workers, threads = capacity(plan.options.resources)
     return estimated(plan, found, workers, threads, sharded=shards is not None)
 
 
@@ -187,14 +195,18 @@ def estimated(
     work = _Work(plan, found, plan.n_shards / at_once, at_once)
     # What is compiled by a probe on a real shard need not be compiled again.
     again = 0.0 if sharded else 1.0
-    if not sharded:
+    if not sharded and found.rows:
         seconds["check"] = work.check()
-    seconds |= {
-        "search": work.search(again),
-        "rounds": work.rounds(again),
-        "correction": work.correction(again),
-        "local": work.local(),
-    }
+    seconds |= (
+        {}
+        if not found.rows
+        else {
+            "search": work.search(again),
+            "rounds": work.rounds(again),
+            "correction": work.correction(again),
+            "local": work.local(),
+        }
+    )
     row = _row_bytes(plan)
     rows = plan.survey.rows
     return Forecast(
@@ -205,7 +217,34 @@ def estimated(
         points=work.points(),
         at_once=at_once,
         rows=found.rows,
+        left_out=left_out(plan),
     )
+
+
+def left_out(plan: Plan) -> str:
+    """Say which work no forecast of a plan counts, and how to have it told; empty if all of it."""
+    if plan.model.crossed:
+        size = sum(one.size for one in plan.model.crossed)
+        return (
+            f"the seconds of the {size:,} crossed effects. At each of some hundred values of the "
+            f"other {plan.model.dim_without_crossed} shared parameters their mode is found by "
+            "Newton's method, in steps of which nobody knows the number beforehand, and each step "
+            f"sends a matrix of {size**2 * 8 / _MIB:,.1f} MiB from every shard. A fit of a tenth "
+            "of the rows tells."
+        )
+    if plan.uncorrected_because or plan.method not in ("laplace", "anchored"):
+        return ""
+    if plan.gives_up:
+        return (
+            "NUTS on all rows, which follows if the correction fails; "
+            "plan(..., method='nuts').forecast() says how long that takes."
+        )
+    if plan.n_shards > 1 and plan.method == "laplace":
+        return (
+            "rounds of NUTS on the shards, which follow if the weights of the correction cannot be "
+            "used; plan(..., method='anchored').forecast() says how long these take."
+        )
+    return ""
 
 
 class _Work(NamedTuple):
@@ -259,7 +298,7 @@ class _Work(NamedTuple):
         if plan.uncorrected_because:
             return Seconds(0, 0, 0)
         asked = min(self._sampled, plan.n_shards) / self.at_once
-        d = plan.model.dim
+        d = plan.model.dim_without_crossed
         beside = 2 * (_PROBED + 2 * (4 * d + 1)) + 11 * d
         rim = 8 * self._gradient * self.waves if self._sampled < plan.n_shards else 0.0
         compiling = again * self.found.compile_value
@@ -293,7 +332,7 @@ class _Work(NamedTuple):
         plan = self.plan
         if plan.uncorrected_because:
             return 0, 0
-        options, d = plan.options.correction, plan.model.dim
+        options, d = plan.options.correction, plan.model.dim_without_crossed
         first = max(options.first_points, 10 * d)
         if self._sampled == plan.n_shards:
             return first, first + options.later_points

@@ -15,14 +15,16 @@ _LIGHT += " --dc-band: #f6f8fa; --dc-good: #116329; --dc-bad: #a40e26; --dc-note
 _DARK = "--dc-text: #e6edf3; --dc-soft: #9da7b3; --dc-ground: #111418; --dc-line: #3d444d;"
 _DARK += " --dc-band: #1c2128; --dc-good: #56d364; --dc-bad: #ff8a80; --dc-note: #e3b341;"
 
-# Themes that say which they are come last: a light page on a dark system is light.
+# Themes that say which they are come last: a light page on a dark system is light. The light theme
+# of high contrast bears both names in VS Code.
 _STYLE = f"""
 .dask-consensus {{ {_LIGHT} }}
 @media (prefers-color-scheme: dark) {{ .dask-consensus {{ {_DARK} }} }}
 [data-jp-theme-light="true"] .dask-consensus, body.vscode-light .dask-consensus,
+body.vscode-high-contrast-light .dask-consensus,
 html[theme="light"] .dask-consensus, [data-theme="light"] .dask-consensus {{ {_LIGHT} }}
 [data-jp-theme-light="false"] .dask-consensus, body.vscode-dark .dask-consensus,
-body.vscode-high-contrast .dask-consensus,
+body.vscode-high-contrast:not(.vscode-high-contrast-light) .dask-consensus,
 html[theme="dark"] .dask-consensus, [data-theme="dark"] .dask-consensus {{ {_DARK} }}
 .dask-consensus {{
   color: var(--jp-content-font-color0, var(--vscode-editor-foreground,

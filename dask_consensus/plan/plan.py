@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _SAMPLE = 64  # rows of a partition on which the model is traced
 _LOCAL_ROWS, _MOST_LOCAL_DRAWS = 5_000_000, 256  # rows times draws that cost next to nothing
 _COST = "cost: plan.forecast() times the model, and says how long it takes and what it needs"
+_COST_CROSSED = "cost: plan.forecast() says what it needs, but not how long crossed effects take"
 _DRAWS_A_DIMENSION = 4  # of a round that a correction follows, at least
 _COMBINING = ("anchored", "consensus", "parametric")  # methods that sample several shards
 # So many shared parameters of so few rows each often have a scale of their own, whose funnel
@@ -294,13 +295,17 @@ class Plan:
         parts = [table.text() for table in tables_of(self)]
         for note in self.notes():
             parts.append(textwrap.fill(f"note: {note}", 96, subsequent_indent="  "))
-        parts.append(_COST)
+        parts.append(self._cost)
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
         parts = [table.html() for table in tables_of(self)]
         parts += [paragraph(f"note: {note}", "note") for note in self.notes()]
-        return page(f"plan: {self.summary}", [*parts, paragraph(_COST, "soft")])
+        return page(f"plan: {self.summary}", [*parts, paragraph(self._cost, "soft")])
+
+    @property
+    def _cost(self) -> str:
+        return _COST_CROSSED if self.model.crossed else _COST
 
 
 def make_plan(

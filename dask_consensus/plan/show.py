@@ -58,7 +58,9 @@ def notes_of(plan: Plan) -> list[str]:
     if plan.method == "nuts":
         return notes + _costs(plan)
     notes += [
-        f"{site.name}: {site.prior} prior, {site.note}" for site in plan.model.shared if site.note
+        f"{site.name}: {site.prior} prior, {site.note}"
+        for site in plan.model.shared
+        if site.note and plan.n_shards > 1  # in one shard nothing is tempered
     ]
     if not plan.model.double:
         notes.append(
@@ -272,7 +274,7 @@ def _local(plan: Plan) -> str:
     least, most = plan.looks_for_effects
     draws = f"{plan.local_draws:,} draws of the shared parameters"
     what = f"summary over {draws}" if summary else f"one draw of each group for {draws}"
-    return f"{what}, for each {least:,} to {most:,} looks at every row"
+    return f"{what}, for each {least:,} to {most:,} evaluations of every row"
 
 
 def _arguments(plan: Plan) -> list[list[str]]:

@@ -11,7 +11,7 @@ visits = lung_function(300, seed=1)
 ddf = dd.from_pandas(visits[visits.index % 97 != 0], npartitions=3)
 ddf["Years"] = (7 * ddf["Weeks"] + 5) / 365.25
 ddf["Liters"] = ddf["FVC"] / 1000
-ddf["Sex"] = ddf["Sex"].astype("category").cat.as_known()
+ddf["Sex"] = ddf["Sex"].astype("category")
 names = {"patient": "Patient", "years": "Years", "sex": "Sex", "liters": "Liters"}
 
 
