@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from .correction.state import Correction
 from .plan.plan import Plan
 from .result.clock import Clock
 from .result.verdict import Verdict, evidence_of, judge
+from .warned import warn
 
 Correct = Callable[[Plan, Shards, Guess | None, Combined], Correction | None]
 
@@ -47,7 +47,7 @@ def longer_if_unusable(found: Found, shards: Shards, clock: Clock, correct: Corr
         try:
             longer = combine_longer(plan, shards, guess, combined)
         except SamplingFailed as error:  # there is an answer already
-            warnings.warn(f"no longer rounds: {error}", UserWarning, stacklevel=4)
+            warn(f"no longer rounds: {error}")
             return found
     with clock("correction"):
         again = correct(plan, shards, guess, longer)
@@ -85,7 +85,7 @@ def _chains(found: Found, shards: Shards) -> Found | None:
     try:
         combined = combine(plan, shards, None)
     except SamplingFailed as error:
-        warnings.warn(f"NUTS on all rows: {error}", UserWarning, stacklevel=5)
+        warn(f"NUTS on all rows: {error}")
         return None
     if guess is not None and guess.crossed is not None:
         # Its modes are those of fewer coordinates.

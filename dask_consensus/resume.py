@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import uuid
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 
@@ -24,6 +23,7 @@ from .model.remembered import remember
 from .plan.plan import Plan
 from .result.plain import plain_tree, tree_of
 from .shard_data import Summary
+from .warned import warn
 
 _FILE = "dask_consensus.json"
 # Options that change where and how a fit runs, and nothing of its answer.
@@ -238,11 +238,9 @@ def _opened(store: Store, plan: Plan, begins: str) -> Journal:
         name = str(before["id"])
     else:
         if there is not None:
-            warnings.warn(
+            warn(
                 f"{_FILE} of store {store.url!r} is damaged, so that nothing tells of which fit "
                 "the rest is: all of it is computed again",
-                UserWarning,
-                stacklevel=5,
             )
             store.forget()
         name = uuid.uuid4().hex
@@ -340,11 +338,9 @@ def _refuse(store: Store, told: Sequence[str]) -> None:
 
 def _warn_of_versions(store: Store, then: Fit, now: Fit) -> None:
     if then["versions"] != now["versions"]:
-        warnings.warn(
+        warn(
             f"store {store.url!r} was begun with other packages ({other_versions(then, now)}): "
             "the last digits of the answer may be others than theirs",
-            UserWarning,
-            stacklevel=6,
         )
 
 

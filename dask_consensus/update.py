@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -54,6 +53,7 @@ from .result.reasons import Earlier, Evidence
 from .result.verdict import Verdict, judge, warn_if_bad
 from .resume import check_store, finished_tree, resumed
 from .shard_data import rounded_sizes
+from .warned import warn
 
 _TOO_FEW = {"k-hat", "ess", "sd-error", "tail", "modes", "approximate-error"}
 """Codes of reasons that all rows together would not give."""
@@ -167,11 +167,9 @@ class LazyUpdate:
         verdict = judge(evidence)
         if self.old is not None and _better_together(verdict, earlier):
             why = "; ".join(reason.problem for reason in verdict.reasons)
-            warnings.warn(
+            warn(
                 f"the new rows could not be added to the earlier fit ({why}): all rows are fitted "
                 "together, as they would be without update=",
-                UserWarning,
-                stacklevel=4,
             )
             return self._fit_together(earlier, new)
         warn_if_bad(verdict)

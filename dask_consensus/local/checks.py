@@ -9,7 +9,6 @@ made where they lie, and only sums and histograms travel.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from ..result.recall import recall
 from ..shard.at_draws import Design
 from ..shard.mixtures import RowSite, share_of
 from ..shard.predictive import Replicas, replicate, row_sites
+from ..warned import warn
 from .known import KnownGroups, effects_of
 from .rows import RowReader, reader
 
@@ -92,7 +92,7 @@ def _comparable(sites: tuple[RowSite, ...]) -> tuple[RowSite, ...]:
     )
     if len(hidden) == len(sites):
         raise ValueError(f"{why}. Rows left out can (loo), by their likelihoods")
-    warnings.warn(f"{why}; it is left out", UserWarning, stacklevel=4)
+    warn(f"{why}; it is left out")
     return tuple(site for site in sites if not site.censored)
 
 

@@ -8,7 +8,6 @@ them without its rows.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -37,6 +36,7 @@ from ..shard.predictive import row_sites
 from ..shard.quadrature import Rule
 from ..shard.subsets import few_units, some_groups
 from ..shard_data import ROWS, ShardData
+from ..warned import warn
 from .few_draws import representative
 from .groups import Groups, groups_at
 from .psis import Left, leave_out
@@ -102,11 +102,9 @@ def groups_left_out(
     left, rows, lost = zip(*reports, strict=True)
     share = sum(lost) / len(lost)
     if share > options.verdict.modes_not_found:
-        warnings.warn(
+        warn(
             f"the mode of {share:.1%} of the effects was not found, so that what is said of their "
             "groups, left out, may be wrong",
-            UserWarning,
-            stacklevel=4,
         )
     joined = Left(*map(np.concatenate, zip(*left, strict=True)))
     return LeftGroups(groups, np.concatenate(rows), joined, len(u))
@@ -184,12 +182,10 @@ def _rule(question: _Question, shards: Shards, n_groups: int) -> Rule:
         standard_error = np.std(np.mean(finer, axis=0)) / np.sqrt(n_groups)
         if abs(away.mean()) < _OF_ERROR * standard_error and np.abs(away).max() < _OF_GROUP:
             return rule
-    warnings.warn(
+    warn(
         f"the log likelihood of a group differs by up to {np.abs(away).max():.2g} nats between the "
         f"two finest rules by which its effects are integrated out, and that of all by "
         f"{abs(away.sum()) * n_groups / len(away):.2g}: elpd may be off by as much",
-        UserWarning,
-        stacklevel=5,
     )
     return rules[-1]
 

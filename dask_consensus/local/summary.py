@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +17,7 @@ from ..shard.engine import engine_of
 from ..shard.local_sites import returned
 from ..shard.summaries import STATISTICS, Summary
 from ..shard_data import ShardData
+from ..warned import warn
 from .few_draws import representative
 from .groups import free_name
 from .levels import Level, entry_coords, entry_dims, shrinkage_name
@@ -175,19 +175,15 @@ def checked(
         fewest = min(its.effective for its in of_shards)
         thin, lost = sum(its.thin for its in of_shards), sum(its.lost for its in of_shards)
         if lost / n > plan.options.verdict.modes_not_found:
-            warnings.warn(
+            warn(
                 f"the mode of the effects of {lost / n:.1%} of the groups was not found, so that "
                 "what is said of them may be wrong",
-                UserWarning,
-                stacklevel=5,
             )
         if thin:
-            warnings.warn(
+            warn(
                 f"the effects of {thin:,} of {n:,} groups are far from any distribution that they "
                 f"were looked for in: their statistics rest on as few as {fewest:.0f} effective "
                 f"points; raise local_draws, now {draws}",
-                UserWarning,
-                stacklevel=5,
             )
         efficiency, effective = min(efficiency, least), min(effective, fewest)
         worst_lost = max(worst_lost, lost / n)
@@ -202,11 +198,9 @@ def checked(
 def _warn_of_missing(levels: Sequence[Level], present: set[str]) -> None:
     missing = [s.name for its in levels for s in its.sites if variable_name(s.name) not in present]
     if missing:
-        warnings.warn(
+        warn(
             f"{', '.join(missing)}: left out of the summary, since the value for one group depends "
             "on the effects of groups within it; local='draws' has it",
-            UserWarning,
-            stacklevel=5,
         )
 
 

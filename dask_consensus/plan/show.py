@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +10,7 @@ from ..frame.arrays import Column, Layout, matrices_of
 from ..frame.survey import far_columns
 from ..shard.tiers import tiers
 from ..shard_data import ROWS, Size, padded_sizes
+from ..warned import warn
 from .tables import Table
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def options_without_effect(plan: Plan) -> list[str]:
 def warn_before_sampling(plan: Plan) -> None:
     """Warn of what will cost accuracy or time whatever the draws are."""
     for message in _costs(plan):
-        warnings.warn(message, UserWarning, stacklevel=4)
+        warn(message)
 
 
 def _costs(plan: Plan) -> list[str]:

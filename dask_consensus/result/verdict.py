@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from ..correction.assessment import usable
 from ..correction.state import Correction
 from ..plan.page import page, paragraph
 from ..plan.plan import Plan
+from ..warned import warn
 from .estimates import approximate_error
 from .reasons import SIZE_UNKNOWN, Earlier, Evidence, Reason, reasons_against, sections
 
@@ -104,7 +104,7 @@ def judge(evidence: Evidence) -> Verdict:
 def warn_if_bad(verdict: Verdict) -> None:
     """Warn, once, of a bad verdict."""
     if not verdict.good:
-        warnings.warn(verdict.text, UserWarning, stacklevel=4)
+        warn(verdict.text)
 
 
 def _error(evidence: Evidence) -> np.ndarray:
