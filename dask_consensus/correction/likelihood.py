@@ -349,7 +349,7 @@ class LogPosterior(NamedTuple):
         mean, log_sd = np.where(np.isnan(most), np.inf, error)
         return mean, log_sd
 
-    def _second_opinion(self, points: Array, share: float) -> tuple[Array, Array]:
+    def _second_opinion(self, points: Array, share: float = 1.0) -> tuple[Array, Array]:
         """First-order changes by a rule of another kind, at least and at most: ``(2, d)`` each."""
         # The more groups some speak for, the better must be known what they say.
         effort = max(1.0, self._n_units() / _MANY_UNITS) ** 0.5 * share
