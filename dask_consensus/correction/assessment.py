@@ -155,7 +155,8 @@ def moved_by(changes: Array, points: Array, weights: Array) -> Array:
 class Outskirts(NamedTuple):
     """What lies far out, around the answer: on straight lines, and off them if that was looked at.
 
-    What a polynomial describes has nothing off them; weights that cannot be used say so themselves.
+    Where a polynomial holds, what its points see has no arms off them; a place apart from all of
+    these is for the searches to find. Weights that cannot be used say so themselves.
     """
 
     probes: Probes
