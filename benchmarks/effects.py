@@ -4,7 +4,8 @@
   their correlations, against NumPyro's NUTS on all rows.
 - ``coverage``: how often intervals of effects hold the values that the rows were simulated from,
   for binary, count and Gaussian rows, groups of 1, 3 and 30 of them; and how often those of the
-  exact posterior at the true shared parameters do, on a grid.
+  exact posterior at the true shared parameters do, on a grid. Over many fits, their parameters
+  drawn from the prior: intervals hold by what is drawn there, too.
 - ``stored``: draws of the effects of many groups, written to Zarr by two worker processes: time,
   peaks of memory and size on disk; of no draws (``--stored-draws 0``) their summary.
 
@@ -255,8 +256,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 3, 30], help="rows a group")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--groups", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=24)
+    parser.add_argument("--groups", type=int, default=60)
     parser.add_argument("--draws", type=int, default=500)
     parser.add_argument("--stored-rows", type=int, default=2_000_000)
     parser.add_argument("--stored-draws", type=int, default=500)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,46 +45,46 @@ def _against_nuts(rows: Sequence[Row]) -> str:
 
 
 def _coverage(rows: Sequence[Row]) -> str:
-    cells = {}
+    cells: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         cells.setdefault((row["kind"], row["size"]), []).append(row)
-    summed = []
-    for (kind, size), some in cells.items():
-        groups = sum(row["groups"] for row in some)
-        summed.append(
-            {
-                "kind": kind,
-                "size": size,
-                "groups": groups,
-                "fits": len(some),
-                "good": sum(row["good"] for row in some),
-                "half": sum(row["held"]["50%"] for row in some) / groups,
-                "most": sum(row["held"]["90%"] for row in some) / groups,
-                "exact": sum(row["held_exactly"]["90%"] for row in some) / groups,
-                "exact_half": sum(row["held_exactly"]["50%"] for row in some) / groups,
-                "summary": sum(row["held_summary"] for row in some) / groups,
-                "below": sum(row["below_median"] for row in some) / groups,
-            }
-        )
     columns: Columns = {
         "rows": lambda row: row["kind"],
         "a group": number("size", "d"),
         "groups": number("groups", ","),
-        "of fits (good)": lambda row: f"{row['fits']} ({row['good']})",
-        "in 50% intervals": lambda row: _share(row, "half", 0.5),
-        "of the exact posterior": lambda row: _share(row, "exact_half", 0.5),
-        "in 90% intervals": lambda row: _share(row, "most", 0.9),
-        "of the summary": lambda row: _share(row, "summary", 0.9),
-        "of the exact": lambda row: _share(row, "exact", 0.9),
-        "below its median": lambda row: _share(row, "below", 0.5),
+        "of fits (good)": lambda row: f"{len(row['fits'])} ({row['good']})",
+        "in 50% intervals": lambda row: _share(row, 0.5, lambda fit: fit["held"]["50%"]),
+        "of the exact posterior": lambda row: _share(
+            row, 0.5, lambda fit: fit["held_exactly"]["50%"]
+        ),
+        "in 90% intervals": lambda row: _share(row, 0.9, lambda fit: fit["held"]["90%"]),
+        "of the summary": lambda row: _share(row, 0.9, lambda fit: fit["held_summary"]),
+        "of the exact": lambda row: _share(row, 0.9, lambda fit: fit["held_exactly"]["90%"]),
+        "below its median": lambda row: _share(row, 0.5, lambda fit: fit["below_median"]),
     }
+    summed = [
+        {
+            "kind": kind,
+            "size": size,
+            "groups": sum(fit["groups"] for fit in fits),
+            "good": sum(fit["good"] for fit in fits),
+            "fits": fits,
+        }
+        for (kind, size), fits in cells.items()
+    ]
     return markdown(columns, summed)
 
 
-def _share(row: Row, name: str, expected: float) -> str:
-    """Print a share, and its distance from what is expected in binomial standard errors."""
-    error = np.sqrt(expected * (1 - expected) / row["groups"])
-    return f"{row[name]:.3f} ({(row[name] - expected) / error:+.1f})"
+def _share(row: Row, expected: float, held: Callable[[Row], int]) -> str:
+    """Print a share, and its distance from what is expected in standard errors.
+
+    Groups of a fit share what it says of the population, so errors are of fits, not of groups.
+    """
+    shares = np.array([held(fit) / fit["groups"] for fit in row["fits"]])
+    if len(shares) < 2:
+        return f"{shares.mean():.3f}"
+    error = shares.std(ddof=1) / np.sqrt(len(shares))
+    return f"{shares.mean():.3f} ({(shares.mean() - expected) / error:+.1f})"
 
 
 def _stored(rows: Sequence[Row]) -> str:
