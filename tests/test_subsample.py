@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dask_consensus.local.psis import Left
+from dask_consensus.local.psis import Left, log_mean_exp
 from dask_consensus.local.subsample import Rough, estimate, part, rough
 
 from . import ELPD_LOO, LOO_I, P_LOO, fit, from_pandas
@@ -56,6 +56,32 @@ def test_rough_numbers_are_those_of_the_information_criterion():
     elpd, effective = rough(likely)
     np.testing.assert_allclose(effective, 0.04, rtol=0.2)
     np.testing.assert_allclose(elpd, -1 + 0.02 - 0.04, atol=0.02)
+
+
+def test_arviz_estimates_the_same():
+    pytest.importorskip("arviz_base")
+    from arviz_stats.loo import loo_subsample
+    from xarray import DataArray, Dataset, DataTree
+
+    rng = np.random.default_rng(0)
+    y, mu = rng.standard_t(5, 400), 0.1 * rng.normal(size=(4, 250, 1))
+    likely = -((y - mu) ** 2) / 2 - 0.9 + 0.3 * rng.normal(size=(4, 250, 400))
+    dims = ["chain", "draw", "row"]
+    tree = DataTree.from_dict(
+        {
+            "posterior": Dataset({"mu": DataArray(mu[..., 0], dims=dims[:2])}),
+            "log_likelihood": Dataset({"y": DataArray(likely, dims=dims)}),
+        }
+    )
+    chosen = np.sort(rng.choice(400, 120, replace=False))
+    theirs = loo_subsample(tree, chosen, reff=1.0, pointwise=True)
+    elpd = theirs.elpd_i.values[chosen]  # smoothed by ArviZ, in whose versions that differs
+    flat = likely.reshape(-1, 400)
+    roughly = Rough(log_mean_exp(flat), np.zeros(400))
+    ours = estimate([part(roughly, chosen, Left(elpd, roughly.elpd[chosen], elpd))])
+    assert ours.elpd == pytest.approx(theirs.elpd, rel=1e-9)
+    assert ours.subsampling_se == pytest.approx(theirs.subsampling_se, rel=1e-9)
+    assert ours.se == pytest.approx(theirs.se, rel=1e-9)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,9 @@ off. The sum of the former and the mean of the latter are the difference estimat
 Andersen, Jonasson, Vehtari (2019, "Bayesian leave-one-out cross-validation for large data", PMLR
 97), whose error shrinks with the spread of what the rough numbers leave. These are those of the
 widely applicable information criterion: the log predictive density less the variance of the log
-likelihood (Watanabe 2010, Journal of Machine Learning Research 11).
+likelihood (Watanabe 2010, Journal of Machine Learning Research 11). `arviz_stats.loo_subsample` is
+the same of rows that lie in one array, and tests hold the two together; here a partition says no
+more of its rows than their sums.
 """
 
 from __future__ import annotations
