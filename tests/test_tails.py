@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from dask_consensus.correction.proposals import MixtureProposal, single
-from dask_consensus.correction.tails import probe, reach, tail_log_ratio
+from dask_consensus.correction.tails import probe, reach, tail_log_ratio, without_variance
 
 MEAN, COVARIANCE = np.array([1.0, -2.0]), np.array([[2.0, 0.6], [0.6, 0.5]])
 
@@ -130,3 +131,24 @@ def test_tails_that_are_heavy_together_are_heard(d, df):
 
 def heavy_in_one(z):
     return -np.log1p(z[:, 0] ** 2 / 0.3) - 0.5 * np.sum(z[:, 1:] ** 2, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "none"), [(1.0, True), (2.0, True), (3.0, False), (30.0, False)]
+)
+def test_a_tail_that_falls_too_slowly_has_no_variance(freedom, none):
+    """Student's t has one above two degrees of freedom; the other coordinate is normal."""
+    marginal = scipy.stats.t(freedom)
+
+    def log_density(z):
+        u = MEAN + z @ np.linalg.cholesky(COVARIANCE).T
+        return marginal.logpdf(u[:, 0]) - u[:, 1] ** 2 / 2
+
+    quantiles = marginal.ppf((np.arange(20_000) + 0.5) / 20_000)
+    rng = np.random.default_rng(0)
+    points = np.stack([rng.permutation(quantiles), rng.normal(size=20_000)], axis=1)
+    mean, covariance = points.mean(axis=0), np.diag(points.var(axis=0))
+    probes = probe(Posterior(log_density), mean, covariance)
+    weights = np.full(20_000, 1 / 20_000)
+    found = without_variance(probes, points, weights, mean, covariance)
+    np.testing.assert_array_equal(found, [none, False])

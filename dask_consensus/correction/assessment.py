@@ -22,7 +22,7 @@ from .state import (
     Known,
     SamplingError,
 )
-from .tails import Probes, missed_by, probe, tail_log_ratio
+from .tails import Probes, missed_by, probe, tail_log_ratio, without_variance
 from .weights import Estimate, shrunk_moments, tempered_weights, weigh
 
 TEMPERED_DRAWS_A_DIMENSION = 10.0  # that the next proposal is made from, at least
@@ -217,9 +217,11 @@ def finished(
     if log_posterior.sample is not None:
         # Far out expansions say little, and all that a sample tells is multiplied.
         highest = probes._replace(height=probes.height + _TAIL_ERRORS * probes.error)
-        ratio = tail_log_ratio(highest, state.mixture, weighed.raw)
-        if not (ratio <= settings.limits.tail_log_ratio).all():
+        at_most = tail_log_ratio(highest, state.mixture, weighed.raw)
+        if not (at_most <= settings.limits.tail_log_ratio).all():
             tails = probe(everyone, mean, covariance)
+    ratio = tail_log_ratio(tails, state.mixture, weighed.raw)
+    endless = without_variance(tails, state.points, weighed.weights, mean, covariance)
     missed, marks = -np.inf, None
     if len(settings.landmarks):
         marks = everyone(np.array(settings.landmarks), "probing landmarks")
@@ -244,7 +246,7 @@ def finished(
         log_evidence_error=float(np.hypot(estimate.log_total_error, sampling.log_evidence)),
         modes_not_found=float(weighed.weights @ state.modes_not_found),
         coupling=state.coupling,
-        tail_log_ratio=tail_log_ratio(tails, state.mixture, weighed.raw),
+        tail_log_ratio=np.where(endless, np.inf, ratio),
         landmark_log_ratio=missed,
         discrepancy=_discrepancy(state),
         seconds=time.perf_counter() - began,

@@ -209,7 +209,8 @@ class Correction(NamedTuple):
     coupling : float
         Largest deviation of a shard's Hessian from block-diagonal.
     tail_log_ratio : (d,) array
-        Log of how much larger a weight would be far out along each coordinate than any seen.
+        Log of how much larger a weight would be far out along each coordinate than any seen;
+        infinite of a coordinate that has no variance.
     landmark_log_ratio : float
         The same of the landmarks; minus infinity without any.
     discrepancy : float

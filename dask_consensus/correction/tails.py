@@ -24,6 +24,8 @@ _ASIDE = 0.01  # sds beside a probe at which its neighbours are asked
 _NOISE = 1.0  # by which the log density may bend between them before it is noise
 _WORTH_SPLITTING = 1.3  # a reach below this is noise, or what a t distribution covers anyway
 _LONGEST = 6.0
+_NO_VARIANCE = 3.05 * np.log(2.0)  # fall of a log density over twice the distance
+_COUNTS = 0.05  # share of a variance
 _ON_A_LINE = (
     25  # dimensions up to which points are near a line; beyond, one coordinate is looked at
 )
@@ -162,3 +164,22 @@ def missed_by(
 def tail_log_ratio(probes: Probes, mixture: MixtureProposal, log_weights: Array) -> Array:
     """Log of how much larger weights would be at a probe than any weight seen, by coordinate."""
     return probes.log_weights(mixture).max(axis=0) - log_weights.max()
+
+
+def without_variance(
+    probes: Probes, points: Array, weights: Array, mean: Array, covariance: Array
+) -> npt.NDArray[np.bool_]:
+    """Tell which coordinates have no variance, whatever the points make of it, ``(d,)``.
+
+    Their density falls by no more than the third power of the distance, as far as it was asked,
+    and what lies beyond 4 sds makes up some of the sd.
+    """
+    fall = np.full(probes.height.shape[1], np.inf)
+    for near, far in ((len(_DISTANCES) - 2, len(_DISTANCES) - 1), (-2, -1)):
+        with np.errstate(invalid="ignore"):
+            along = probes.height[near] - probes.height[far]
+        there = np.isfinite(probes.height[far])
+        fall = np.minimum(fall, np.where(there, along, np.inf))
+    away = ((points - mean) / np.sqrt(np.diag(covariance))) ** 2
+    beyond = weights @ np.where(away > _DISTANCES[1] ** 2, away, 0.0)
+    return np.asarray((fall < _NO_VARIANCE) & (beyond > _COUNTS), np.bool_)

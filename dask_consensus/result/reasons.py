@@ -153,7 +153,7 @@ def reasons_against(evidence: Evidence, error: np.ndarray) -> list[Reason]:
     if not evidence.alone:
         checks = [_coupled, *checks]
     if evidence.correction is not None:
-        checks += [_correction_weights, _correction_tails, _correction_integrals]
+        checks += [_no_variance, _correction_weights, _correction_tails, _correction_integrals]
     elif evidence.nuts:
         checks += [_sampling]
     if evidence.earlier is not None:
@@ -283,11 +283,25 @@ def _correction_weights(evidence: Evidence) -> Iterator[Reason]:
         yield Reason("sd-error", error, limits.sd_error, name, problem, more)
 
 
+def _no_variance(evidence: Evidence) -> Iterator[Reason]:
+    correction, limit = evidence.correction, evidence.options.verdict.tail_log_ratio
+    assert correction is not None
+    for name, ratio in zip(evidence.corrected, correction.tail_log_ratio, strict=True):
+        if np.isposinf(ratio):
+            problem = (
+                f"the tail of {name} falls so slowly that it has no variance, and its mean and its "
+                "sd mean nothing, whatever its quantiles are"
+            )
+            yield Reason("tail", ratio, limit, name, problem, "give it a prior with lighter tails")
+
+
 def _correction_tails(evidence: Evidence) -> Iterator[Reason]:
     correction, limit = evidence.correction, evidence.options.verdict.tail_log_ratio
     assert correction is not None
     worst = int(np.argmax(correction.tail_log_ratio))
     name, ratio = evidence.corrected[worst], correction.tail_log_ratio[worst]
+    if np.isposinf(ratio):
+        return  # there is no more to say of it
     if not ratio <= limit:
         problem = (
             f"the posterior has mass far out on {name} that the points do not reach, its tail "
