@@ -15,6 +15,7 @@ import scipy.special
 
 from dask_consensus.combination import mode_search
 from dask_consensus.combination.mode_search import Ended, beyond, merged
+from dask_consensus.combination.redrawn import redrawn
 from dask_consensus.combination.symmetry import images
 from dask_consensus.model.model import precision
 from dask_consensus.shard.descent import descend
@@ -85,6 +86,21 @@ def test_sites_of_one_shape_are_exchanged_and_shares_turned():
     assert (3.0, 4.0, 1.0, 2.0, -5.0) in rows  # two lines, and the share of the first
 
 
+def test_some_sites_of_a_place_are_those_of_a_draw():
+    sites = [SimpleNamespace(size=1), SimpleNamespace(size=3), SimpleNamespace(size=1)]
+    draws = 1.0 + np.arange(40)[:, None] + np.arange(5) / 10
+    points = redrawn(np.zeros(5), draws, sites, np.random.default_rng(0))
+    taken = points != 0
+    of_draw = [np.unique(np.floor(row[row != 0])) for row in points]
+    assert max(map(len, of_draw)) == 1  # one draw
+    np.testing.assert_allclose(points[taken] % 1, (np.arange(5) / 10 + 0 * points)[taken])
+    kinds = {tuple(row) for row in taken.tolist()}
+    whole = [(True, False, False, False, False), (False, True, True, True, False)]
+    assert kinds >= {*whole, (False, False, True, False, False), (True, False, False, False, True)}
+    assert len(np.unique(points[taken])) > 150
+    assert redrawn(np.zeros(1), draws[:, :1], sites[:1], np.random.default_rng(0)).size == 0
+
+
 def test_points_lie_in_and_beyond_the_prior():
     draws = np.random.default_rng(0).normal(size=(256, 3))
     points = beyond(draws, np.random.default_rng(1))
@@ -146,6 +162,23 @@ def test_a_method_that_describes_one_of_two_images_is_not_good():
         fit(table, even, method="anchored")
 
 
+def opinions(y=None):
+    """A prior of two opinions on what rows say nothing of; they know the mean, sixty sds apart."""
+    mu = numpyro.sample("mu", dist.Normal(0, 3))
+    places, widths = jnp.array([[0.0, 0.0], [9.0, -7.0]]), jnp.array([[1.0], [0.3]])
+    shares = dist.Categorical(jnp.array([0.97, 0.03]))
+    about = dist.Normal(places, widths).to_event(1)
+    numpyro.sample("theta", dist.MixtureSameFamily(shares, about))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def test_a_second_opinion_of_a_prior_has_its_share():
+    y = np.random.default_rng(0).normal(1, 1, 400)
+    theta = fit(pd.DataFrame({"y": y}), opinions)["posterior"]["theta"].to_numpy()[0]
+    assert (theta[:, 0] > 6).mean() == pytest.approx(0.03, abs=0.012)
+
+
 def test_exchangeable_components_are_exchanged_in_the_posterior():
     rng = np.random.default_rng(5)
     y = np.concatenate([rng.normal(-2, 1, 150), rng.normal(2, 1, 150)])
@@ -172,10 +205,11 @@ def test_searches_begin_at_finite_points():
     rng = np.random.default_rng(0)
     draws = rng.normal(size=(64, 3))
     draws[5:9, 1] = [np.inf, -np.inf, np.nan, np.inf]
-    points, scale = mode_search._starting_points((rng.normal(size=(64, 3)), draws), seed=0)
+    finite = mode_search._finite(draws)
+    assert finite.shape == (64, 3)
+    points = mode_search._starting_points(rng.normal(size=(64, 3)), finite, seed=0)
     assert np.isfinite(points).all()
     assert points.shape == (192, 3)
-    assert (scale > 0).all()
 
 
 def stores(g, y=None, *, n_g):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.optimize
@@ -20,6 +20,7 @@ from ..shard.quadrature import Rule
 from ..shard.subsets import few_units, some_units
 from ..shard_data import ShardData, Size
 from .ascent import Array, Peak, ascend
+from .redrawn import redrawn
 from .symmetry import images
 
 FAR = float(scipy.stats.norm.isf(1e-6 / 2))  # sds beyond which a mode is another one
@@ -29,13 +30,14 @@ _COMPARABLE = 12.0  # log density by which another mode may be lower and still c
 _ROWS = 512  # of a shard that many points are tried on
 _POLISHED = 12  # peaks of such rows that are looked at on a whole shard, at most
 _VALLEY = 2.0  # fall of the log density half way between two ends that parts them
+_ELSEWHERE = 8  # places beside the best from which rows are searched
 _EVALUATIONS = 200  # of one search of such rows, at most
 _STRETCH = 2.0  # of half the points beyond the prior's bulk, from its median
 _POLISH = 12  # expansions at most to polish a search of one shard
 _SAME = 1e-6  # relative difference of log densities by more than which fewer nodes do not do
 
 
-def comparable(height: float, highest: float, d: int) -> bool:
+def comparable(height: Any, highest: float, d: int) -> Any:
     """Tell whether a mode in `d` dimensions is high enough to count beside the highest."""
     return height >= highest - _COMPARABLE - d
 
@@ -132,7 +134,8 @@ def find_peaks(
     execution, given = shards.execution, broadcast(model)
     median, chosen = shards.median(), searched_shards(shards)
     pieces = [on_worker(execution, few_rows, shards.data[k], model) for k in chosen]
-    points, scale = _starting_points(starts, seed)
+    draws = _finite(starts[1])
+    points, scale = _starting_points(starts[0], draws, seed), spread(draws)
     parts, n_each = np.array_split(points, len(chosen)), -(-n_searches // len(chosen))
     searches = [
         on_worker(execution, search_rows, piece, given, part, scale, n_each)
@@ -148,6 +151,11 @@ def find_peaks(
         heights: Array = compute([on_worker(execution, heights_of, piece, given, points)])[0]
         return heights
 
+    elsewhere = _elsewhere(ended, draws, model, height, seed)
+    if len(elsewhere):
+        piece = pieces[chosen.index(median)]
+        more = on_worker(execution, search_from, piece, given, elsewhere, scale)
+        ended += compute_with_progress([more], execution, "searching", "shard")[0]
     candidates = _candidates(ended, model, height)
     polishing = [
         on_worker(execution, search, shards.data[median], given, end.u, end.sd)
@@ -162,16 +170,51 @@ def searched_shards(shards: Shards) -> list[int]:
     return sorted({0, shards.median(), shards.n - 1})
 
 
-def _starting_points(starts: tuple[Array, Array], seed: int) -> tuple[Array, Array]:
-    """All points that searches may begin from, in random order, and the size of a step."""
-    medians, draws = starts
-    # A draw may lie where its unconstrained value overflows.
+def _finite(draws: Array) -> Array:
+    """Put other draws in the place of those whose unconstrained value overflows."""
     finite = np.isfinite(draws).all(axis=1)
     kept = np.resize(np.flatnonzero(finite), len(draws))
-    draws = draws[kept] if finite.any() else np.zeros_like(draws)
+    return draws[kept] if finite.any() else np.zeros_like(draws)
+
+
+def _starting_points(medians: Array, draws: Array, seed: int) -> Array:
+    """All points that searches may begin from, in random order."""
     rng = np.random.default_rng([seed, 3])
     points = np.concatenate([medians, draws, beyond(draws, rng)])
-    return rng.permutation(points), spread(draws)
+    return rng.permutation(points)
+
+
+def _elsewhere(
+    ended: Sequence[Ended],
+    draws: Array,
+    model: ShardModel,
+    height: Callable[[Array], Array],
+    seed: int,
+) -> Array:
+    """Give places as high as where searches ended, beyond a valley, that differ in a few sites.
+
+    Returns
+    -------
+    (n, d) array
+        The highest of them, and some of all.
+    """
+    end = max(ended, key=lambda end: end.height)
+    best, rng = end.u, np.random.default_rng([seed, 7])
+    others = redrawn(best, draws, model.shared, rng)
+    others = others[[_far(u - best, end.sd, end.sd) for u in others]]
+    if not len(others):
+        return others
+    top, *rest = height(np.concatenate([best[None], others]))
+    heights = np.array(rest)
+    high = comparable(heights, float(top), len(best))
+    others, heights = others[high], heights[high]
+    if not len(others):
+        return others
+    beyond = np.minimum(heights, top) - height((others + best) / 2) > _VALLEY
+    others, heights = others[beyond], heights[beyond]
+    order = np.argsort(-heights, kind="stable")
+    some = rng.permutation(order[_ELSEWHERE // 2 :])[: _ELSEWHERE // 2]
+    return others[np.concatenate([order[: _ELSEWHERE // 2], some])]
 
 
 def _candidates(
@@ -312,9 +355,14 @@ def search_rows(
     begins = [k for k in begins if np.isfinite(heights[k])]
     if not begins:
         return []
-    engine, first = engine_of(model), points[begins[:1]]
-    n_nodes = _search_nodes(engine, lambda n: float(_heights(data, model, first, n)[0]))
-    descents = engine.descents(data, points[begins], scale, _EVALUATIONS, n_nodes)
+    return search_from(data, model, points[begins], scale)
+
+
+def search_from(data: ShardData, model: ShardModel, begins: Array, scale: Array) -> list[Ended]:
+    """Search some rows from each of ``(n, d)`` points: where each search ended."""
+    engine = engine_of(model)
+    n_nodes = _search_nodes(engine, lambda n: float(_heights(data, model, begins[:1], n)[0]))
+    descents = engine.descents(data, begins, scale, _EVALUATIONS, n_nodes)
     sds = np.sqrt(np.maximum(descents.variance, np.finfo(float).tiny))
     return [
         Ended(u, float(height), sd)

@@ -173,16 +173,27 @@ def needle_rows(rng: np.random.Generator) -> pd.DataFrame:
 
 def _needle_moments(frame: pd.DataFrame) -> Moments:
     x, y = frame[names(5)].to_numpy(), frame["y"].to_numpy()
+    kinds = [(np.zeros(5), scale**2 * np.eye(5), 0.5) for scale in (NEEDLE, 1.0)]
+    mean, sd = _of_two_kinds(x, y, kinds)
+    return {f"beta[{i}]": (mean[i], sd[i]) for i in range(5)}
+
+
+def _of_two_kinds(
+    x: np.ndarray, y: np.ndarray, kinds: list[tuple[np.ndarray, np.ndarray, float]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means and sds of a regression, sd 1, whose prior mixes normal distributions."""
     parts = []
-    for scale in (NEEDLE, 1.0):
-        covariance = np.linalg.inv(x.T @ x + np.eye(5) / scale**2)
-        mean = covariance @ x.T @ y
-        height = np.linalg.slogdet(covariance)[1] / 2 - 5 * np.log(scale) + y @ x @ mean / 2
-        parts.append((height, mean, np.diag(covariance) + mean**2))
+    for center, prior, share in kinds:
+        covariance = np.linalg.inv(x.T @ x + np.linalg.inv(prior))
+        left = y - x @ center
+        mean = covariance @ x.T @ left
+        height = np.log(share) + np.linalg.slogdet(covariance)[1] / 2 - left @ left / 2
+        height += left @ x @ mean / 2 - np.linalg.slogdet(prior)[1] / 2
+        parts.append((height, center + mean, np.diag(covariance) + (center + mean) ** 2))
     heights, means, squares = map(np.array, zip(*parts, strict=True))
     weights = np.exp(heights - heights.max())
     mean, square = (weights @ each / weights.sum() for each in (means, squares))
-    return {f"beta[{i}]": (mean[i], np.sqrt(square[i] - mean[i] ** 2)) for i in range(5)}
+    return mean, np.sqrt(square - mean**2)
 
 
 @trial("needle", draw=needle_rows, exact=_needle_moments, truths=SEVERAL, notable=True)
@@ -194,3 +205,37 @@ def needle(y=None, **columns):
     beta = numpyro.sample("beta", either)
     with numpyro.plate("rows", len(y)):
         numpyro.sample("obs", dist.Normal(stacked(columns) @ beta, 1.0), obs=y)
+
+
+# A second opinion that a prior holds of what rows hardly know
+
+OPINIONS = (
+    (np.zeros(2), np.array([1.0, 1.0]), 0.97),
+    (np.array([8.0, -9.0]), np.array([0.4, 2.0]), 0.03),
+)
+
+
+def doubted_rows(rng: np.random.Generator) -> pd.DataFrame:
+    x = rng.normal(size=(800, 2)) * 0.005
+    return pd.DataFrame(x, columns=names(2)).assign(y=rng.normal(1.5, 1.0, 800))
+
+
+def _doubted_moments(frame: pd.DataFrame) -> Moments:
+    x, y = frame[names(2)].to_numpy(), frame["y"].to_numpy()
+    kinds = [
+        (np.array([0.0, *center]), np.diag([25.0, *width**2]), share)
+        for center, width, share in OPINIONS
+    ]
+    mean, sd = _of_two_kinds(np.column_stack([np.ones(len(y)), x]), y, kinds)
+    return {name: (mean[i], sd[i]) for i, name in enumerate(["alpha", "beta[0]", "beta[1]"])}
+
+
+@trial("opinions", draw=doubted_rows, exact=_doubted_moments, truths=SEVERAL, notable=True)
+@takes([*names(2), "y"])
+def opinions(y=None, **columns):
+    alpha = numpyro.sample("alpha", dist.Normal(0.0, 5.0))
+    centers, widths, shares = (jnp.array(part) for part in zip(*OPINIONS, strict=True))
+    about = dist.Normal(centers, widths).to_event(1)
+    beta = numpyro.sample("beta", dist.MixtureSameFamily(dist.Categorical(probs=shares), about))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("obs", dist.Normal(alpha + stacked(columns) @ beta, 1.0), obs=y)
