@@ -7,7 +7,13 @@ import pytest
 import scipy.stats
 
 from dask_consensus.correction.proposals import MixtureProposal, single
-from dask_consensus.correction.tails import probe, reach, tail_log_ratio, without_variance
+from dask_consensus.correction.tails import (
+    probe,
+    reach,
+    tail_log_ratio,
+    unreached,
+    without_variance,
+)
 
 MEAN, COVARIANCE = np.array([1.0, -2.0]), np.array([[2.0, 0.6], [0.6, 0.5]])
 
@@ -152,3 +158,29 @@ def test_a_tail_that_falls_too_slowly_has_no_variance(freedom, none):
     weights = np.full(20_000, 1 / 20_000)
     found = without_variance(probes, points, weights, mean, covariance)
     np.testing.assert_array_equal(found, [none, False])
+
+
+def long_below(z):
+    """An exponential tail on one side, where the logs of sds that may be zero have one."""
+    return np.where(z[:, 0] > 0, -(z[:, 0] ** 2) / 2, z[:, 0] / 3) - z[:, 1] ** 2 / 2
+
+
+def test_points_around_a_probe_reach_what_it_saw():
+    posterior = Posterior(long_below)
+    mixture = MixtureProposal().and_from(single(MEAN, 1.5 * COVARIANCE), 512)
+    points = mixture.draw(512, (0, 0))
+    probes = probe(posterior, MEAN, COVARIANCE)
+    limit = 2.0
+    for turn in (1, 2, 3):
+        raw = posterior(points, "points").log_density - mixture.log_density(points)
+        places = unreached(probes, mixture, raw, MEAN, COVARIANCE, limit)
+        over = tail_log_ratio(probes, mixture, raw).max() > limit
+        assert bool(places.proposals) == over
+        if not over:
+            break
+        mixture = mixture.and_from(places, 512)
+        points = np.concatenate([points, places.draw(512, (0, turn))])
+    assert 1 < turn < 3  # there was something, and one turn saw it
+    # Each is as far below as the probe, and reaches about half of the way to the mean.
+    centers = np.concatenate([place.centers for place in mixture.proposals[1].proposals])
+    assert (centers[:, 0] < MEAN[0]).all()

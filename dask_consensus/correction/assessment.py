@@ -10,7 +10,7 @@ import numpy as np
 
 from ..combination.gaussian import square_root
 from .emulator import fit as emulate
-from .far import Beyond, beyond, level_sides
+from .far import MOST_DIMENSIONS, Beyond, beyond, level_sides
 from .likelihood import Evaluated, LogPosterior
 from .peaks import refitted
 from .proposals import Array, MixtureProposal
@@ -22,7 +22,7 @@ from .state import (
     Known,
     SamplingError,
 )
-from .tails import Probes, missed_by, probe, tail_log_ratio, without_variance
+from .tails import Probes, missed_by, probe, tail_log_ratio, unreached, without_variance
 from .weights import Estimate, shrunk_moments, tempered_weights, weigh
 
 TEMPERED_DRAWS_A_DIMENSION = 10.0  # that the next proposal is made from, at least
@@ -161,11 +161,14 @@ class Outskirts(NamedTuple):
 
     probes: Probes
     far: Beyond | None
+    unreached: MixtureProposal
 
     @property
     def missed(self) -> MixtureProposal | None:
         """What to draw from, to see mass that no point has; None where none is known."""
-        return self.far.places if self.far is not None and self.far.places.proposals else None
+        off = () if self.far is None else self.far.places.proposals
+        places = (*self.unreached.proposals, *off)
+        return MixtureProposal(places, (1,) * len(places)) if places else None
 
 
 def outskirts_of(
@@ -174,16 +177,21 @@ def outskirts_of(
     """Look far out around the answer."""
     assert state.assessment is not None
     weighed, estimate, emulator_error, probes, *_ = state.assessment
+    moments = _moments(settings, estimate)
     if probes is None or not np.isfinite(emulator_error):
-        probes = probe(log_posterior, *_moments(settings, estimate))
-    if np.isfinite(emulator_error) or not weighed.k_hat < USABLE_K_HAT:
-        return Outskirts(probes, None)
+        probes = probe(log_posterior, *moments)
+    along, telling = MixtureProposal(), weighed.k_hat < USABLE_K_HAT
+    if telling and len(settings.mean) <= MOST_DIMENSIONS:
+        limit = settings.limits.tail_log_ratio
+        along = unreached(probes, state.mixture, weighed.raw, *moments, limit)
+    if np.isfinite(emulator_error) or not telling:
+        return Outskirts(probes, None, along)
     everyone = log_posterior._replace(sample=None)
 
     def ask(points: Array) -> Array:
         return everyone(points, "far out").log_density
 
-    return Outskirts(probes, beyond(ask, estimate, level_sides(probes.height)))
+    return Outskirts(probes, beyond(ask, estimate, level_sides(probes.height)), along)
 
 
 def _moments(settings: CorrectionSettings, estimate: Estimate) -> tuple[Array, Array]:
@@ -212,7 +220,7 @@ def finished(
         center, shape, _ = max(peaks, key=lambda peak: peak.height)
     around = log_posterior._replace(center=center)
     integration_error, integration_sd_error = around.integration_error(axes_of(shape))
-    probes, far = outskirts
+    probes, far, _ = outskirts
     everyone, tails = log_posterior._replace(sample=None), probes
     if log_posterior.sample is not None:
         # Far out expansions say little, and all that a sample tells is multiplied.

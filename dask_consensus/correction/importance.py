@@ -47,6 +47,7 @@ _SHAPED_UP_TO = 8  # dimensions in which a mixture can follow a shape that one t
 _FIRST_WIDER = 0.5  # how much wider the first proposal's covariance is than the combination's
 _LATER_WIDER = 0.15  # and the later ones' than that of the weighted points
 _PATIENCE = 5  # iterations after which what the verdict asks is enough
+_TURNS = 5  # iterations at most that are drawn far out
 _WIDER_IN_MANY = 1.5  # over sqrt(d), at most: of exp(-d x^2 / 2) points all the others are lost
 
 
@@ -93,7 +94,8 @@ def _reaching_far(
 ) -> tuple[CorrectionState, Outskirts]:
     """Draw points where mass lies far out that none has seen, as long as there is some."""
     outskirts = outskirts_of(settings, log_posterior, state)
-    while outskirts.missed and state.iterations < settings.options.iterations:
+    most = min(settings.options.iterations, state.iterations + _TURNS)
+    while outskirts.missed and state.iterations < most:
         state = step(settings, log_posterior, state, outskirts.missed)
         outskirts = outskirts_of(settings, log_posterior, state)
     return state, outskirts

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .emulator import Emulator
 from .likelihood import LogPosterior
-from .proposals import Array, MixtureProposal, Proposal
+from .proposals import Array, MixtureProposal, Proposal, single
 
 _DISTANCES = (2.0, 4.0, 8.0, 16.0, 32.0)  # sds
 _STEPS = np.concatenate([-np.array(_DISTANCES), [0.0], _DISTANCES])
@@ -164,6 +164,29 @@ def missed_by(
 def tail_log_ratio(probes: Probes, mixture: MixtureProposal, log_weights: Array) -> Array:
     """Log of how much larger weights would be at a probe than any weight seen, by coordinate."""
     return probes.log_weights(mixture).max(axis=0) - log_weights.max()
+
+
+def unreached(
+    probes: Probes,
+    mixture: MixtureProposal,
+    log_weights: Array,
+    mean: Array,
+    covariance: Array,
+    limit: float,
+) -> MixtureProposal:
+    """Propose from around the probes where a weight would be larger than any seen, by `limit`.
+
+    As wide along the coordinate that leads as a probe stands for, and twice as wide as the
+    covariance in the others; of no proposals where there is no such probe.
+    """
+    over = probes.log_weights(mixture) - log_weights.max() > limit
+    places = MixtureProposal()
+    for step, j in np.argwhere(over):
+        line = covariance[:, j] / np.sqrt(covariance[j, j])
+        width = np.abs(_STEPS[step]) / 2
+        shape = 2 * (covariance - np.outer(line, line)) + width**2 * np.outer(line, line)
+        places = places.and_from(single(mean + _STEPS[step] * line, shape), 1)
+    return places
 
 
 def without_variance(
