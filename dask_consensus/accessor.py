@@ -598,7 +598,7 @@ class ConsensusAccessor:
             if value is not None:
                 raise ValueError(
                     f"{name}= is for models: it follows from the formula {text!r}, whose groups "
-                    "are the keys"
+                    "are the keys, as store is in 'y ~ x + (1 | store)'"
                 )
         from .formula.lazy import LazyFormula
         from .update import update_of

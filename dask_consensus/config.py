@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import operator
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -206,7 +208,10 @@ class Options:
         """Fill in what was left out, and read everything else from Dask's configuration."""
         _check_known(options)
         _check_keys(dask.config.get("consensus"), _DEFAULTS | dict.fromkeys(map(_key, _UNSET)))
-        values = {**_UNSET, **options}
+        values: dict[str, Any] = {**_UNSET, **options}
+        _check_whole("seed", values["seed"], 0)  # before it is compared: a key of JAX cannot be
+        if isinstance(values["store"], os.PathLike):
+            values["store"] = os.fspath(values["store"])
         given = tuple(name for name, value in options.items() if value != _UNSET[name])
         local = LocalOptions.configured("local")
         for name, value in values.items():
@@ -289,6 +294,15 @@ _MAY_BE_NONE = ("local", "local_draws", "store")
 
 # Of `fit`, beside its options.
 _ARGUMENTS = ("by", "columns", "progress", "compute")
+# What others call some of them.
+_ELSEWHERE = (
+    dict.fromkeys(("group", "groups", "groupby", "key", "keys", "on"), "by")
+    | dict.fromkeys(("rng_key", "rng", "random_seed", "random_state"), "seed")
+    | dict.fromkeys(("npartitions", "shards"), "n_shards")
+    | dict.fromkeys(("tune", "warmup"), "num_warmup")
+    | dict.fromkeys(("draws", "samples"), "num_samples")
+    | dict.fromkeys(("mapping", "names"), "columns")
+)
 _UNCONFIGURED = [name for name, value in _UNSET.items() if value is not None]
 
 
@@ -300,7 +314,8 @@ def _check_known(options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in _UNSET:
             similar = difflib.get_close_matches(name, [*_UNSET, *_ARGUMENTS], n=1)
-            hint = f"; did you mean {similar[0]!r}?" if similar else "."
+            meant = _ELSEWHERE.get(name) or (similar[0] if similar else "")
+            hint = f"; did you mean {meant!r}?" if meant else "."
             raise TypeError(
                 f"{name!r} is no option of a fit{hint} The options are {', '.join(_UNSET)}"
             )
@@ -346,7 +361,11 @@ def _check_resources(resources: object) -> None:
 
 
 def _check_whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value.__index__() < least:
+    if number < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")

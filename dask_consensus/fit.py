@@ -37,7 +37,7 @@ from .local.effects import check_memory, local_effects
 from .plan.coupling import around, near_zero, with_coupling
 from .plan.forecast import Forecast, forecast, sharding
 from .plan.plan import Plan, make_plan
-from .plan.show import warn_before_sampling
+from .plan.show import not_run, warn_before_sampling
 from .plan.undefined import check_defined
 from .plan.workers import check_on_workers
 from .result.clock import Clock
@@ -48,7 +48,7 @@ from .shard import device
 from .shard_data import Shard, Size, padded_sizes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LazyFit:
     """A fit that has run nothing yet; what ``fit(..., compute=False)`` returns.
 
@@ -71,6 +71,9 @@ class LazyFit:
     options: Options
     progress: bool | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return not_run(self, getattr(self.model, "__name__", repr(self.model)))
 
     def plan(self) -> Plan:
         """Read the model and count the rows; sample nothing."""

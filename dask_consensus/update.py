@@ -43,12 +43,13 @@ from .local.rows import columns_fed, key_columns
 from .plan.added import PlannedUpdate
 from .plan.coupling import around, near_zero, with_coupling
 from .plan.plan import Plan, make_plan
-from .plan.show import warn_before_sampling
+from .plan.show import not_run, warn_before_sampling
 from .plan.undefined import check_defined
 from .plan.workers import check_on_workers
 from .result.clock import Clock
 from .result.datatree import result
 from .result.earlier import EarlierFit, check_same_model, earlier_fit, name_of
+from .result.names import coordinate_labels
 from .result.reasons import Earlier, Evidence
 from .result.verdict import Verdict, judge, warn_if_bad
 from .resume import check_store, finished_tree, resumed
@@ -59,7 +60,7 @@ _TOO_FEW = {"k-hat", "ess", "sd-error", "tail", "modes", "approximate-error"}
 """Codes of reasons that all rows together would not give."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LazyUpdate:
     """An update that has run nothing yet; what ``fit(..., update=tree, compute=False)`` returns.
 
@@ -88,6 +89,9 @@ class LazyUpdate:
     tree: xr.DataTree
     old: dd.DataFrame | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return not_run(self, getattr(self.model, "__name__", repr(self.model)))
 
     def plan(self) -> PlannedUpdate:
         """Read the model and count the new rows; sample nothing."""
@@ -392,7 +396,7 @@ def _evidence(
     combined = grown.combined
     sd = np.sqrt(np.diag(combined.covariance))
     return Evidence(
-        names=plan.model.coordinate_names(),
+        names=coordinate_labels(plan.model, plan.labels),
         options=plan.options,
         combined=combined,
         correction=correction,

@@ -181,12 +181,29 @@ def same(frame: dd.DataFrame) -> dd.DataFrame:
         (lambda Since: 0, None, None, same, r"'Since'.*timedelta64.*\.dt\.total_seconds\(\)"),
         (lambda Wave: 0, None, None, same, r"'Wave'.*complex128"),
         (lambda patient, n_patient, FVC: 0, {"patient": "Weeks"}, None, same,
-         r"'n_patient' .* number of groups of 'patient', but column 'Weeks' is neither in by="),
+         r"'n_patient' .* number of groups of 'patient', but column 'Weeks' is neither in by=.* "
+         r"If its values are the groups, pass by='Weeks'"),
+        (lambda fvc: 0, {"FVC": "fvc"}, None, same,
+         r"no argument of the model \(it says which .* argument: columns=\{'fvc': 'FVC'\}\)"),
+        (lambda weeks, FVC: 0, {"week": "Weeks"}, None, same, r"\(did you mean 'weeks'\?\)"),
+        (lambda Patient, FVC, num_patients: 0, None, "Patient", same,
+         r"'num_patients' .* \(a number of groups, or of categories, is called n_Patient\)"),
+        (lambda Note: 0, None, None, same, r"of two values a boolean .* ddf\['Note'\] == <one"),
     ],
 )  # fmt: skip
 def test_bad_arguments(visits, model, columns, by, change, message):
     with pytest.raises(ValueError, match=message), raise_if_dask_computes():
         bind(change(visits), model, by, columns)
+
+
+@pytest.mark.parametrize("what", ["by", "columns"])
+def test_a_column_itself_is_told_that_its_name_is_meant(visits, what):
+    given = {"by": None, "columns": {}} | (
+        {"by": visits["Patient"]} if what == "by" else {"columns": {"x": visits["FVC"]}}
+    )
+    message = r"expected the name of a column, got a Series; pass its name: '(Patient|FVC)'"
+    with pytest.raises(TypeError, match=message), raise_if_dask_computes():
+        bind(visits, lambda x=None: 0, **given)
 
 
 def test_columns_of_several_levels():

@@ -21,7 +21,15 @@ from .test_fit import means
 
 @pytest.mark.parametrize(
     ("wrong", "right"),
-    [("num_warm_up", "num_warmup"), ("n_shard", "n_shards"), ("methods", "method")],
+    [
+        *(("num_warm_up", "num_warmup"), ("n_shard", "n_shards"), ("methods", "method")),
+        *(
+            ("group", "by"),
+            ("rng_key", "seed"),
+            ("npartitions", "n_shards"),
+            ("tune", "num_warmup"),
+        ),
+    ],
 )
 def test_an_unknown_option_is_told_what_it_may_have_meant(wrong, right):
     with pytest.raises(TypeError, match=f"'{wrong}' is no option of a fit; did you mean '{right}'"):
@@ -31,6 +39,19 @@ def test_an_unknown_option_is_told_what_it_may_have_meant(wrong, right):
 def test_an_option_like_no_other_is_told_which_there_are():
     with pytest.raises(TypeError, match=r"'zzz' is no option of a fit.*\bmethod, n_shards,"):
         Options.frozen(zzz=1)
+
+
+@pytest.mark.parametrize("seed", ["key", "old key", "text"])
+def test_a_seed_is_a_number(seed):
+    import jax
+
+    made = {"key": jax.random.key, "old key": jax.random.PRNGKey, "text": str}[seed](0)
+    with pytest.raises(TypeError, match="seed must be a whole number, got"):
+        Options.frozen(seed=made)
+
+
+def test_a_store_may_be_a_path(tmp_path):
+    assert Options.frozen(store=tmp_path).store == str(tmp_path)
 
 
 def test_given_is_what_differs_from_a_default():

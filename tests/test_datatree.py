@@ -122,7 +122,7 @@ def test_shards_are_diagnosed(tree):
         "log_sigma",
         "share[0]",
         "share[1]",
-        "beta[0]",
+        "beta[current]",
     ]
     assert (shards["ess"] > 0).all()
     assert (shards["accept_prob"] > 0.5).all()

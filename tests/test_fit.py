@@ -196,6 +196,8 @@ def test_lazy():
     ddf = from_pandas(frame())
     with raise_if_dask_computes():
         lazy = fit(ddf, never, by="county", n_shards=2, compute=False)
+    told = "<LazyFit of never: nothing has run; .plan() says what it would do, .compute() runs it>"
+    assert repr(lazy) == told
     with raise_if_dask_computes(), pytest.raises(RuntimeError, match="Dask computed"):
         ddf.consensus.plan(never)
     with pytest.raises(AssertionError, match="traced"):

@@ -297,6 +297,11 @@ def test_dtypes_of_files_are_accidents(dtype):
         ("y ~ X", {}, r"no column 'X' \(a term\) \(did you mean 'x'\?\)"),
         ("Y ~ x", {}, r"no column 'Y' \(a response\) \(did you mean 'y'\?\)"),
         ("y ~ x + (1 | shop)", {}, "no column 'shop'"),
+        (
+            "y ~ day.dt.month",
+            {},
+            r"calls no methods\. Make a column .* = ddf\.day\.dt",
+        ),
         ("~ x", {}, "cannot be read"),
         ("x", {}, "has no response"),
         ("", {}, "is empty"),

@@ -6,6 +6,7 @@ import numpy as np
 import numpyro
 import pytest
 from numpyro.handlers import reparam, scope, seed
+from numpyro.infer import MCMC, NUTS
 
 from dask_consensus.plan.function import parameters_of
 
@@ -64,6 +65,10 @@ def test_what_runs_is_a_model(given):
     ("given", "message"),
     [
         (3, r"must be a function with NumPyro primitives, got 3"),
+        (
+            MCMC(NUTS(model), num_warmup=1, num_samples=1),
+            r"pass the function that it samples",
+        ),
         (lambda weeks, /: 0, r"argument 'weeks' .* positional-only.*remove the '/'"),
         (Model, r"model 'Model' is a class.*an instance whose __call__ is the model"),
         (functools.partial(Model, fvc=1), r"model 'Model' is a class"),

@@ -7,6 +7,8 @@ import numpyro.distributions as dist
 import pandas as pd
 import pytest
 
+from dask_consensus.result.names import coordinate_labels
+
 from . import from_pandas, plan
 from .models import frame, normal_rows
 
@@ -66,6 +68,18 @@ def test_axes_that_bear_labels(model, expected):
     made = plan(from_pandas(frame()), model, by="county", columns=COLUMNS)
     assert made.model.labelled == expected
     assert made.labels == {"X": ("x", "z", "share"), "smoking": ("current", "ex", "never")}
+
+
+def test_coordinates_bear_labels():
+    """Entries that have none bear their numbers; a vector on the simplex is another one inside."""
+    made = plan(from_pandas(frame()), sizes_from_data, by="county", columns=COLUMNS)
+    names = coordinate_labels(made.model, made.labels)
+    assert len(names) == made.model.dim == len(made.model.coordinate_names())
+    assert names[:4] == ["share[0]", "share[1]", "table[0, x, current]", "table[0, x, ex]"]
+    assert {"z[x]", "contrasts[1]", "three[2]"} < set(names)
+    # Labels that read alike tell no coordinates apart.
+    alike = coordinate_labels(made.model, made.labels | {"X": ("x", "x", "z")})
+    assert alike == made.model.coordinate_names()
 
 
 def test_the_only_column_is_told_from_what_it_does_not_feed():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import dask.dataframe as dd
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 import xarray as xr
 
-import dask_consensus  # noqa: F401
+import dask_consensus
 
 from . import fit, from_pandas
 
@@ -62,6 +63,12 @@ def test_names_of_columns_and_categories_label_the_result(tree):
     posterior = tree["posterior"].to_dataset()
     assert posterior["beta_dim_0"].values.tolist() == NAMES
     assert posterior["sexes"].values.tolist() == ["f", "m"]
+    # The verdict, its numbers and the table of parameters speak of the same names.
+    names = ["level[f]", "level[m]", *(f"beta[{name}]" for name in NAMES)]
+    assert list(json.loads(tree.attrs["accuracy"])) == names
+    assert any(f"(on {name})" in tree.attrs["verdict"] for name in names)
+    assert tree["correction"]["coordinate"].values.tolist() == names
+    assert [row[0] for row in dask_consensus.summary(tree).parameters] == sorted(names)
     # Least squares, all but: the prior moves it by less than its Monte Carlo error.
     rows = table()
     rows = rows[rows.index % 40 > 0]

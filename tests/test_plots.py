@@ -17,8 +17,7 @@ from . import from_pandas
 
 to_rgb = pytest.importorskip("matplotlib.colors").to_rgb
 
-NAMES = ["mu", "tau", "beta[0]"]
-TITLES = ["mu", "tau", "beta[age]"]
+NAMES = TITLES = ["mu", "tau", "beta[age]"]
 D, SHARDS, ROUNDS, POINTS = len(NAMES), 5, 4, 256
 DRAWN = (plots.subposteriors, plots.rounds)
 
@@ -74,7 +73,10 @@ def tree(
         )
     made = xr.DataTree.from_dict(groups)
     supports = {"mu": "real", "tau": "positive", "beta": "real"}
-    latents = [{"name": name, "support": support} for name, support in supports.items()]
+    latents = [
+        {"name": name, "support": support, "level": None, "unconstrained": [1] * (name == "beta")}
+        for name, support in supports.items()
+    ]
     made.attrs["model"] = json.dumps({"latents": latents})
     made.attrs["profile"] = json.dumps({"plan": 1.0, "rounds": 3.0, "compile": 0.5})
     return made
@@ -290,7 +292,7 @@ def test_a_reference_with_other_parameters_is_an_error(draw):
     renamed = other["rounds"].to_dataset().assign_coords(coordinate=["mu", "tau", "x"])
     other["rounds"] = xr.DataTree(renamed)
     with pytest.raises(
-        ValueError, match=r"reference has parameters mu, tau, x, .* mu, tau, beta\[0\]"
+        ValueError, match=r"reference has parameters mu, tau, x, .* mu, tau, beta\[age\]"
     ):
         draw(tree(), other)
 
@@ -369,7 +371,8 @@ def scaled(prior: Any, shape: tuple[int, ...] = ()) -> tuple[xr.DataTree, Any]:
         "rounds": xr.Dataset(rounds, {"coordinate": names}),
     }
     made = xr.DataTree.from_dict(groups)
-    latent = {"name": "x", "support": _support_name(prior.support)}
+    latent = {"name": "x", "support": _support_name(prior.support), "level": None}
+    latent["unconstrained"] = u.shape[2:]
     made.attrs["model"] = json.dumps({"latents": [latent]})
     return made, transform
 
@@ -413,7 +416,7 @@ def test_what_has_no_scale_of_its_own_says_that_it_is_unconstrained():
 def test_unconstrained_numbers_stand_under_names_that_say_so(draw):
     one = tree()
     figure = draw(one, constrained=False)
-    assert titles(figure)[:D] == ["mu", "log tau", "beta[0]"]
+    assert titles(figure)[:D] == ["mu", "log tau", "beta[age]"]
     label = "shard" if draw is plots.subposteriors else "combination"
     points = lines(panels(figure)[1])[label]
     found = points.get_xdata() if label == "shard" else points.get_ydata()

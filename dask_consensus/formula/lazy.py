@@ -12,6 +12,7 @@ from ..cluster.client import followed
 from ..config import Options
 from ..fit import LazyFit, working_with
 from ..plan.plan import Plan
+from ..plan.show import not_run
 from ..update import LazyUpdate
 from .formula import Formula, from_written, translate
 from .terms import FormulaError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _ATTRIBUTE = "formula"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LazyFormula:
     """A fit of a formula that has run nothing yet; what ``fit(..., compute=False)`` returns.
 
@@ -48,6 +49,9 @@ class LazyFormula:
     options: Options
     progress: bool | None = None
     update: tuple[xr.DataTree, dd.DataFrame | None] | None = None
+
+    def __repr__(self) -> str:
+        return not_run(self, repr(self.text))
 
     def plan(self) -> Plan | PlannedUpdate:
         """Look at the data, write the model, read it, and count the rows; sample nothing."""

@@ -177,10 +177,13 @@ def check_columns(
     response = terms.response_columns if with_response else ()
     for name in (*response, *terms.columns):
         if name not in available:
-            what = "response" if name in response else "term"
+            what, (column, *_) = "response" if name in response else "term", name.split(".")
+            meant = similar(name, available)
+            if column in available:
+                meant = f": it calls no methods. Make a column first, ddf['name'] = ddf.{name}"
             raise FormulaError(
-                f"formula {terms.text!r}: the frame has no column {name!r} (a {what})"
-                f"{similar(name, available)}; its columns are {', '.join(map(str, available))}"
+                f"formula {terms.text!r}: the frame has no column {name!r} (a {what}){meant}; its "
+                f"columns are {', '.join(map(str, available))}"
             )
 
 

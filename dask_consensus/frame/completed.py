@@ -119,7 +119,8 @@ def text_remedy(name: Hashable) -> str:
     """Say what to do about a column of text."""
     return (
         f"Make it a categorical (ddf[{name!r}] = ddf[{name!r}].astype('category')), whose codes "
-        "the model receives, or name it in by= if it is the group."
+        "the model receives, or name it in by= if it is the group; of two values a boolean will "
+        f"do, ddf[{name!r}] == <one of them>."
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import dask.dataframe as dd
+import numpy as np
 import pandas as pd
 
 from ..frame.arrays import Column, Layout
@@ -18,6 +19,7 @@ from ..frame.lists import may_hold_lists
 from ..frame.values import is_dictionary, number_dtype
 from .function import parameters_of
 
+_COLUMNS = (dd.Series, dd.Index, dd.DataFrame, pd.Series, pd.Index, pd.DataFrame, np.ndarray)
 _ANY_COUNT = ("n_groups", "num_groups")  # what the number of groups is called by most
 
 
@@ -62,7 +64,8 @@ def bind(
     for name in columns:
         if name not in parameters:
             raise ValueError(
-                f"columns names {name!r}, which is no argument of the model; its arguments are "
+                f"columns names {name!r}, which is no argument of the model"
+                f"{_turned(name, columns[name], parameters)}; its arguments are "
                 f"{', '.join(parameters)}"
             )
     available = list(frame.columns)
@@ -214,7 +217,21 @@ def _keys(by: Any, available: list[Hashable]) -> tuple[Any, ...]:
     return keys
 
 
+def _turned(name: Hashable, given: Any, parameters: Mapping[str, Any]) -> str:
+    """Say which way round columns= is, or which argument was meant; empty if nobody knows."""
+    if isinstance(given, str) and given in parameters:
+        return f" (it says which column feeds an argument: columns={{{given!r}: {name!r}}})"
+    return similar(name, list(parameters))
+
+
 def _check_exists(column: Hashable, available: list[Hashable], what: str) -> None:
+    if isinstance(column, _COLUMNS):
+        named = getattr(column, "name", None)
+        instead = "" if named is None else f": {named!r}"
+        raise TypeError(
+            f"{what}: expected the name of a column, got a {type(column).__name__}; pass its name"
+            f"{instead}"
+        )
     if column not in available:
         raise ValueError(
             f"{what}: the frame has no column {column!r}{similar(column, available)}; its columns "
@@ -253,10 +270,14 @@ def _no_column(
         return (
             f"argument {name!r} of the model would be the number of groups of {argument!r}, but "
             f"column {fed[argument].column!r} is neither in by= nor a categorical: it has no codes "
-            "to count"
+            f"to count. If its values are the groups, pass by={fed[argument].column!r}"
         )
+    counts = [f"n_{argument}" for argument, one in fed.items() if one.kind != "value"]
+    meant = similar(name, available)
+    if counts and name.lower().startswith(("n_", "num")):
+        meant = f" (a number of groups, or of categories, is called {' or '.join(counts)})"
     return (
-        f"argument {name!r} of the model is no column of the frame{similar(name, available)} and "
+        f"argument {name!r} of the model is no column of the frame{meant} and "
         f"has no default; pass columns={{{name!r}: <column>}}, or bind it beforehand "
         f"(functools.partial). The columns are {', '.join(map(str, available))}"
     )

@@ -30,7 +30,9 @@ def parameters_of(
         If it is no function that draws its sites when it is called with data.
     """
     if not callable(model):
-        raise TypeError(f"the model must be a function with NumPyro primitives, got {model!r}")
+        raise TypeError(
+            f"the model must be a function with NumPyro primitives, got {model!r}{_instead(model)}"
+        )
     _check_runs(model)
     function, bound = _unwrapped(model)
     named = {}
@@ -58,6 +60,12 @@ def parameters_of(
             "decorator shows those of the function inside with functools.wraps"
         )
     return named
+
+
+def _instead(given: object) -> str:
+    """Say what to pass in place of a sampler; empty for anything else."""
+    samples = type(given).__module__.startswith("numpyro.infer")
+    return "; pass the function that it samples, which the fit samples itself" if samples else ""
 
 
 def _check_runs(model: Callable[..., Any]) -> None:

@@ -128,6 +128,12 @@ def options_without_effect(plan: Plan) -> list[str]:
     ]
 
 
+def not_run(lazy: object, what: str) -> str:
+    """Say of a lazy fit that it is no result, and how it becomes one."""
+    name = type(lazy).__name__
+    return f"<{name} of {what}: nothing has run; .plan() says what it would do, .compute() runs it>"
+
+
 def warn_before_sampling(plan: Plan) -> None:
     """Warn of what will cost accuracy or time whatever the draws are."""
     for message in _costs(plan):

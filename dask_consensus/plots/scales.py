@@ -52,21 +52,27 @@ def coordinates(tree: xr.DataTree) -> list[str]:
 def scales(tree: xr.DataTree, *, constrained: bool) -> list[Scale]:
     """Choose the scale of each coordinate; those of the model where `constrained` asks for them."""
     names = coordinates(tree)
-    supports = _supports(tree)
     chosen = []
-    for name in names:
-        site, bracket, index = name.partition("[")
-        entry = tuple(map(int, index.rstrip("]").split(", "))) if bracket else ()
-        support = supports.get(site, "")
+    for name, (site, entry, support) in zip(names, _entries(tree, names), strict=True):
         scale = _scale_of(tree, site, entry, support) if constrained else None
         chosen.append(scale or Scale(_unconstrained(name, support), _identity))
     return chosen
 
 
-def _supports(tree: xr.DataTree) -> dict[str, str]:
-    """Read the supports of the shared sites; none of a tree that remembers no model."""
-    told = json.loads(tree.attrs.get("model", "{}"))
-    return {latent["name"]: latent["support"] for latent in told.get("latents", ())}
+def _entries(tree: xr.DataTree, names: list[str]) -> list[tuple[str, tuple[int, ...], str]]:
+    """Say of which entry of which site each coordinate is, and its support.
+
+    Names bear labels; which numbers these stand for tells the order of the shared sites. Of a tree
+    that remembers no model the supports are unknown, and nothing is asked of the entries.
+    """
+    told = json.loads(tree.attrs.get("model", "{}")).get("latents", ())
+    entries = [
+        (latent["name"], index, latent["support"])
+        for latent in told
+        if latent["level"] is None
+        for index in np.ndindex(*latent["unconstrained"])
+    ]
+    return entries or [(name, (), "") for name in names]
 
 
 def _unconstrained(name: str, support: str) -> str:

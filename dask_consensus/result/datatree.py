@@ -21,7 +21,7 @@ from ..plan.forecast import Forecast
 from ..plan.plan import Plan
 from ..shard.constrain import constrain
 from .clock import Clock, seconds_compiling
-from .names import axis_labels, variable_name
+from .names import axis_labels, coordinate_labels, variable_name
 from .recall import SEEN, UNCONSTRAINED, memory_of, unconstrained_dataset
 from .verdict import Verdict
 
@@ -45,16 +45,17 @@ def result(
     `seen` are hashes of the groups' keys, by which they are known again.
     """
     options, model = plan.options, plan.model
+    names = coordinate_labels(model, plan.labels)
     settings = asdict(options)
     thresholds = settings.pop("verdict")
     groups = {
         "posterior": _posterior(plan, draws),
         UNCONSTRAINED: unconstrained_dataset(model, draws),
-        "shards": shards_dataset(model, combined.rounds),
-        "rounds": rounds_dataset(model, combined.rounds),
+        "shards": shards_dataset(model, combined.rounds, names),
+        "rounds": rounds_dataset(combined.rounds, names),
     }
     if correction is not None:
-        groups["correction"] = correction_dataset(model, correction)
+        groups["correction"] = correction_dataset(correction, names)
         if usable(correction):
             groups["uncorrected"] = _posterior(plan, combined.draws)
     groups |= local
@@ -88,7 +89,7 @@ def result(
         "verdict_thresholds": thresholds,
         "verdict_good": int(verdict.good),
         "verdict_reasons": verdict.reasons_as_json(),
-        "accuracy": dict(zip(model.coordinate_names(), sizes, strict=True)),
+        "accuracy": dict(zip(names, sizes, strict=True)),
     }
     tree = xr.DataTree.from_dict(groups)
     for node in (tree, tree["posterior"]):
@@ -150,8 +151,8 @@ def _field(source: Any, name: str) -> Any:
     return getattr(source, name)
 
 
-def shards_dataset(model: ShardModel, rounds: Sequence[Round]) -> xr.Dataset:
-    """Diagnostics of every shard in every round, dims ``(round, shard)``.
+def shards_dataset(model: ShardModel, rounds: Sequence[Round], names: Sequence[str]) -> xr.Dataset:
+    """Diagnostics of every shard in every round, dims ``(round, shard)``; `names` of coordinates.
 
     What only sampling shows is there where shards were sampled; NaN in rounds that sampled none.
     """
@@ -174,7 +175,7 @@ def shards_dataset(model: ShardModel, rounds: Sequence[Round]) -> xr.Dataset:
     }
     precision = {"precision": "precision of the shard's subposterior, the anchor's included"}
     dims = ("round", "shard", "coordinate", "coordinate_")
-    names, reports = model.coordinate_names(), [this.reports for this in rounds]
+    names, reports = list(names), [this.reports for this in rounds]
     variables = _variables(reports, dims, of_reports)
     if any(report.nuts is not None for this in reports for report in this):
         unsampled = NutsDiagnostics._make([np.full(len(names), np.nan)] * 4 + [np.nan] * 4)
@@ -192,7 +193,7 @@ def shards_dataset(model: ShardModel, rounds: Sequence[Round]) -> xr.Dataset:
     return xr.Dataset(variables, coords)
 
 
-def rounds_dataset(model: ShardModel, rounds: Sequence[Round]) -> xr.Dataset:
+def rounds_dataset(rounds: Sequence[Round], names: Sequence[str]) -> xr.Dataset:
     """Tabulate the combination after every round, dims ``(round, ...)``."""
     of_rounds = {
         "movement": "largest change of a mean (posterior sds) or of a log sd",
@@ -208,11 +209,11 @@ def rounds_dataset(model: ShardModel, rounds: Sequence[Round]) -> xr.Dataset:
         **_variables(rounds, dims, {"mean": "combined mean, unconstrained"}),
         "sd": (dims, np.array(sds), {"long_name": "combined sd, unconstrained"}),
     }
-    coords = {"round": np.arange(len(rounds)), "coordinate": model.coordinate_names()}
+    coords = {"round": np.arange(len(rounds)), "coordinate": list(names)}
     return xr.Dataset(variables, coords)
 
 
-def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
+def correction_dataset(correction: Correction, names: Sequence[str]) -> xr.Dataset:
     """Weighted points of the full posterior, and how good they are."""
     scalars = {
         "k_hat": "Pareto shape of the weights' tail",
@@ -260,7 +261,7 @@ def correction_dataset(model: ShardModel, correction: Correction) -> xr.Dataset:
     }
     if correction.known is not None:
         variables |= _known(correction.known)
-    names = model.coordinate_names()
+    names = list(names)
     if correction.coordinates is not None:
         names = [names[i] for i in correction.coordinates]
     return xr.Dataset(variables, {"coordinate": names})

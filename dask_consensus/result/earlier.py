@@ -99,8 +99,7 @@ def earlier_fit(tree: xr.DataTree, function: Callable[..., Any]) -> EarlierFit:
             "update=: the tree was made by a version of dask_consensus that did not keep what an "
             f"update begins from; {_AGAIN}"
         )
-    sizes = json.loads(tree.attrs["accuracy"])
-    error = [sizes[name] for name in recalled.model.coordinate_names()]
+    error = json.loads(tree.attrs["accuracy"]).values()  # in the order of the coordinates
     mean, covariance = gaussian.moments(recalled.draws)
     reasons = json.loads(tree.attrs["verdict_reasons"])
     return EarlierFit(

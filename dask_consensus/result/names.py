@@ -40,6 +40,23 @@ def axis_labels(
     return storable_labels(entries) if len(entries) else None
 
 
+def coordinate_labels(model: ShardModel, labels: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Name each of the ``d`` coordinates of ``u`` by the labels of its entry: ``beta[dose]``.
+
+    Entries without labels have their numbers, as have those of vectors whose unconstrained form has
+    another shape, and all of them where two labels read alike.
+    """
+    names = []
+    for site in model.shared:
+        alike = site.unconstrained == site.shape
+        axes = range(len(site.unconstrained))
+        entries = [axis_labels(model, labels, site.name, a) if alike else None for a in axes]
+        for index in np.ndindex(site.unconstrained):
+            at = [str(i if e is None else e[i]) for e, i in zip(entries, index, strict=True)]
+            names.append(site.name + (f"[{', '.join(at)}]" if at else ""))
+    return names if len(set(names)) == len(names) else model.coordinate_names()
+
+
 def storable_labels(entries: Sequence[Any]) -> np.ndarray:
     """Turn labels that no file can hold (intervals, say) into text.
 

@@ -215,12 +215,14 @@ def _parameters(posterior: xr.Dataset, accuracy: dict[str, float]) -> list[tuple
                 break
             draws = values.values[(slice(None), slice(None), *index)].ravel()
             at = [str(label[i]) for label, i in zip(labels, index, strict=True)]
-            error = accuracy.get(str(name) + (f"[{', '.join(map(str, index))}]" if index else ""))
+            label = str(name) + (f"[{', '.join(at)}]" if at else "")
+            numbered = str(name) + (f"[{', '.join(map(str, index))}]" if index else "")
+            error = accuracy.get(label, accuracy.get(numbered))
             low, high = np.quantile(draws, _QUANTILES)
             numbers = (draws.mean(), draws.std(ddof=1), low, high)
             rows.append(
                 (
-                    str(name) + (f"[{', '.join(at)}]" if at else ""),
+                    label,
                     *(f"{number:,.4g}" for number in numbers),
                     "" if error is None else f"{error:.2g}" if np.isfinite(error) else "unknown",
                 )

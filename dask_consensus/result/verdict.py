@@ -14,6 +14,7 @@ from ..plan.page import page, paragraph
 from ..plan.plan import Plan
 from ..warned import warn
 from .estimates import approximate_error
+from .names import coordinate_labels
 from .reasons import SIZE_UNKNOWN, Earlier, Evidence, Reason, reasons_against, sections
 
 
@@ -74,7 +75,7 @@ def evidence_of(
 ) -> Evidence:
     """Collect what the diagnostics of all stages say."""
     return Evidence(
-        names=plan.model.coordinate_names(),
+        names=coordinate_labels(plan.model, plan.labels),
         options=plan.options,
         combined=combined,
         correction=correction,
