@@ -277,6 +277,21 @@ def test_missing_responses_stay_missing_and_tell_nothing():
     np.testing.assert_allclose(formula.asked.means["x"], rows.x[left].mean())
 
 
+def test_missing_values_are_told_by_the_columns_of_the_frame():
+    """The design has others, `g[north]`, of which a user knows nothing."""
+    holes = ROWS.assign(g=ROWS.g.where(ROWS.index % 9 > 0), x=ROWS.x.where(ROWS.index % 7 > 0))
+    holes["y"] = holes["y"].where(holes.index % 2 > 0)
+    counts = [int((holes[name].isna() & holes.y.notna()).sum()) for name in ("x", "g")]
+    told = rf"'x' in {counts[0]} of them, 'g' in {counts[1]} of them\. Drop .*subset=\['x', 'g'\]"
+    with pytest.raises(FormulaError, match=told):
+        made("y ~ x + g", from_pandas(holes))
+    # And in rows that are met later.
+    with pytest.raises(FormulaError, match=r"'g' in \d+ of them\. Drop"):
+        made("y ~ x + g").frame(from_pandas(holes.assign(x=0.0))).compute()
+    allowed = holes[holes.y.isna() | (holes.x.notna() & holes.g.notna())]
+    made("y ~ x + g", from_pandas(allowed))  # rows without a response are left out in any case
+
+
 @pytest.mark.parametrize("dtype", ["Int64", "int32", "float64", "category", "int64[pyarrow]"])
 def test_dtypes_of_files_are_accidents(dtype):
     rows = ROWS.assign(day=ROWS.day.astype(dtype))

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..frame.values import category_codes
-from .statistics import numbers_in, plain_columns, values_in
+from .statistics import lacking_in, lacking_told, numbers_in, plain_columns, values_in
 from .terms import (
     FormulaError,
     Terms,
@@ -122,7 +122,7 @@ class Design(NamedTuple):
                 f"been fitted to; known are {_few(component.levels)}: leave these rows out, or map "
                 "them to a level that is known"
             )
-        # A row without a value is refused where rows are counted, which names the column.
+        # A row without a value, and without a response, is left out where rows are counted.
         made: np.ndarray = np.vstack([contrasts, np.full(contrasts.shape[1], np.nan)])[codes]
         return made
 
@@ -261,6 +261,9 @@ class Columns(NamedTuple):
         design = design_of(Frozen.from_written(self.frozen))
         terms = design.terms
         rows, env = plain_columns(_named(partition, terms)), environment()
+        lacking = lacking_in(rows, terms)
+        if lacking:  # by the columns that the frame has: of those made here nobody knows the names
+            raise FormulaError(f"formula {terms.text!r}: {lacking_told(lacking)}")
         by_name = terms_by_name(terms)
         made: dict[str, Any] = {}
         for fed in self.fed:

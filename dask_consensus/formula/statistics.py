@@ -93,6 +93,8 @@ class Seen(NamedTuple):
     tables : dict of Table
         Of each term that learns nothing.
     factors : dict of Factor
+    lacking : dict of int
+        Column -> rows with a response that have no value in it.
     """
 
     rows: int
@@ -104,6 +106,7 @@ class Seen(NamedTuple):
     levels: dict[str, Levels]
     tables: dict[str, Table]
     factors: dict[Cell, Factor]
+    lacking: dict[str, int]
 
 
 def look(frame: dd.DataFrame, terms: Terms, split_every: int = 8) -> Seen:
@@ -112,7 +115,8 @@ def look(frame: dd.DataFrame, terms: Terms, split_every: int = 8) -> Seen:
     Raises
     ------
     FormulaError
-        If there is no row with all of them, or a category has too many levels.
+        If there is no row with all of them, rows with a response lack some, or a category has too
+        many levels.
     """
     frame = with_index(frame, terms)
     _check_dtypes(frame._meta, terms)
@@ -125,7 +129,33 @@ def look(frame: dd.DataFrame, terms: Terms, split_every: int = 8) -> Seen:
             f"{', '.join(frame.columns)}"
         )
     found: Seen = seen
+    if found.lacking:
+        raise FormulaError(f"formula {terms.text!r}: {lacking_told(found.lacking)}")
     return found
+
+
+def lacking_told(lacking: Mapping[str, int]) -> str:
+    """Say which columns have no value in how many rows, and what to do."""
+    told = ", ".join(f"{name!r} in {count:,} of them" for name, count in lacking.items())
+    return (
+        f"rows have no value, null or NaN, in columns that it needs: {told}. Drop these rows "
+        f"(ddf = ddf.dropna(subset={list(lacking)})) or fill the values in"
+    )
+
+
+def lacking_in(partition: pd.DataFrame, terms: Terms) -> dict[str, int]:
+    """Count the rows with a response that have no value in each other column of a formula."""
+    absent = {str(name): np.logical_or(*missing(values)) for name, values in partition.items()}
+    answered = np.ones(len(partition), bool)
+    for name in terms.response_columns:
+        if name in absent:
+            answered &= ~absent[name]
+    counts = {
+        name: int(np.count_nonzero(rows & answered))
+        for name, rows in absent.items()
+        if name not in terms.response_columns
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def _check_dtypes(meta: pd.DataFrame, terms: Terms) -> None:
@@ -235,7 +265,8 @@ def _seen(partition: pd.DataFrame, terms: Terms, meta: pd.DataFrame) -> Seen:
         factors = {factor: _factor(rows, factor) for factor in terms.factors}
     response, values, order = _response(terms, rows, env)
     base = {name: _plain(rows[name].iloc[0]) for name in rows} if len(rows) else {}
-    return Seen(len(rows), base, response, values, order, learned, levels, tables, factors)
+    told = response, values, order, learned, levels, tables, factors
+    return Seen(len(rows), base, *told, lacking_in(partition, terms))
 
 
 def _learns(term: Any) -> bool:
@@ -354,6 +385,10 @@ def _response(
 
 def merge(parts: Sequence[Seen]) -> Seen:
     """Say of several partitions what they hold together; runs on a worker."""
+    lacking: dict[str, int] = {}
+    for part in parts:
+        for name, count in part.lacking.items():
+            lacking[name] = lacking.get(name, 0) + count
     parts = [part for part in parts if part.rows] or list(parts[:1])
     first = parts[0]
     response = None
@@ -370,6 +405,7 @@ def merge(parts: Sequence[Seen]) -> Seen:
         {n: _levels_together(n, [part.levels[n] for part in parts]) for n in first.levels},
         {n: _tables_together([part.tables[n] for part in parts]) for n in first.tables},
         {n: _factors_together([part.factors[n] for part in parts]) for n in first.factors},
+        lacking,
     )
 
 
