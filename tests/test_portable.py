@@ -375,12 +375,22 @@ def model(y, k=3):
 def code_in(source, name="m"):
     """The name of the code of a model that was loaded from its pickle, as plans have it."""
     space = {"__name__": "__main__", "__file__": f"/somewhere/{name}.py"}
-    exec(compile(source, f"/tmp/ipykernel_{name}/1.py", "exec"), space)
+    exec(compile(source, f"/tmp/ipykernel_{name}/1.py", "exec", dont_inherit=True), space)
     return code_of(pickle.loads(pickle_by_value(space["model"])))
 
 
 def test_code_has_one_name_wherever_it_stands():
     assert code_in(NAMED) == code_in(f"# a line\n\n{NAMED}", "other")
+
+
+def test_code_has_one_name_run_as_a_script_and_imported(tmp_path, monkeypatch):
+    """So that a store begun by `python train.py` goes on after `from train import model`."""
+    (tmp_path / "train_of_mine.py").write_text(NAMED)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("train_of_mine")
+    monkeypatch.setitem(sys.modules, "train_of_mine", module)
+    found = code_of(pickle.loads(pickle_by_value(module.model)))
+    assert found == code_in(NAMED) == code_of(module.model)
 
 
 @pytest.mark.parametrize(

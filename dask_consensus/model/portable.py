@@ -198,13 +198,27 @@ class _CodeAlone(_Pickler):
             counts = (obj.co_argcount, obj.co_posonlyargcount, obj.co_kwonlyargcount, obj.co_flags)
             told = [repr((obj.co_name, *names, counts)), obj.co_code, obj.co_exceptiontable]
             return list, ([*told, *map(_constant, obj.co_consts)],)
-        return super().reducer_override(obj)
+        reduced = super().reducer_override(obj)
+        if isinstance(obj, FunctionType | type) and isinstance(reduced, tuple):
+            # The same code is in `__main__` where it is run, and in a module where it is imported.
+            return reduced[0], *(_anywhere(part, obj.__module__) for part in reduced[1:])
+        return reduced
 
     def _function_getnewargs(self, func: FunctionType) -> Any:
         code, names, *rest = super()._function_getnewargs(func)
-        for name in ("__file__", "__path__"):
+        for name in ("__file__", "__path__", "__name__", "__package__"):
             names.pop(name, None)
         return code, names, *rest
+
+
+def _anywhere(part: Any, module: str) -> Any:
+    """Leave out of what makes a function or a class its module, and what is imported beside it."""
+    if isinstance(part, tuple):
+        return tuple(_anywhere(one, module) for one in part)
+    if type(part) is dict:
+        beside = ("__module__", "_cloudpickle_submodules")
+        return {key: value for key, value in part.items() if key not in beside}
+    return "" if isinstance(part, str) and part == module else part
 
 
 def _constant(value: Any) -> Any:
