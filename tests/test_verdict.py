@@ -189,7 +189,10 @@ def test_unusable_weights_leave_the_error_unknown():
     assert not found.good
     assert np.isinf(found.error).all()
     assert "may be off by an unknown amount" in found.text
-    assert "the posterior given is the uncorrected one" in found.text
+    assert "as good as 2 independent draws, which are too poor to use: the posterior" in found.text
+    # Where the mean of the weights does not settle, their effective size means nothing.
+    found = verdict(combined(reports()), correction(k_hat=10.0, ess=1e9))
+    assert "(k-hat 10.00), whose weights are too poor to use: the posterior" in found.text
 
 
 def test_uncorrected_means_are_held_against_the_mode():

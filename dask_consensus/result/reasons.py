@@ -482,5 +482,8 @@ def _strange_shard(evidence: Evidence) -> Iterator[Reason]:
             f"shard {k} disagrees with the others, most on {name}, as if its rows were drawn from "
             "another population"
         )
-        remedy = "compare them with the rest"
+        remedy = (
+            "compare them with the rest (ddf.consensus.check(tree, model, by=<the key, or a "
+            "column>, check_verdict=False))"
+        )
         yield Reason("strange-shard", distance, limit, f"shard {k}, {name}", problem, remedy)

@@ -211,7 +211,11 @@ def _how_good(correction: Correction) -> str:
     how = f"(k-hat {correction.k_hat:.2f}"
     if np.isfinite(correction.emulator_error):
         how += f"; its log, interpolated, errs by {correction.emulator_error:.1g} there"
-    how += f"), as good as {correction.estimate.ess:,.0f} independent draws"
-    if not usable(correction):
-        how += ", which are too poor to use: the posterior given is the uncorrected one"
-    return how
+    ess = correction.estimate.ess
+    poor = "too poor to use: the posterior given is the uncorrected one"
+    if usable(correction):
+        return f"{how}), as good as {ess:,.0f} independent draws"
+    # Of weights whose mean does not settle the effective size may be any number.
+    if ess < len(correction.weights):
+        return f"{how}), as good as {ess:,.0f} independent draws, which are {poor}"
+    return f"{how}), whose weights are {poor}"
