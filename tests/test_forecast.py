@@ -122,6 +122,24 @@ def test_a_sample_of_many_shards_answers_for_all(planned):
     assert estimated(with_options(planned, correction=limits), RATES, 1, 1).points == (64, 320)
 
 
+def test_many_parameters_take_a_second_iteration(planned):
+    """From seven on, a cubic has more terms than the first points can tell."""
+    few, many = (
+        estimated(
+            replace(
+                planned, model=replace(planned.model, latents=(*added, *planned.model.latents))
+            ),
+            RATES,
+            1,
+            1,
+        ).seconds["correction"]
+        for shared in (planned.model.shared[:1],)
+        for added in ((), tuple(shared[0]._replace(name=f"extra_{i}") for i in range(5)))
+    )
+    assert planned.model.dim + 5 >= 7
+    assert many.likely > 4 * few.likely
+
+
 @pytest.mark.parametrize("name", ["nested_in_priors", "heavy_tails"])
 def test_a_shard_that_is_made_up_is_one(name):
     case = ZOO[name]

@@ -28,9 +28,10 @@ from .proposals import MixtureProposal, Proposal
 from .weights import Estimate, Weighted, estimate_of
 
 Array = npt.NDArray[np.float64]
+POINTS_A_TERM = 2.5
+"""Points that a term of a polynomial is fitted to, at least."""
 _DEGREE = 4  # of a polynomial, at most
 _DIMENSIONS = 40  # in more, importance weights have failed before an emulator could help
-_POINTS_A_TERM = 2.5
 _TERMS = 1000  # of a polynomial, at most
 _FOLDS = 8
 _POPULATION = 2**15  # points of the emulator's density
@@ -165,7 +166,7 @@ def fit(
     effective = 1 / (weights**2).sum()
     candidates: list[Emulator] = []
     for degree in range(_DEGREE + 1):
-        if math.comb(d + degree, degree) > min(_TERMS, effective / _POINTS_A_TERM):
+        if math.comb(d + degree, degree) > min(_TERMS, effective / POINTS_A_TERM):
             break
         terms = _monomials(d, degree)
         try:

@@ -17,6 +17,7 @@ import numpy as np
 from ..cluster.mapreduce import on_worker
 from ..cluster.placement import Execution, capacity
 from ..cluster.tasks import broadcast, compute
+from ..correction.emulator import POINTS_A_TERM
 from ..shard.engine import engine_of
 from ..shard.probe import Rates, rates
 from ..shard.starts import prior_points
@@ -310,11 +311,17 @@ class _Work(NamedTuple):
 
         # A second iteration, and finer nodes, which cost several times as much.
         first, second = self.points()
+        likely = second if self._skewed_in_many() else first
         return Seconds(
             of(first, 0.0) / _TWO,
-            of(first, compiling),
+            of(likely, compiling),
             max(of(_FINER * first, compiling), of(second, compiling)) * _TWO,
         )
+
+    def _skewed_in_many(self) -> bool:
+        """Tell whether the first points are too few for the cubic terms that scales mostly need."""
+        terms = math.comb(self.plan.model.dim_without_crossed + 3, 3)
+        return bool(self.plan.model.local) and POINTS_A_TERM * terms > self.points()[0]
 
     def local(self) -> Seconds:
         """Give time to effects of groups, at some draws."""
