@@ -18,7 +18,7 @@ from dask_consensus.cluster.tasks import call, compute, persist_tasks
 from dask_consensus.cluster.used import peak_memory, used
 from dask_consensus.config import Options
 from dask_consensus.fit import forecast_or_none
-from dask_consensus.plan.forecast import Seconds, estimated, made_up
+from dask_consensus.plan.forecast import Seconds, _nested_codes, estimated, made_up
 from dask_consensus.shard import probe
 from dask_consensus.shard.probe import Rates
 
@@ -154,6 +154,14 @@ def test_a_shard_that_is_made_up_is_one(name):
             assert values.max() < len(data.groups[codes[argument]])
         else:
             assert set(values) <= set(made.example.arguments[argument])
+
+
+def test_inner_groups_that_are_made_up_lie_in_one_outer_group():
+    """Else a level looks coupled, and takes ten times as long as in truth."""
+    regions, counties, classes = _nested_codes(400, (7, 21, 42))
+    for outer, inner in ((regions, counties), (counties, classes)):
+        assert len({*zip(outer, inner, strict=True)}) == len({*inner})
+    assert [len({*codes}) for codes in (regions, counties, classes)] == [7, 21, 42]
 
 
 @pytest.mark.slow

@@ -416,15 +416,25 @@ def made_up(plan: Plan) -> ShardData:
     rng = np.random.default_rng(0)
     rows = median.rows
     which = rng.integers(0, len(example.rows), rows)
-    arguments = {}
-    for name, values in example.arguments.items():
-        level = model.codes.get(name)
-        if level is None:
-            arguments[name] = np.asarray(values)[which]
-        else:
-            arguments[name] = (np.arange(rows) * median.groups[level] // rows).astype(np.int32)
+    codes = _nested_codes(rows, median.groups)
+    arguments = {
+        name: codes[model.codes[name]] if name in model.codes else np.asarray(values)[which]
+        for name, values in example.arguments.items()
+    }
     shard = Shard(arguments, rows, median.groups, dict(model.codes))
     return pad(shard, padded_sizes(sizes)[sizes.index(median)])
+
+
+def _nested_codes(rows: int, groups: tuple[int, ...]) -> list[np.ndarray]:
+    """Deal rows to the groups of each level, every inner group within one of the outer ones."""
+    codes: list[np.ndarray] = []
+    for level, count in enumerate(groups):
+        outer = codes[-1] if codes else np.zeros(rows, np.int32)
+        each = count // groups[level - 1] if codes else count
+        sizes = np.bincount(outer)
+        place = np.arange(rows) - (np.cumsum(sizes) - sizes)[outer]
+        codes.append((outer * each + place * each // sizes[outer]).astype(np.int32))
+    return codes
 
 
 def _sizes(plan: Plan) -> list[Size]:
@@ -434,7 +444,7 @@ def _sizes(plan: Plan) -> list[Size]:
     for rows, groups in zip(assignment.rows.tolist(), assignment.groups.tolist(), strict=True):
         counts = [groups] if example.groups else []
         for outer, inner in zip(example.groups, example.groups[1:], strict=False):
-            counts.append(min(rows, math.ceil(counts[-1] * inner / outer)))
+            counts.append(counts[-1] * max(1, min(math.ceil(inner / outer), rows // counts[-1])))
         sizes.append(Size(rows, tuple(counts)))
     return sizes
 
