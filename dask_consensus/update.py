@@ -201,7 +201,9 @@ class LazyUpdate:
                 f"by={self.by!r}, but the earlier fit was by {', '.join(recalled.by) or 'no key'}: "
                 "leave by= out, or fit all rows together"
             )
-        plan = make_plan(frame, self.model, by=by or None, columns=fed, options=self.options)
+        plan = make_plan(
+            frame, self.model, by=by or None, columns=fed, options=self.options, fitted=True
+        )
         check_same_model(earlier, plan)
         return plan
 

@@ -239,6 +239,12 @@ def another_noise(x, z, y=None):
     numpyro.sample("y", dist.Normal(beta[0] + beta[1] * x + beta[2] * z, 1), obs=y)
 
 
+def another_each_time(x, z, y=None):
+    beta = numpyro.sample("beta", dist.Normal(0, 2).expand([3]).to_event(1))
+    scale = 1.5 + np.random.default_rng().uniform(0.01, 0.1)
+    numpyro.sample("y", dist.Normal(beta[0] + beta[1] * x + beta[2] * z, scale), obs=y)
+
+
 def another_support(x, z, y=None):
     beta = numpyro.sample("beta", dist.HalfNormal(2).expand([3]).to_event(1))
     numpyro.sample("y", dist.Normal(beta[0] + beta[1] * x + beta[2] * z, 1.5), obs=y)
@@ -254,12 +260,13 @@ def another_site(x, z, y=None):
     [
         (another_prior, {}, "the density of 'beta'"),
         (another_noise, {}, "the density of 'y'"),
+        (another_each_time, {}, "the density of 'y'"),
         (another_support, {}, "site 'beta' has support"),
         (another_site, {}, "'beta' .*absent here"),
         (regression, {"by": "x"}, "the earlier fit was by group"),
         (regression, {"correct": True, "bare": True}, "has no correction.*fit all rows together"),
     ],
-    ids=["prior", "noise", "support", "site", "by", "correction"],
+    ids=["prior", "noise", "chance", "support", "site", "by", "correction"],
 )
 def test_another_model_is_refused_saying_what_differs(base, model, change, message):
     _, tree = base
