@@ -46,6 +46,7 @@ from .plan.plan import Plan, make_plan
 from .plan.show import warn_before_sampling
 from .plan.undefined import check_defined
 from .plan.workers import check_on_workers
+from .result.batches import BATCHES, seen_before, written
 from .result.clock import Clock
 from .result.datatree import result
 from .result.earlier import EarlierFit, check_same_model, earlier_fit, name_of
@@ -119,6 +120,7 @@ class LazyUpdate:
         with clock("plan"):
             earlier = earlier_fit(self.tree, self.model)
             plan = self._plan(earlier, self.frame)
+            warn_if_repeated(earlier, plan)
             because = self._all_together_because(plan)
             if not because:
                 _uncorrected_because(earlier, plan)  # what is asked for may not be had
@@ -331,6 +333,18 @@ def update_of(given: Any) -> tuple[xr.DataTree, dd.DataFrame | None]:
     return tree, old
 
 
+def warn_if_repeated(earlier: EarlierFit, plan: Plan) -> None:
+    """Say so where the new rows are old ones, as far as what they hold tells."""
+    rows = plan.survey.rows
+    what = seen_before(earlier.batches, rows, plan.survey.contents)
+    if what:
+        warn(
+            f"update=: the {rows:,} new rows hold just what the rows of {what} held, in every "
+            "column that is used. If they are the same rows, they are counted twice, and the "
+            "posterior is too narrow: leave them out"
+        )
+
+
 def _uncorrected_because(earlier: EarlierFit, plan: Plan) -> str:
     """Say why new rows are added as Gaussians alone; empty if the posterior is corrected."""
     because = plan.obstacle
@@ -453,10 +467,13 @@ def _described(
     n_groups = earlier.n_groups + new.survey.n_groups - n_straddling
     if not new.bindings.layout.by:
         n_groups = 0
+    number = earlier.n_updates + 1
+    batch = f"update {number}", new.survey.rows, new.survey.contents
     told = {
+        BATCHES: written([*earlier.batches, batch]),
         "n_rows": earlier.n_rows + new.survey.rows,
         "n_groups": len(groups) if groups is not None else n_groups,
-        "n_updates": earlier.n_updates + 1,
+        "n_updates": number,
         "update": json.dumps({"rows": new.survey.rows, "groups_again": n_straddling}),
     }
     for node in (tree, tree["posterior"]):

@@ -83,8 +83,8 @@ def test_rows_that_ended_the_last_worker_are_named(cluster, monkeypatch):
         numbers, given = [(0,), (1,)], [broadcast([1])]
         with pytest.raises(
             WorkersKilled,
-            match=r"has no workers\. The last worker died \(no limit of memory, 1 thread\) while it "
-            r"worked on .*shard 1 \(50 rows, 5 groups\)\..*more memory.*rows_per_shard= below 50",
+            match=r"has no workers\. The last worker died \(no limit of memory, 1 thread\) while "
+            r"it worked on .*shard 1 \(50 rows, 5 groups\)\..*rows_per_shard= below 50",
         ):
             map_reduce(each(end_process), shards, numbers, given, sum, title="test")
 

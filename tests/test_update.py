@@ -27,9 +27,10 @@ from dask_consensus.frame.key_kinds import read_keys
 from dask_consensus.frame.keys import hash_keys
 from dask_consensus.frame.seen import hashes_of, names_of, rows_of, seen
 from dask_consensus.frame.survey import survey
+from dask_consensus.result.earlier import earlier_fit
 from dask_consensus.resume import StoreMismatch
 from dask_consensus.shard.nuts import NutsSettings
-from dask_consensus.update import update_of
+from dask_consensus.update import update_of, warn_if_repeated
 
 from . import from_pandas, raise_if_dask_computes
 from .test_resume import Crash, Passes, assert_same
@@ -212,6 +213,22 @@ def test_sampled_shards_add_to_an_earlier_posterior():
     np.testing.assert_array_less(np.abs(combined.mean - wanted) / sd, error)
     ratio = np.log(np.sqrt(np.diag(combined.covariance)) / sd)
     np.testing.assert_array_less(np.abs(ratio), error)
+
+
+def test_rows_that_were_added_already_are_noticed(base):
+    """By what they hold, in whatever order; the model need not know of groups."""
+    table, tree = base
+    new = rows(40, 1, groups=range(40, 44))
+    tree = fit(new, regression, update=tree, correct=False)
+    old = from_pandas(pd.concat([table, new]))
+    for again, what in ((new.iloc[::-1], "update 1"), (table, "the fit")):
+        lazy = fit(again, regression, update=(tree, old), compute=False)
+        with pytest.warns(UserWarning, match=f"just what the rows of {what} held"):
+            warn_if_repeated(earlier_fit(tree, regression), lazy.plan().new)
+    # Other groups, or another value, are other rows.
+    for other in (new.assign(group=new["group"] + 10), new.assign(x=new["x"] + 1e-3)):
+        planned = fit(other, regression, update=(tree, old), compute=False).plan()
+        warn_if_repeated(earlier_fit(tree, regression), planned.new)
 
 
 # What is refused

@@ -77,7 +77,7 @@ def died_with(
 
 
 def _times_suspected(client: str, dask_scheduler: Any) -> dict[Any, int]:
-    """Return how many workers died with each task that a client waits for; runs on the scheduler."""
+    """Return how many workers died with each task that a client needs; runs on the scheduler."""
     waiting = list(dask_scheduler.clients[client].wants_what)
     seen = set(waiting)
     while waiting:

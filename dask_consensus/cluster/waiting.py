@@ -121,7 +121,7 @@ class _Watch(threading.Thread):
         if limit and waited >= limit:
             died = self._died()
             remedy = died or (
-                "Start workers, or see why they do not start (their logs, the queue of the cluster)."
+                "Start workers, or see why they do not start (their logs, the cluster's queue)."
             )
             kind = WorkersKilled if died else NoWorkers
             raise kind(
