@@ -66,6 +66,11 @@ def _fit(model: Callable[..., Any], frame: pd.DataFrame) -> xr.DataTree:
 
 def _compared(tree: xr.DataTree, reference: xr.DataTree) -> dict[str, Any]:
     """Set an update beside a fit of the same rows."""
+    if "correction" not in tree.children:  # an update before was too large for the points
+        nothing = dict.fromkeys(("off", "stated", "in_errors", "log_sd", "k_hat"), np.nan)
+        good = bool(tree.attrs["verdict_good"]), bool(reference.attrs["verdict_good"])
+        rows = {"rows": int(tree.attrs["n_rows"])}
+        return rows | nothing | {"good": good[0], "good_of_all": good[1]}
     here, there = tree["correction"], reference["correction"]
     off = np.abs((here["mean"] - there["mean"]) / there["sd"]).to_numpy()
     stated = np.hypot(_accuracy(tree), _accuracy(reference))

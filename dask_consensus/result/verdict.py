@@ -210,7 +210,9 @@ def _how_good(correction: Correction) -> str:
     how = f"(k-hat {correction.k_hat:.2f}"
     if np.isfinite(correction.emulator_error):
         how += f"; its log, interpolated, errs by {correction.emulator_error:.1g} there"
-    how += f"), as good as {correction.estimate.ess:,.0f} independent draws"
     if not usable(correction):
-        how += ", which are too poor to use: the posterior given is the uncorrected one"
-    return how
+        # What weights so uneven estimate is no number to go by, that of draws least of all.
+        return (
+            f"{how}), too unevenly weighted to be used: the posterior given is the uncorrected one"
+        )
+    return f"{how}), as good as {correction.estimate.ess:,.0f} independent draws"
