@@ -534,6 +534,57 @@ def test_new_and_old_groups_agree_with_a_fit_of_all(grouped, tmp_path):
     assert abs(loo[0] - loo[1]) < 0.5
 
 
+# An effect a row
+
+
+def overdispersed(y):
+    mu = numpyro.sample("mu", dist.Normal(0, 3))
+    tau = numpyro.sample("tau", dist.HalfNormal(2))
+    with numpyro.plate("rows", len(y)):
+        effect = numpyro.sample("effect", dist.Normal(0, tau))
+        numpyro.sample("obs", dist.Normal(mu + effect, 1), obs=y)
+
+
+def on_a_grid(y):
+    """Means and sds of mu and log tau, the effects integrated by hand: the rows are normal."""
+    mu, log_tau = np.meshgrid(np.linspace(-1, 4, 801), np.linspace(-6, 3, 901), indexing="ij")
+    tau = np.exp(log_tau)
+    scale = np.sqrt(1 + tau**2)
+    log_density = (
+        -(mu**2) / 18
+        - tau**2 / 8
+        + log_tau
+        - len(y) * np.log(scale)
+        - (len(y) * y.var() + len(y) * (y.mean() - mu) ** 2) / (2 * scale**2)
+    )
+    weight = np.exp(log_density - log_density.max())
+    weight /= weight.sum()
+    means = [float((weight * at).sum()) for at in (mu, log_tau)]
+    sds = [
+        float(np.sqrt((weight * (at - mean) ** 2).sum()))
+        for at, mean in zip((mu, log_tau), means, strict=True)
+    ]
+    return np.array(means), np.array(sds)
+
+
+@pytest.mark.slow
+def test_rows_with_an_effect_each_are_added_as_any():
+    """They straddle nothing, and no key is needed."""
+    rng = np.random.default_rng(4)
+    table = pd.DataFrame({"y": 1.5 + np.hypot(1, 1.2) * rng.normal(size=460)})
+    tree = fit(table[:400], overdispersed, n_shards=2)
+    for begin in (400, 430):
+        tree = fit(table[begin : begin + 30], overdispersed, update=tree)
+    mean, sd = on_a_grid(table["y"].to_numpy())
+    correction = tree["correction"]
+    off = np.abs(correction["mean"].to_numpy() - mean) / sd
+    np.testing.assert_array_less(off, 4 * accuracy(tree))
+    np.testing.assert_allclose(correction["sd"], sd, rtol=4 * float(correction["sd_error"].max()))
+    assert tree.attrs["verdict_good"]
+    assert tree.attrs["n_rows"] == 460
+    assert tree.attrs["n_updates"] == 2
+
+
 # Ten in a row
 
 
