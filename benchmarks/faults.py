@@ -437,7 +437,7 @@ def _harm(file: Path, number: int) -> None:
 def run_odd(part: str, make: Callable[[], odd.Answer], store: Store, args: Any) -> None:
     """Try frames or models in blocks, each in a process that is ended where it hangs."""
     with Watched(make, (), args.timeout, args.toy) as answer:
-        for first in range(0, args.count, args.block):
+        for first in range(args.first, args.first + args.count, args.block):
             key = {"part": part, "first": first, "count": args.block}
             if store.get(key) is None:
                 machine = facts()
@@ -487,6 +487,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--soak-shards", type=int, default=500)
     add("--every", type=float, default=30.0, help="seconds between kills of the soak")
     add("--count", type=int, default=200, help="frames, or models")
+    add("--first", type=int, default=0, help="number of the first of them, which is its seed")
     add("--block", type=int, default=50, help="of them that are tried in a row")
     add("--timeout", type=float, default=900, help="seconds for a block")
     args = parse(parser, argv, TOY)

@@ -46,6 +46,7 @@ from .plan.plan import Plan, make_plan
 from .plan.show import not_run, warn_before_sampling
 from .plan.undefined import check_defined
 from .plan.workers import check_on_workers
+from .result.batches import BATCHES, seen_before, written
 from .result.clock import Clock
 from .result.datatree import result
 from .result.earlier import EarlierFit, check_same_model, earlier_fit, name_of
@@ -123,6 +124,7 @@ class LazyUpdate:
         with clock("plan"):
             earlier = earlier_fit(self.tree, self.model)
             plan = self._plan(earlier, self.frame)
+            warn_if_repeated(earlier, plan)
             because = self._all_together_because(plan)
             if not because:
                 _uncorrected_because(earlier, plan)  # what is asked for may not be had
@@ -205,7 +207,9 @@ class LazyUpdate:
                 f"by={self.by!r}, but the earlier fit was by {', '.join(recalled.by) or 'no key'}: "
                 "leave by= out, or fit all rows together"
             )
-        plan = make_plan(frame, self.model, by=by or None, columns=fed, options=self.options)
+        plan = make_plan(
+            frame, self.model, by=by or None, columns=fed, options=self.options, fitted=True
+        )
         check_same_model(earlier, plan)
         return plan
 
@@ -333,6 +337,18 @@ def update_of(given: Any) -> tuple[xr.DataTree, dd.DataFrame | None]:
     return tree, old
 
 
+def warn_if_repeated(earlier: EarlierFit, plan: Plan) -> None:
+    """Say so where the new rows are old ones, as far as what they hold tells."""
+    rows = plan.survey.rows
+    what = seen_before(earlier.batches, rows, plan.survey.contents)
+    if what:
+        warn(
+            f"update=: the {rows:,} new rows hold just what the rows of {what} held, in every "
+            "column that is used. If they are the same rows, they are counted twice, and the "
+            "posterior is too narrow: leave them out"
+        )
+
+
 def _uncorrected_because(earlier: EarlierFit, plan: Plan) -> str:
     """Say why new rows are added as Gaussians alone; empty if the posterior is corrected."""
     because = plan.obstacle
@@ -455,10 +471,13 @@ def _described(
     n_groups = earlier.n_groups + new.survey.n_groups - n_straddling
     if not new.bindings.layout.by:
         n_groups = 0
+    number = earlier.n_updates + 1
+    batch = f"update {number}", new.survey.rows, new.survey.contents
     told = {
+        BATCHES: written([*earlier.batches, batch]),
         "n_rows": earlier.n_rows + new.survey.rows,
         "n_groups": len(groups) if groups is not None else n_groups,
-        "n_updates": earlier.n_updates + 1,
+        "n_updates": number,
         "update": json.dumps({"rows": new.survey.rows, "groups_again": n_straddling}),
     }
     for node in (tree, tree["posterior"]):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dask_consensus.cluster import waiting
 from dask_consensus.cluster.client import working
 from dask_consensus.cluster.killed import WorkersKilled, _remedy, killed_by, shards_behind
 from dask_consensus.cluster.mapreduce import Answer, each, map_reduce
@@ -31,6 +32,10 @@ def end_process(data, number, fatal):
     if number in fatal:
         os._exit(1)
     return Answer(0.0, number)
+
+
+async def stay_away():
+    """Start no process again."""
 
 
 def end_process_at(partition, row):
@@ -65,6 +70,23 @@ def test_rows_that_end_every_worker_are_named(cluster):
         shards = persist([call(shard, rows) for rows in (30, 50)], Execution(progress=False))
         mapped = map_reduce(each(end_process), shards, numbers, [broadcast([])], sum, title="test")
         assert mapped.reports == [0, 1]
+
+
+@pytest.mark.distributed
+def test_rows_that_ended_the_last_worker_are_named(cluster, monkeypatch):
+    """Fewer workers than Dask tries, and nobody starts others."""
+    monkeypatch.setattr(waiting, "_EVERY", 0.1)
+    with cluster(1, 1) as client, working(1.0):
+        for nanny in client.cluster.workers.values():
+            nanny.instantiate = stay_away
+        shards = persist([call(shard, rows) for rows in (30, 50)], Execution(progress=False))
+        numbers, given = [(0,), (1,)], [broadcast([1])]
+        with pytest.raises(
+            WorkersKilled,
+            match=r"has no workers\. The last worker died \(no limit of memory, 1 thread\) while "
+            r"it worked on .*shard 1 \(50 rows, 5 groups\)\..*rows_per_shard= below 50",
+        ):
+            map_reduce(each(end_process), shards, numbers, given, sum, title="test")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from dask_consensus.correction import likelihood
 from dask_consensus.correction.likelihood import LogPosterior, along_axes
 from dask_consensus.shard.quadrature import Rule
-from dask_consensus.shard.second_opinion import Opinions
+from dask_consensus.shard.second_opinion import Opinions, n_points
 
 SHARDS, UNITS = 10, 40  # units a shard
 
@@ -75,3 +75,31 @@ def test_the_others_speak_for_all_the_rest(posterior):
     for torn in ((), ((7, 0),)):
         least, _ = there._replace(torn=torn)._second_opinion(along_axes(np.zeros(1), np.eye(1)))
         np.testing.assert_allclose(least[0, 0], 0.3 * SHARDS, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("share", "modes_at", "nodes_at"), [(1.0, 13, 37), (0.01, 9, 13)])
+def test_few_rows_are_asked_at_fewer_points(posterior, monkeypatch, share, modes_at, nodes_at):
+    """What their integrals miss moves an answer of many others little."""
+    _, there = posterior
+    counted = []
+    monkeypatch.setattr(
+        LogPosterior, "_most_modes", lambda _, points: counted.append(len(points)) or (1, ())
+    )
+
+    def by_rules(_, rules, points, title):
+        counted.append(len(points))
+        one = SimpleNamespace(log_likelihood=np.zeros(len(points)), compile_seconds=0.0)
+        return [one for _ in rules]
+
+    monkeypatch.setattr(LogPosterior, "by_rules", by_rules)
+    there.with_enough_nodes(np.zeros((256, 1)), np.eye(1), share)
+    assert counted == [modes_at, nodes_at]
+
+
+def test_a_second_opinion_takes_fewer_points_for_few_rows():
+    rows, values = 1024, 21
+    assert n_points(rows, values, 1.0) == 32
+    assert n_points(rows, values, 4.0) == 128
+    # As many as leave the noise in what they move: its variance goes with the share of the rows.
+    assert n_points(rows, values, 0.25) == 8
+    assert n_points(rows, values, 0.001) == 4

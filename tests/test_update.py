@@ -27,9 +27,10 @@ from dask_consensus.frame.key_kinds import read_keys
 from dask_consensus.frame.keys import hash_keys
 from dask_consensus.frame.seen import hashes_of, names_of, rows_of, seen
 from dask_consensus.frame.survey import survey
+from dask_consensus.result.earlier import earlier_fit
 from dask_consensus.resume import StoreMismatch
 from dask_consensus.shard.nuts import NutsSettings
-from dask_consensus.update import update_of
+from dask_consensus.update import update_of, warn_if_repeated
 
 from . import from_pandas, raise_if_dask_computes
 from .test_resume import Crash, Passes, assert_same
@@ -214,6 +215,22 @@ def test_sampled_shards_add_to_an_earlier_posterior():
     np.testing.assert_array_less(np.abs(ratio), error)
 
 
+def test_rows_that_were_added_already_are_noticed(base):
+    """By what they hold, in whatever order; the model need not know of groups."""
+    table, tree = base
+    new = rows(40, 1, groups=range(40, 44))
+    tree = fit(new, regression, update=tree, correct=False)
+    old = from_pandas(pd.concat([table, new]))
+    for again, what in ((new.iloc[::-1], "update 1"), (table, "the fit")):
+        lazy = fit(again, regression, update=(tree, old), compute=False)
+        with pytest.warns(UserWarning, match=f"just what the rows of {what} held"):
+            warn_if_repeated(earlier_fit(tree, regression), lazy.plan().new)
+    # Other groups, or another value, are other rows.
+    for other in (new.assign(group=new["group"] + 10), new.assign(x=new["x"] + 1e-3)):
+        planned = fit(other, regression, update=(tree, old), compute=False).plan()
+        warn_if_repeated(earlier_fit(tree, regression), planned.new)
+
+
 # What is refused
 
 
@@ -239,6 +256,12 @@ def another_noise(x, z, y=None):
     numpyro.sample("y", dist.Normal(beta[0] + beta[1] * x + beta[2] * z, 1), obs=y)
 
 
+def another_each_time(x, z, y=None):
+    beta = numpyro.sample("beta", dist.Normal(0, 2).expand([3]).to_event(1))
+    scale = 1.5 + np.random.default_rng().uniform(0.01, 0.1)
+    numpyro.sample("y", dist.Normal(beta[0] + beta[1] * x + beta[2] * z, scale), obs=y)
+
+
 def another_support(x, z, y=None):
     beta = numpyro.sample("beta", dist.HalfNormal(2).expand([3]).to_event(1))
     numpyro.sample("y", dist.Normal(beta[0] + beta[1] * x + beta[2] * z, 1.5), obs=y)
@@ -254,12 +277,13 @@ def another_site(x, z, y=None):
     [
         (another_prior, {}, "the density of 'beta'"),
         (another_noise, {}, "the density of 'y'"),
+        (another_each_time, {}, "the density of 'y'"),
         (another_support, {}, "site 'beta' has support"),
         (another_site, {}, "'beta' .*absent here"),
         (regression, {"by": "x"}, "the earlier fit was by group"),
         (regression, {"correct": True, "bare": True}, "has no correction.*fit all rows together"),
     ],
-    ids=["prior", "noise", "support", "site", "by", "correction"],
+    ids=["prior", "noise", "chance", "support", "site", "by", "correction"],
 )
 def test_another_model_is_refused_saying_what_differs(base, model, change, message):
     _, tree = base
@@ -380,7 +404,10 @@ def test_an_update_that_crashes_in_every_pass_goes_on(stored, tmp_path, monkeypa
             assert_same(fit(new, regression, update=update, store=store, **options), whole)
         assert passes.ran == []
         assert update_of(store)[0].attrs["n_updates"] == 1
-        with pytest.raises(StoreMismatch, match="it began from another earlier fit"):
+        with (
+            pytest.warns(UserWarning, match="just what the rows of update 1 held"),
+            pytest.raises(StoreMismatch, match="it began from another earlier fit"),
+        ):
             fit(new, regression, update=(after, update[1]), store=store, **options)
         with pytest.raises(StoreMismatch, match=r"holds an update .* and this is no update"):
             fit(new, regression, by="group", store=store, **options)
@@ -508,6 +535,57 @@ def test_new_and_old_groups_agree_with_a_fit_of_all(grouped, tmp_path):
     everything = from_pandas(pd.concat([table, new]))
     loo = [everything.consensus.loo(one, intercepts).elpd_loo for one in (update, reference)]
     assert abs(loo[0] - loo[1]) < 0.5
+
+
+# An effect a row
+
+
+def overdispersed(y):
+    mu = numpyro.sample("mu", dist.Normal(0, 3))
+    tau = numpyro.sample("tau", dist.HalfNormal(2))
+    with numpyro.plate("rows", len(y)):
+        effect = numpyro.sample("effect", dist.Normal(0, tau))
+        numpyro.sample("obs", dist.Normal(mu + effect, 1), obs=y)
+
+
+def on_a_grid(y):
+    """Means and sds of mu and log tau, the effects integrated by hand: the rows are normal."""
+    mu, log_tau = np.meshgrid(np.linspace(-1, 4, 801), np.linspace(-6, 3, 901), indexing="ij")
+    tau = np.exp(log_tau)
+    scale = np.sqrt(1 + tau**2)
+    log_density = (
+        -(mu**2) / 18
+        - tau**2 / 8
+        + log_tau
+        - len(y) * np.log(scale)
+        - (len(y) * y.var() + len(y) * (y.mean() - mu) ** 2) / (2 * scale**2)
+    )
+    weight = np.exp(log_density - log_density.max())
+    weight /= weight.sum()
+    means = [float((weight * at).sum()) for at in (mu, log_tau)]
+    sds = [
+        float(np.sqrt((weight * (at - mean) ** 2).sum()))
+        for at, mean in zip((mu, log_tau), means, strict=True)
+    ]
+    return np.array(means), np.array(sds)
+
+
+@pytest.mark.slow
+def test_rows_with_an_effect_each_are_added_as_any():
+    """They straddle nothing, and no key is needed."""
+    rng = np.random.default_rng(4)
+    table = pd.DataFrame({"y": 1.5 + np.hypot(1, 1.2) * rng.normal(size=460)})
+    tree = fit(table[:400], overdispersed, n_shards=2)
+    for begin in (400, 430):
+        tree = fit(table[begin : begin + 30], overdispersed, update=tree)
+    mean, sd = on_a_grid(table["y"].to_numpy())
+    correction = tree["correction"]
+    off = np.abs(correction["mean"].to_numpy() - mean) / sd
+    np.testing.assert_array_less(off, 4 * accuracy(tree))
+    np.testing.assert_allclose(correction["sd"], sd, rtol=4 * float(correction["sd_error"].max()))
+    assert tree.attrs["verdict_good"]
+    assert tree.attrs["n_rows"] == 460
+    assert tree.attrs["n_updates"] == 2
 
 
 # Ten in a row

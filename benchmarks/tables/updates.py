@@ -42,7 +42,29 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
         "share": lambda row: f"{row['seconds']['update'] / row['seconds']['fit']:.1%}",
     }
     if work:
-        yield markdown(columns, work)
+        yield markdown(columns, sorted(work, key=lambda row: (row["case"], row["rows"])))
+    lines = [
+        {"case": case, "what": what} | _line([row for row in work if row["case"] == case], what)
+        for case in dict.fromkeys(row["case"] for row in work)
+        for what in ("fit", "update")
+        if sum(row["case"] == case for row in work) > 1
+    ]
+    columns = {
+        "case": lambda row: row["case"],
+        "CPU s": lambda row: row["what"],
+        "however few rows": lambda row: f"{row['least']:.2f}",
+        "and a million rows of the fit": lambda row: f"{row['each']:.3f}",
+    }
+    if lines:
+        yield markdown(columns, lines)
+
+
+def _line(work: Sequence[Row], what: str) -> dict[str, float]:
+    """Draw the line of seconds through rows that passes by the fewest and the most."""
+    few, *_, many = sorted(work, key=lambda row: row["rows"])
+    rise = many["seconds"][what] - few["seconds"][what]
+    each = rise / (many["rows"] - few["rows"])
+    return {"least": few["seconds"][what] - each * few["rows"], "each": each * 1e6}
 
 
 def _yes(good: bool) -> str:

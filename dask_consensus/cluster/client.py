@@ -57,6 +57,8 @@ class Work:
         What the fit's shards have answered already, where that is kept.
     warned : bool
         Whether it has been said that nothing runs.
+    equipped : mapping, optional
+        What the scheduler said of one of its workers, while there were some.
     scope : str
         Names what runs on threads of this process, which can be stopped by it.
     progress : Progress, optional
@@ -74,6 +76,7 @@ class Work:
     names: dict[Any, tuple[Any, ...]] = field(default_factory=dict)
     journal: Journal | None = None
     warned: bool = False
+    equipped: Mapping[str, Any] | None = None
     scope: str = field(default_factory=new_scope)
     progress: Progress | None = None
     tasks: int = 0

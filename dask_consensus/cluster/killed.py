@@ -35,7 +35,62 @@ def killed_by(
     """
     if not isinstance(error, KilledWorker):
         return None
-    suspects = _suspects(error, futures)
+    what, behind = _named(_suspects(error, futures), tasks, shards)
+    worker = error.last_worker
+    equipped = _equipped(getattr(worker, "memory_limit", 0), getattr(worker, "nthreads", 1))
+    return WorkersKilled(
+        f"{what}: {error.allowed_failures + 1} workers died one after another while they worked on "
+        f"it, the last at {worker.address} ({equipped}). Most "
+        "likely their memory is too small for it; the workers' logs tell, or show a crash. "
+        f"{_remedy(behind)}"
+    )
+
+
+def died_with(
+    client: Any,
+    tasks: Sequence[Any],
+    shards: Mapping[Any, tuple[int, Size | None]],
+    equipped: Mapping[str, Any] | None,
+) -> str:
+    """Say what workers died of, where none are left; empty where none of them died at work.
+
+    A scheduler gives a task up, and tells the client, once so many workers have died that it tries
+    (``distributed.scheduler.allowed-failures``). Where fewer were there it waits for others, and
+    nobody hears of it. `equipped` is what it said of one of them.
+    """
+    times = client.run_on_scheduler(_times_suspected, client.id)
+    most = max(times.values(), default=0)
+    if not most:
+        return ""
+    what, behind = _named([key for key, n in times.items() if n == most], tasks, shards)
+    told = equipped or {}
+    with_what = f" ({_equipped(told['memory_limit'], told['nthreads'])})" if told else ""
+    died = (
+        f"{most} workers{with_what} died one after another while they"
+        if most > 1
+        else f"The last worker died{with_what} while it"
+    )
+    return (
+        f"{died} worked on {what}. If nobody took workers away, their memory is most likely too "
+        f"small for it; their logs tell, or show a crash. {_remedy(behind)}"
+    )
+
+
+def _times_suspected(client: str, dask_scheduler: Any) -> dict[Any, int]:
+    """Return how many workers died with each task that a client needs; runs on the scheduler."""
+    waiting = list(dask_scheduler.clients[client].wants_what)
+    seen = set(waiting)
+    while waiting:
+        fresh = waiting.pop().dependencies - seen
+        seen |= fresh
+        waiting.extend(fresh)
+    return {task.key: task.suspicious for task in seen if task.suspicious and not task.who_has}
+
+
+def _named(
+    suspects: Sequence[Any], tasks: Sequence[Any], shards: Mapping[Any, tuple[int, Size | None]]
+) -> tuple[str, list[tuple[int, Size | None]]]:
+    """Name suspects by the shards that they are made of, and return these."""
     behind = sorted(
         {shard for key in suspects for shard in shards_behind(key, tasks, shards)},
         key=lambda shard: shard[0],
@@ -43,17 +98,12 @@ def killed_by(
     named = [_shard(*shard) for shard in behind] or [_task(key) for key in suspects]
     several = "one of " if len(suspects) > 1 else ""
     more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-    what = several + ", ".join(named[:_NAMED]) + more
-    worker = error.last_worker
-    limit = getattr(worker, "memory_limit", 0)
-    memory = f"{format_bytes(limit)} of memory" if limit else "no limit of memory"
-    threads = getattr(worker, "nthreads", 1)
-    return WorkersKilled(
-        f"{what}: {error.allowed_failures + 1} workers died one after another while they worked on "
-        f"it, the last at {worker.address} ({memory}, {threads} thread{'s' * (threads > 1)}). Most "
-        "likely their memory is too small for it; the workers' logs tell, or show a crash. "
-        f"{_remedy(behind)}"
-    )
+    return several + ", ".join(named[:_NAMED]) + more, behind
+
+
+def _equipped(limit: float, threads: int) -> str:
+    memory = f"{format_bytes(int(limit))} of memory" if limit else "no limit of memory"
+    return f"{memory}, {threads} thread{'s' * (threads > 1)}"
 
 
 def _suspects(error: KilledWorker, futures: Sequence[Any]) -> list[Any]:

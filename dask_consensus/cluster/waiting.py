@@ -16,7 +16,7 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 from .client import ClusterLost, Work, current_work, lost
-from .killed import killed_by
+from .killed import WorkersKilled, died_with, killed_by
 
 _WARN_AFTER = 30.0  # seconds without a worker that can take a task
 _EVERY = 2.0  # seconds between two looks at the workers
@@ -40,7 +40,7 @@ def watched(client: Any, futures: Sequence[Any], tasks: Sequence[Any]) -> Iterat
         If a task has ended the process of each worker that tried it.
     """
     work = current_work()
-    watch = _Watch(client, futures, work)
+    watch = _Watch(client, futures, tasks, work)
     watch.start()
     try:
         yield
@@ -73,15 +73,18 @@ def _lost(error: BaseException, client: Any) -> ClusterLost | None:
 class _Watch(threading.Thread):
     """Looks at the workers while the client waits, and cancels what it waits for in the end."""
 
-    def __init__(self, client: Any, futures: Sequence[Any], work: Work) -> None:
+    def __init__(
+        self, client: Any, futures: Sequence[Any], tasks: Sequence[Any], work: Work
+    ) -> None:
         super().__init__(name="consensus-watch", daemon=True)
         self.trouble: Exception | None = None
-        self._client, self._futures, self._work = client, futures, work
+        self._client, self._futures, self._tasks, self._work = client, futures, tasks, work
         self._over = threading.Event()
 
     def run(self) -> None:
         """Look until told to stop."""
         since = None
+        self._remember_workers()
         while not self._over.wait(_EVERY):
             try:
                 why = nothing_can_run(self._client, self._work.resources)
@@ -101,6 +104,13 @@ class _Watch(threading.Thread):
                     self._client.cancel(list(self._futures))
                 return
 
+    def _remember_workers(self) -> None:
+        """Note how one is equipped: of those that have died nothing tells it any more."""
+        if self._work.equipped is None:
+            with contextlib.suppress(Exception):
+                workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+                self._work.equipped = next(iter(workers), None)
+
     def stop(self) -> None:
         """End."""
         self._over.set()
@@ -109,20 +119,34 @@ class _Watch(threading.Thread):
     def _complain(self, why: str, waited: float) -> None:
         limit = self._work.timeout
         if limit and waited >= limit:
-            raise NoWorkers(
-                f"nothing could run for {waited:.0f} seconds: {why}. Start workers, or see why "
-                "they do not start (their logs, the queue of the cluster). A fit waits for "
+            died = self._died()
+            remedy = died or (
+                "Start workers, or see why they do not start (their logs, the cluster's queue)."
+            )
+            kind = WorkersKilled if died else NoWorkers
+            raise kind(
+                f"nothing could run for {waited:.0f} seconds: {why}. {remedy} A fit waits for "
                 f"consensus.worker-timeout of Dask's configuration ({limit:g} seconds; 0: for ever)"
             )
         if waited >= _WARN_AFTER and not self._work.warned:
             self._work.warned = True
             still = f"for another {limit - waited:.0f} seconds" if limit else "for ever"
+            died = self._died()
             warnings.warn(
-                f"nothing has run for {waited:.0f} seconds: {why}. The fit waits {still} "
-                "(consensus.worker-timeout in Dask's configuration)",
+                f"nothing has run for {waited:.0f} seconds: {why}. {died}{' ' * bool(died)}The fit "
+                f"waits {still} (consensus.worker-timeout in Dask's configuration)",
                 UserWarning,
                 stacklevel=2,
             )
+
+    def _died(self) -> str:
+        """Say which rows the workers died with, if they did."""
+        try:
+            if self._client.scheduler_info(n_workers=-1)["workers"]:
+                return ""
+            return died_with(self._client, self._tasks, self._work.shards, self._work.equipped)
+        except Exception:  # a scheduler may run nothing for a client
+            return ""
 
 
 def nothing_can_run(client: Any, resources: Mapping[str, float] | None) -> str:

@@ -32,6 +32,7 @@ _DISTANCES, _SHARES = np.delete(_T, 2), np.delete(_W / _W.sum(), 2)  # nodes but
 _SCOUTED = 65_536  # rows whose groups' modes are counted at one point, where rows are no more all
 _TORN = 2  # pieces of shards, beside others, whose integrals are looked at again
 _MODES_AT = 8  # points at which modes of local effects are counted, beside those on axes
+_FEW = 0.1  # share of all rows up to which fewer points are looked at
 _OF_HALVES = 2.0  # times what the halves of a second opinion differ by, that it may differ by
 _MANY_UNITS = 1_000_000  # from which on a second opinion takes more points
 _BY_CHANCE = 1e-3  # how often it differs by more than its Monte Carlo error explains
@@ -210,7 +211,9 @@ class LogPosterior(NamedTuple):
         """Round points to the precision in which shards evaluate them: all then mean the same."""
         return points if self.model.x64 else points.astype(np.float32).astype(np.float64)
 
-    def with_enough_nodes(self, points: Array, axes: Array) -> tuple[LogPosterior, float]:
+    def with_enough_nodes(
+        self, points: Array, axes: Array, share: float = 1.0
+    ) -> tuple[LogPosterior, float]:
         """Take as few nodes as agree with the next number of them on a few points.
 
         Parameters
@@ -219,6 +222,8 @@ class LogPosterior(NamedTuple):
             Of the first proposal.
         axes : (d, d) array
             Columns that :func:`along_axes` steps along from the center.
+        share : float
+            Of these rows in all that the posterior is of.
 
         Returns
         -------
@@ -226,9 +231,11 @@ class LogPosterior(NamedTuple):
         compile_seconds : float
             This is where the code of all later passes is compiled.
         """
-        return self.with_nodes_for(points, along_axes(self.center, axes))
+        return self.with_nodes_for(points, along_axes(self.center, axes), share)
 
-    def with_nodes_for(self, points: Array, along: Array) -> tuple[LogPosterior, float]:
+    def with_nodes_for(
+        self, points: Array, along: Array, share: float = 1.0
+    ) -> tuple[LogPosterior, float]:
         """Take as few nodes as agree at points, some of them :func:`along_axes`, as above.
 
         No fewer than it has, if its number is one of those there are.
@@ -238,9 +245,11 @@ class LogPosterior(NamedTuple):
             ladder = ladder[ladder.index(self.rule.n_nodes) :]
         if len(ladder) == 1:
             return self._replace(rule=Rule(ladder[0])), 0.0
-        n_modes, torn = self._most_modes(np.concatenate([along, points[:_MODES_AT]]))
+        # What integrals of few rows miss moves little, and is in the error that is stated.
+        modes_on, n_probe = (along, _PROBE) if share > _FEW else (along[:1], _MODES_AT)
+        n_modes, torn = self._most_modes(np.concatenate([modes_on, points[:_MODES_AT]]))
         there = self._replace(torn=torn)
-        few = np.concatenate([along, points[:_PROBE]])
+        few = np.concatenate([along, points[:n_probe]])
         rules = [Rule(n_nodes, n_modes) for n_nodes in ladder]
         asked = self._fewer()
         by_rule = asked.by_rules(rules[:2], few, "nodes")
@@ -249,7 +258,7 @@ class LogPosterior(NamedTuple):
             if len(by_rule) == 1:
                 by_rule += asked.by_rules([finer], few, "nodes")
             change = by_rule[1].log_likelihood - by_rule[0].log_likelihood
-            moved = first_order(change[: -len(points[:_PROBE])])
+            moved = first_order(change[: len(along)])
             if np.std(change) < _INTEGRATION and np.max(np.abs(moved)) < _INTEGRATION:
                 return there._replace(rule=rule), compile_seconds
             by_rule = by_rule[1:]

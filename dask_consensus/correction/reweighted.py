@@ -131,7 +131,7 @@ def reweighted(
     axes = axes_of(covariance)
     # Few rows move little, whatever integrates their effects; many times few, they would not.
     added = rows.added._replace(center=mean, rule=Rule(before.nodes))
-    added, compile_seconds = added.with_enough_nodes(before.points, axes)
+    added, compile_seconds = added.with_enough_nodes(before.points, axes, rows.share)
     rows = rows._replace(added=added)
     change, evaluated = _change(rows, np.concatenate([before.points, before.known.marks]))
     known = before.known._replace(

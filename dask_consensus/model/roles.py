@@ -78,8 +78,12 @@ def read_model(
     *,
     cache: str = "",
     cache_size: int = 1000,
+    fitted: bool = False,
 ) -> ShardModel:
     """Find the roles of a NumPyro model's sites, and refuse what cannot be sharded.
+
+    Of one that was `fitted` already, and is held against that fit, it is not asked again whether it
+    is the same each time its code runs: a fit had the same density in another process.
 
     Raises
     ------
@@ -92,7 +96,8 @@ def read_model(
     """
     small, renumbered, large = examples(inputs.values, inputs.codes, len(inputs.levels))
     with TRACE_LOCK:
-        _check_sites_repeat(function, inputs, small)
+        if not fitted:
+            _check_sites_repeat(function, inputs, small)
         traced = [_trace_shapes(function, inputs, example) for example in (small, large)]
         model = ShardModel(
             pickled=_pickled(function),
@@ -116,7 +121,8 @@ def read_model(
         model = replace(model, derived=_derived((small, large), traced))
         model = with_labels(model, small, inputs.categories, _shapes_of(function, inputs))
         probe = Probe(model, small)
-        check_repeats(function, probe, small)
+        if not fitted:
+            check_repeats(function, probe, small)
         check_renumbering(probe, small, renumbered, [f"n_{name}" for name in inputs.codes])
         check_prior_counts(probe, small, large)
         check_initial_density(probe, small)

@@ -315,11 +315,13 @@ def make_plan(
     by: Any,
     columns: Mapping[str, Hashable] | None,
     options: Options,
+    fitted: bool = False,
 ) -> Plan:
     """Bind, read the model on a small sample, count the rows, assign groups to shards.
 
     What can be refused without the data is refused first, then what a small sample shows, then
-    what one pass over the rows shows.
+    what one pass over the rows shows. Of a model that was `fitted` less is asked, as in
+    :func:`.read_model`.
     """
     bindings = bind(frame, model, by, columns, double_precision())
     bindings = bindings.completed(frame, options.split_every)
@@ -336,7 +338,9 @@ def make_plan(
         defaults={name: similar(name, list(frame.columns)) for name in bindings.defaults},
         categories={c.argument: len(c.categories) for c in layout.columns if c.categories},
     )
-    read = read_model(model, inputs, cache=options.cache, cache_size=options.cache_size)
+    read = read_model(
+        model, inputs, cache=options.cache, cache_size=options.cache_size, fitted=fitted
+    )
     read = _with_crossed(read, options)
     example = examples(values, codes, len(layout.by))[0]
     layout = layout._replace(responses=_responses(read, example, layout))

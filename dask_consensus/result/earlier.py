@@ -15,6 +15,7 @@ from ..correction.reweighted import Before
 from ..correction.state import Known
 from ..frame.keys import conflicts
 from ..model.model import ShardModel
+from .batches import Batch, batches_of
 from .recall import (
     SEEN,
     UNCONSTRAINED,
@@ -55,6 +56,8 @@ class EarlierFit(NamedTuple):
     good : bool
     codes : tuple of str
         Of the reasons against it.
+    batches : list of Batch
+        What was added so far, the fit itself first.
     """
 
     recalled: Recalled
@@ -70,6 +73,7 @@ class EarlierFit(NamedTuple):
     n_updates: int
     good: bool
     codes: tuple[str, ...]
+    batches: list[Batch]
 
     @property
     def sd(self) -> np.ndarray:
@@ -116,6 +120,7 @@ def earlier_fit(tree: xr.DataTree, function: Callable[..., Any]) -> EarlierFit:
         n_updates=int(tree.attrs["n_updates"]),
         good=bool(int(tree.attrs["verdict_good"])),
         codes=tuple(dict.fromkeys(reason["code"] for reason in reasons)),
+        batches=batches_of(tree, recalled),
     )
 
 

@@ -32,6 +32,7 @@ from .subsets import in_shape
 
 _WORK = 2**25  # rows times points of u times points of a unit
 _POINTS = (32, 512)  # of each density and half, at least and at most
+_FEWEST = 4  # where these units are few of those that the answer is of
 _NARROW = (1.1, 2.5, 8.0, 30.0)  # scales of the densities around each mode, in its expansion's
 _WIDE = (1.5, 5.0)  # and of those about the local prior, in its sds
 _HALVES = 2
@@ -84,7 +85,7 @@ def n_points(n_rows: int, n_values: int, effort: float) -> int:
     """Give the number of points, a power of two, of each density and half."""
     at_once = _HALVES * (len(_NARROW) * hills.MOST_MODES + len(_WIDE))
     afforded = np.clip(_WORK / (n_rows * n_values * at_once), *_POINTS)
-    return int(2 ** int(np.log2(max(effort * afforded, _POINTS[0]))))
+    return int(2 ** int(np.log2(max(effort * afforded, min(effort, 1.0) * _POINTS[0], _FEWEST))))
 
 
 class Proposals(NamedTuple):
