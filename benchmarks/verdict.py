@@ -86,7 +86,7 @@ def code_of(error: Exception) -> str:
 def references(name: str, args: argparse.Namespace) -> Answers:
     """What finds the posterior of a trial's rows, for a seed."""
     trial = trial_of(name)
-    sampled = trial.exact is None and trial.grid is None
+    sampled = trial.exact is None and trial.grid is None and trial.summed is None
     with jax.enable_x64(True):
         nuts = Nuts(trial.at(0), args) if sampled else None
 
@@ -101,7 +101,7 @@ def references(name: str, args: argparse.Namespace) -> Answers:
 
 def compact(content: dict[str, Any]) -> dict[str, Any]:
     """Keep of a reference's content what a verdict is held against, in few bytes."""
-    kept = ("method", "complete", "least_ess", "worst_r_hat", "divergences")
+    kept = ("method", "complete", "least_ess", "worst_r_hat", "divergences", "rule_error")
     moments = {
         name: [float(f"{row[field]:.13g}") for field in ("mean", "sd", "mcse", "sd_mcse")]
         for name, row in content["unconstrained"].items()

@@ -192,5 +192,7 @@ def posterior(trial: Any, nuts: Nuts | None) -> dict[str, Any]:
         return {"method": "closed form", "complete": True, "unconstrained": moments}
     if trial.grid is not None:
         return on_grid(trial)
+    if trial.summed is not None:
+        return trial.summed(trial.frame())
     assert nuts is not None
     return nuts(trial)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 Row = dict[str, Any]
+PATH = re.compile(r"(?<![\w/])/(?:[^\s/'\":,]+/)+([^\s/'\":,]+)")  # absolute; its last part
 Answers = Callable[[dict[str, Any]], Row]
 
 
@@ -84,6 +86,9 @@ def _answer(pipe: Connection, make: Callable[..., Answers], arguments: tuple) ->
             return
         try:
             row = answers(key)
-        except Exception:
-            row = {"failed": traceback.format_exc(limit=-12), "code": "crash"}
+        except Exception as error:
+            # Where it came from is for whoever watches: a row is kept, and names no paths.
+            traceback.print_exc(limit=-12)
+            said = "".join(traceback.format_exception_only(error)).strip()
+            row = {"failed": PATH.sub(r"\1", said), "code": "crash"}
         pipe.send(row)

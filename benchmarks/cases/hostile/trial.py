@@ -45,6 +45,8 @@ class Trial(Case):
         Unconstrained coordinate -> lowest, highest, number of points: the posterior is summed.
     exact : callable, optional
         From the frame, mean and sd of every unconstrained coordinate, without any sampling.
+    summed : callable, optional
+        From the frame, the content of a reference, effects of groups integrated out by hand.
     jitter : float
         Chains of a reference start so far apart, at most, in each unconstrained coordinate.
     """
@@ -55,6 +57,7 @@ class Trial(Case):
     by_hand: Callable[[pd.DataFrame], Problem] | None = None
     grid: Mapping[str, tuple[float, float, int]] | None = None
     exact: Callable[[pd.DataFrame], Moments] | None = None
+    summed: Callable[[pd.DataFrame], dict[str, Any]] | None = None
     jitter: float = 0.3
 
     def at(self, seed: int) -> Trial:
