@@ -25,7 +25,8 @@ _NOISE = 1.0  # by which the log density may bend between them before it is nois
 _WORTH_SPLITTING = 1.3  # a reach below this is noise, or what a t distribution covers anyway
 _LONGEST = 6.0
 _NO_VARIANCE = 3.05 * np.log(2.0)  # fall of a log density over twice the distance
-_COUNTS = 0.05  # share of a variance
+_NO_VARIANCE_SHAPE = 0.45  # of a tail; 1/2 is that of Student's t with two degrees of freedom
+_OUTERMOST = 0.05  # share of the points, by weight, that tell the shape
 _ON_A_LINE = (
     25  # dimensions up to which points are near a line; beyond, one coordinate is looked at
 )
@@ -194,8 +195,9 @@ def without_variance(
 ) -> npt.NDArray[np.bool_]:
     """Tell which coordinates have no variance, whatever the points make of it, ``(d,)``.
 
-    Their density falls by no more than the third power of the distance, as far as it was asked,
-    and what lies beyond 4 sds makes up some of the sd.
+    Their density falls by no more than the third power of the distance, as far as it was asked on
+    the line; and so do, for that line may leave a ridge, the outermost of the points, by Hill's
+    estimator (1975, Annals of Statistics 3).
     """
     fall = np.full(probes.height.shape[1], np.inf)
     for near, far in ((len(_DISTANCES) - 2, len(_DISTANCES) - 1), (-2, -1)):
@@ -203,6 +205,16 @@ def without_variance(
             along = probes.height[near] - probes.height[far]
         there = np.isfinite(probes.height[far])
         fall = np.minimum(fall, np.where(there, along, np.inf))
-    away = ((points - mean) / np.sqrt(np.diag(covariance))) ** 2
-    beyond = weights @ np.where(away > _DISTANCES[1] ** 2, away, 0.0)
-    return np.asarray((fall < _NO_VARIANCE) & (beyond > _COUNTS), np.bool_)
+    away = np.abs(points - mean) / np.sqrt(np.diag(covariance))
+    shape = np.array([_hill(column, weights) for column in away.T])
+    return np.asarray((fall < _NO_VARIANCE) & (shape > _NO_VARIANCE_SHAPE), np.bool_)
+
+
+def _hill(away: Array, weights: Array) -> float:
+    """Shape of the tail of weighted distances: one over the power by which it falls."""
+    order = np.argsort(-away)
+    outside = order[np.cumsum(weights[order]) < _OUTERMOST]
+    weight = weights[outside]
+    if not weight.sum() > 0:
+        return 0.0
+    return float(np.average(np.log(away[outside] / away[outside[-1]]), weights=weight))
