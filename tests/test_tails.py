@@ -184,3 +184,17 @@ def test_points_around_a_probe_reach_what_it_saw():
     # Each is as far below as the probe, and reaches about half of the way to the mean.
     centers = np.concatenate([place.centers for place in mixture.proposals[1].proposals])
     assert (centers[:, 0] < MEAN[0]).all()
+
+
+def test_a_middle_that_no_point_is_near_is_proposed_from():
+    """Points of a ring, say: where it is asked the middle is as high as any place."""
+    posterior = Posterior(gaussian)
+    mixture = MixtureProposal().and_from(single(MEAN + 50, COVARIANCE), 64)
+    points = mixture.draw(64, (0, 0))
+    raw = posterior(points, "points").log_density - mixture.log_density(points)
+    probes = probe(posterior, MEAN, COVARIANCE)
+    places = unreached(probes, mixture, raw, MEAN, COVARIANCE, 2.0)
+    middle = [place for place in places.proposals if (place.centers == MEAN).all()]
+    assert len(middle) == len(MEAN)
+    # As wide along the coordinate that leads as across it, if not wider.
+    assert max(np.linalg.cond(place.basis) for place in middle) < 10

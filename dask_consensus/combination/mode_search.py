@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.optimize
@@ -37,7 +37,7 @@ _POLISH = 12  # expansions at most to polish a search of one shard
 _SAME = 1e-6  # relative difference of log densities by more than which fewer nodes do not do
 
 
-def comparable(height: Any, highest: float, d: int) -> Any:
+def comparable(height: float, highest: float, d: int) -> bool:
     """Tell whether a mode in `d` dimensions is high enough to count beside the highest."""
     return height >= highest - _COMPARABLE - d
 
@@ -146,14 +146,14 @@ def find_peaks(
     if not ended:
         return [], []
 
+    piece = pieces[chosen.index(median)]
+
     def height(points: Array) -> Array:
-        piece = pieces[chosen.index(median)]
         heights: Array = compute([on_worker(execution, heights_of, piece, given, points)])[0]
         return heights
 
     elsewhere = _elsewhere(ended, draws, model, height, seed)
     if len(elsewhere):
-        piece = pieces[chosen.index(median)]
         more = on_worker(execution, search_from, piece, given, elsewhere, scale)
         ended += compute_with_progress([more], execution, "searching", "shard")[0]
     candidates = _candidates(ended, model, height)
@@ -198,20 +198,22 @@ def _elsewhere(
     (n, d) array
         The highest of them, and some of all.
     """
-    end = max(ended, key=lambda end: end.height)
-    best, rng = end.u, np.random.default_rng([seed, 7])
+    # Heights that searches of other rows told are not to be compared.
+    there = height(np.array([end.u for end in ended]))
+    k = int(np.argmax(there))
+    best, sd, top = ended[k].u, ended[k].sd, float(there[k])
+    rng = np.random.default_rng([seed, 7])
     others = redrawn(best, draws, model.shared, rng)
-    others = others[[_far(u - best, end.sd, end.sd) for u in others]]
+    others = others[[_far(u - best, sd, sd) for u in others]]
     if not len(others):
         return others
-    top, *rest = height(np.concatenate([best[None], others]))
-    heights = np.array(rest)
-    high = comparable(heights, float(top), len(best))
+    heights = height(others)
+    high = [comparable(h, top, len(best)) for h in heights.tolist()]
     others, heights = others[high], heights[high]
     if not len(others):
         return others
-    beyond = np.minimum(heights, top) - height((others + best) / 2) > _VALLEY
-    others, heights = others[beyond], heights[beyond]
+    across = np.minimum(heights, top) - height((others + best) / 2) > _VALLEY
+    others, heights = others[across], heights[across]
     order = np.argsort(-heights, kind="stable")
     some = rng.permutation(order[_ELSEWHERE // 2 :])[: _ELSEWHERE // 2]
     return others[np.concatenate([order[: _ELSEWHERE // 2], some])]

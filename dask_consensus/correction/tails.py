@@ -184,7 +184,7 @@ def unreached(
     places = MixtureProposal()
     for step, j in np.argwhere(over):
         line = covariance[:, j] / np.sqrt(covariance[j, j])
-        width = np.abs(_STEPS[step]) / 2
+        width = max(np.abs(_STEPS[step]), _DISTANCES[0]) / 2  # the middle has one as well
         shape = 2 * (covariance - np.outer(line, line)) + width**2 * np.outer(line, line)
         places = places.and_from(single(mean + _STEPS[step] * line, shape), 1)
     return places
